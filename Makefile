@@ -1,0 +1,44 @@
+# Few verbs, each of which does its own set-up: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# A wheel index for torch, for example one that carries CPU builds; empty: whatever pip is set up with.
+PIP_FLAGS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+SOURCES := pyproject.toml constraints.txt $(wildcard native/*)
+
+.PHONY: install demo check test test-all bench conformance peers audit docs clean
+
+install: $(VENV)/.dev  ## everything a developer needs, in .venv
+
+$(VENV)/.engine: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) scikit-build-core nanobind
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.engine
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.engine  ## pull the default model, serve it, ask it, measure it, report in runs/demo
+	$(BIN)/plait demo
+
+check: $(VENV)/.dev  ## style, types, architecture, size
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/size_report.py
+
+test: $(VENV)/.dev  ## the fast suite, <= 10 minutes on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow" --dist loadfile
+
+test-all: $(VENV)/.dev  ## everything, the large counted suites whole
+	PLAIT_TEST_ALL=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 3600
+
+bench: $(VENV)/.dev  ## every claim's quick run
+	for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,36 @@
+"""`plait VERB`: each verb is one file of this package. Data goes to stdout, logs to stderr."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from plait import __version__
+from plait.spec.errors import PlaitError, UserError
+
+app = typer.Typer(
+    name="plait", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"plait {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Align, compress and serve large language models on one elastic runtime."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with a sentence and exit code 2, ours with 1."""
+    console = Console(stderr=True)
+    try:
+        app()
+    except PlaitError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(2 if isinstance(error, UserError) else 1)

@@ -1,0 +1,1 @@
+"""Seconds and bytes of a command: roofline, fitted and table models."""

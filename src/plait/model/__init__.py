@@ -1,0 +1,1 @@
+"""Transformers modules with our KV pool, attention, linear layers and sampling."""

@@ -1,0 +1,1 @@
+"""The serving core: decides, without clock, socket, tensor or lock."""

@@ -1,0 +1,1 @@
+"""The virtual world: a heap of timed events feeds the same core."""

@@ -1,0 +1,1 @@
+"""The words: frozen records that every other package speaks. Standard library only."""

@@ -1,0 +1,94 @@
+"""Events: the only way facts enter a core.
+
+Arrived, Aborted, Stopped, WorkerUp, WorkerLost and Drain come from outside; the others answer a command.
+"""
+
+from dataclasses import dataclass
+
+from plait.spec.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A caller asked for something."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The caller left; what its request still has is to be freed."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The runtime found a stop string in a request's text; `count` of its drawn tokens were needed."""
+
+    request: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step finished on every member of its group."""
+
+    step: int
+    tokens: tuple[int, ...]
+    """Tokens that each row drew, in the step's order (rows, then again)."""
+    stopped: tuple[int, ...] = ()
+    """Indices of the rows whose last token is one of their stop tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """A step could not be carried out, though its workers live. No row of it drew anything, and the
+    members have forgotten every row of it."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time asked for by `Wake(at_ns)` has come."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """An instance is ready, with an empty KV pool of `slots` token slots."""
+
+    instance: int
+    epoch: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """An instance died with all its KV; its unfinished steps will not be answered."""
+
+    instance: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new requests; finish those that were accepted."""
+
+
+Event = (
+    Arrived
+    | Aborted
+    | Stopped
+    | StepDone
+    | StepFailed
+    | Woken
+    | WorkerUp
+    | WorkerLost
+    | Drain
+)
+EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Drain)
+"""Events that no command causes: the input of a simulation."""

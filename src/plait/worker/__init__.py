@@ -1,0 +1,1 @@
+"""One process per instance: executes steps, never decides."""

@@ -1,0 +1,1 @@
+"""Traces, arrivals and lengths, the journal of both worlds, and the result schema they share."""
