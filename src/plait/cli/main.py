@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from plait import __version__
+from plait.cli.pull import pull
 from plait.spec.errors import PlaitError, UserError
 
 app = typer.Typer(
@@ -26,6 +27,9 @@ def root(
     ),
 ) -> None:
     """Align, compress and serve large language models on one elastic runtime."""
+
+
+app.command()(pull)
 
 
 def main() -> None:
