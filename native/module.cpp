@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -60,16 +61,21 @@ void linear(const std::string& name, Address x, int64_t x_stride, Address packed
              [&](int64_t first, int64_t past) { kernels.linear(args, first, past); });
 }
 
-void pack(Address weight, Address packed, int64_t outputs, int64_t inputs) {
+// Puts a weight [outputs, inputs] into panels from row `offset` on.
+void pack(Address weight, Address packed, int64_t offset, int64_t outputs, int64_t inputs) {
   const float* from = at<float>(weight);
   float* to = at<float>(packed);
   constexpr int64_t step = 16;  // a cache line of inputs at a time
   nb::gil_scoped_release release;
-  for (int64_t n0 = 0; n0 < outputs; n0 += kPanel)
+  for (int64_t n0 = 0; n0 < outputs;) {
+    const int64_t row = offset + n0, column = row % kPanel;
+    const int64_t width = std::min(kPanel - column, outputs - n0);
+    float* panel = to + (row - column) * inputs + column;
     for (int64_t i0 = 0; i0 < inputs; i0 += step)
-      for (int64_t n = n0; n < n0 + kPanel; n++)
-        for (int64_t i = i0; i < i0 + step && i < inputs; i++)
-          to[n0 * inputs + i * kPanel + n - n0] = n < outputs ? from[n * inputs + i] : 0.f;
+      for (int64_t i = i0; i < std::min(i0 + step, inputs); i++)
+        for (int64_t n = 0; n < width; n++) panel[i * kPanel + n] = from[(n0 + n) * inputs + i];
+    n0 += width;
+  }
 }
 
 void store_kv(Address from, int64_t stride, Address slots, Address pool, int64_t tokens, int64_t token_bytes) {

@@ -41,13 +41,11 @@ def attend(  # noqa: PLR0913 - an op has a flat signature
 ) -> tuple[Tensor, Tensor]:
     """Causal attention over paged keys and values; see `reference.attend`."""
     tokens, heads, size = q_THD.shape
-    assert size % 8 == 0 and size <= 256, f"head size {size} is not a multiple of 8 up to 256"
-    assert q_THD.dtype == k_SKD.dtype and q_THD.dtype in (torch.float32, torch.bfloat16), (
-        "float32 or bfloat16"
-    )
-    assert tables_RP.dtype == torch.int32 and positions_T.dtype == torch.int64, (
-        "tables int32, positions int64"
-    )
+    assert size in range(8, 257, 8), f"head size {size} is not a multiple of 8 up to 256"
+    assert q_THD.dtype == k_SKD.dtype, "queries and pools of one type"
+    assert q_THD.dtype in (torch.float32, torch.bfloat16), f"{q_THD.dtype} is neither float32 nor bfloat16"
+    assert tables_RP.dtype == torch.int32, "tables are int32"
+    assert positions_T.dtype == torch.int64, "positions are int64"
     if not _rows_are_dense(q_THD):
         q_THD = q_THD.contiguous()
     out_THD = torch.empty((tokens, heads, size), dtype=q_THD.dtype)
@@ -80,19 +78,25 @@ def attend(  # noqa: PLR0913 - an op has a flat signature
     return out_THD, lse_TH
 
 
-def pack(weight_NI: Tensor) -> Tensor:
-    """Reorder a float32 weight into panels [N / 32, I, 32], the last one filled up with zeros."""
-    assert weight_NI.dtype == torch.float32, "only float32 is packed"
-    outputs, inputs = weight_NI.shape
-    weight_NI = weight_NI.contiguous()
+def pack(weights_NI: list[Tensor]) -> Tensor:
+    """Stack float32 weights, reordered into panels [N / 32, I, 32], the last one filled up with zeros."""
+    outputs, inputs = sum(weight.shape[0] for weight in weights_NI), weights_NI[0].shape[1]
     packed = torch.empty((-(-outputs // _PANEL), inputs, _PANEL))
-    _NATIVE.pack(weight_NI.data_ptr(), packed.data_ptr(), outputs, inputs)
+    packed[-1] = 0
+    row = 0
+    for weight_NI in weights_NI:
+        assert weight_NI.dtype == torch.float32, "only float32 is packed"
+        assert weight_NI.shape[1] == inputs, "stacked weights have equal inputs"
+        dense_NI = weight_NI.contiguous()
+        _NATIVE.pack(dense_NI.data_ptr(), packed.data_ptr(), row, dense_NI.shape[0], inputs)
+        row += dense_NI.shape[0]
     return packed
 
 
 def linear(x_TI: Tensor, packed: Tensor, bias_N: Tensor | None, outputs: int, threads: int) -> Tensor:
     """`x @ weight.T + bias`; each element is one chain over the inputs, whatever the batch."""
-    assert x_TI.dtype == torch.float32 and packed.shape[1] == x_TI.shape[1], "float32 of the packed width"
+    assert x_TI.dtype == torch.float32, "only float32"
+    assert packed.shape[1] == x_TI.shape[1], "inputs are not those that were packed"
     if x_TI.stride(1) != 1:
         x_TI = x_TI.contiguous()
     out_TN = torch.empty((x_TI.shape[0], outputs))

@@ -71,9 +71,9 @@ def attend(  # noqa: PLR0913 - an op has a flat signature
     return out_THD, lse_TH
 
 
-def pack(weight_NI: Tensor) -> Tensor:
-    """The layout that `linear` reads: here the weight itself."""
-    return weight_NI
+def pack(weights_NI: list[Tensor]) -> Tensor:
+    """Stack weights in the layout that `linear` reads: here [N, I], a copy."""
+    return torch.cat(weights_NI)
 
 
 def linear(x_TI: Tensor, packed: Tensor, bias_N: Tensor | None, outputs: int, threads: int) -> Tensor:
