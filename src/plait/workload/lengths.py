@@ -33,11 +33,9 @@ def lognormal(rng: Generator, mean: float, cv: float, most: int, count: int) -> 
     return np.clip(np.rint(drawn), 1, most).astype(np.int64)
 
 
-def resampled(rng: Generator, rows: Sequence[TraceRow], count: int) -> tuple[Lengths, Lengths]:
-    """Prompt and output lengths of rows drawn from a trace with replacement, each pair from one row."""
-    picked = [rows[index] for index in rng.integers(len(rows), size=count)]
-    prompts = np.array([row.prompt_tokens for row in picked], np.int64)
-    return prompts, np.array([row.output_tokens for row in picked], np.int64)
+def resampled(rng: Generator, rows: Sequence[TraceRow], count: int) -> list[TraceRow]:
+    """Rows drawn from a trace with replacement: both lengths and the hashes of one request stay together."""
+    return [rows[index] for index in rng.integers(len(rows), size=count)]
 
 
 def workload(times: Times, prompts: Lengths, outputs: Lengths) -> list[TraceRow]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Spread:
     @staticmethod
     def of_ns(values: Sequence[float]) -> "Spread | None":
         """None where there is nothing to describe."""
-        if not len(values):
+        if not values:
             return None
         array = np.asarray(values, float) / MS
         p50, p90, p99 = (float(p) for p in np.percentile(array, (50, 90, 99)))
@@ -109,7 +110,7 @@ class Summary:
         start_ns = min((record.arrival_ns for record in records), default=0)
         duration_s = (max((record.end_ns for record in records), default=0) - start_ns) / NS
         met = sum(slo.met(r.ttft_ns, r.tpot_ns) for r in done) if slo else 0
-        gaps = [np.diff(np.asarray(record.token_ns, np.int64)) for record in done]
+        gaps = [later - sooner for record in done for sooner, later in pairwise(record.token_ns)]
         outcomes: dict[str, int] = {}
         for record in records:
             outcomes[record.outcome] = outcomes.get(record.outcome, 0) + 1
@@ -125,7 +126,7 @@ class Summary:
             output_rate=_rate(output_tokens, duration_s),
             ttft_ms=Spread.of_ns([r.ttft_ns for r in done]),
             tpot_ms=Spread.of_ns([r.tpot_ns for r in done if r.output_tokens > 1]),
-            itl_ms=Spread.of_ns(np.concatenate(gaps) if gaps else []),
+            itl_ms=Spread.of_ns(gaps),
             e2e_ms=Spread.of_ns([r.e2e_ns for r in done]),
             attainment=met / len(records) if slo and records else None,
             goodput=_rate(met, duration_s) if slo else None,
@@ -144,9 +145,8 @@ class Summary:
             ("requests", f"{self.request_rate:.2f} /s"),
             ("output tokens", f"{self.output_rate:.1f} /s"),
         ]
-        rows += [
-            (f"ended: {name}", str(count)) for name, count in self.outcomes.items() if name not in COMPLETED
-        ]
+        failures = [(how, count) for how, count in self.outcomes.items() if how not in COMPLETED]
+        rows += [(f"ended: {how}", str(count)) for how, count in failures]
         if self.attainment is not None and self.goodput is not None:
             rows += [("SLO attainment", f"{self.attainment:.1%}"), ("goodput", f"{self.goodput:.2f} /s")]
         return rows

@@ -28,12 +28,16 @@ class Timeline:
         self._lane_free_ns: dict[int, int] = {}
         """Instance -> end of its last step; its next slice starts no earlier."""
         self._waiting: dict[int, None] = {}
+        self._silent: dict[int, None] = {}
+        """Requests without a token so far."""
         self._running: dict[int, int] = {}
         """Request -> first instance of the group that holds it."""
         self._kv_tokens: dict[int, int] = {}
         """Request -> tokens of it that have KV or are being computed."""
         self._held: dict[int, int] = {}
         """Instance -> sum of `_kv_tokens` of the requests that it runs."""
+        self._shown: dict[tuple[int, str], dict[str, int]] = {}
+        """(process, counter) -> its value as last told."""
         self._name(REQUESTS, "requests")
 
     def see(self, now_ns: int, event: Event, commands: Iterable[object]) -> None:
@@ -43,11 +47,11 @@ class Timeline:
             if isinstance(command, Step):
                 self._issue(now_ns, command)
             elif isinstance(command, Token):
-                for request in command.requests:
-                    self._span("n", now_ns, request, {"token of step": command.step})
+                self._first_tokens(now_ns, command)
             elif isinstance(command, End):
                 self._leave(command.request)
                 self._waiting.pop(command.request, None)
+                self._silent.pop(command.request, None)
                 self._span("e", now_ns, command.request, {"reason": command.reason, "tokens": command.tokens})
         self._count(now_ns)
 
@@ -58,7 +62,7 @@ class Timeline:
     def _take(self, now_ns: int, event: Event) -> None:
         if isinstance(event, Arrived):
             request = event.request
-            self._waiting[request.id] = None
+            self._waiting[request.id] = self._silent[request.id] = None
             self._span("b", now_ns, request.id, {"prompt": request.prompt_tokens, "max": request.max_tokens})
         elif isinstance(event, StepDone):
             self._slice(now_ns, event.step, {"drawn": sum(event.tokens)})
@@ -69,14 +73,16 @@ class Timeline:
             self._instant(now_ns, event.instance + 1, f"up, epoch {event.epoch}")
         elif isinstance(event, WorkerLost):
             self._instant(now_ns, event.instance + 1, f"lost, epoch {event.epoch}")
+            for lost in [r for r, home in self._running.items() if home == event.instance]:
+                self._send_back(lost)
         elif isinstance(event, Drain):
             self._instant(now_ns, REQUESTS, "drain")
 
     def _issue(self, now_ns: int, step: Step) -> None:
         self._issued[step.id] = (now_ns, step)
         for request in step.closed:
-            if self._leave(request):
-                self._waiting[request] = None  # preempted: it waits again
+            if self._running.get(request) == step.group[0]:
+                self._send_back(request)
         for row in step.rows:
             self._join(row, step.group[0])
         for request in step.again:
@@ -91,13 +97,21 @@ class Timeline:
         self._kv_tokens[row.request] = tokens
         self._held[instance] = self._held.get(instance, 0) + tokens
 
-    def _leave(self, request: int) -> bool:
-        """Forget a request's KV; whether it had any."""
+    def _send_back(self, request: int) -> None:
+        """Preempted, or lost with its worker: it has no KV and waits again."""
+        self._leave(request)
+        self._waiting[request] = None
+
+    def _leave(self, request: int) -> None:
         instance = self._running.pop(request, None)
-        if instance is None:
-            return False
-        self._held[instance] -= self._kv_tokens.pop(request)
-        return True
+        if instance is not None:
+            self._held[instance] -= self._kv_tokens.pop(request)
+
+    def _first_tokens(self, now_ns: int, told: Token) -> None:
+        for request in told.requests:
+            if request in self._silent:
+                del self._silent[request]
+                self._span("n", now_ns, request, {"first token of step": told.step})
 
     def _slice(self, now_ns: int, step_id: int, found: dict[str, Any]) -> None:
         if step_id not in self._issued:
@@ -138,6 +152,9 @@ class Timeline:
             self._counter(now_ns, instance + 1, "KV", {"tokens": tokens})
 
     def _counter(self, now_ns: int, pid: int, name: str, args: dict[str, int]) -> None:
+        if self._shown.get((pid, name)) == args:
+            return
+        self._shown[pid, name] = args
         self.events.append({"name": name, "ph": "C", "ts": now_ns / 1e3, "pid": pid, "tid": 0, "args": args})
 
 
