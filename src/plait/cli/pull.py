@@ -20,6 +20,7 @@ def pull(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(model, total=None)
         folder = hub.pull(
-            model, lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+            model,
+            lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
         )
     sys.stdout.write((json.dumps({"model": model, "folder": str(folder)}) if as_json else str(folder)) + "\n")

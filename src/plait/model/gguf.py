@@ -55,7 +55,9 @@ def convert(source: Path, folder: Path, progress: Callable[[int, int], None] | N
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write(folder / "config.json", _config(facts, tied="lm_head.weight" not in weights))
     ends = {name: facts[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id")}
-    _write(folder / "generation_config.json", ends | {"pad_token_id": facts["tokenizer.ggml.padding_token_id"]})
+    _write(
+        folder / "generation_config.json", ends | {"pad_token_id": facts["tokenizer.ggml.padding_token_id"]}
+    )
     _write_tokenizer(folder, facts)
 
 

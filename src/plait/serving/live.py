@@ -118,3 +118,17 @@ class Flight:
     seat: Seat
     lives: tuple[Live, ...]
     """In the step's order."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals since the start, for metrics."""
+
+    preemptions: int = 0
+    """Requests that yielded their slots to older ones."""
+    recomputations: int = 0
+    """Requests that were sent back because a worker or a step was lost."""
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""

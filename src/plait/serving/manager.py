@@ -14,7 +14,7 @@ from typing import Any
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Flight, Live, Seat
+from plait.serving.live import Counts, Flight, Live, Seat
 from plait.serving.router import Router
 from plait.spec.command import Command, End, Token, Wake
 from plait.spec.event import (
@@ -47,19 +47,6 @@ class ManagerConfig:
     batcher: BatcherConfig = field(default_factory=BatcherConfig)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Totals since the start, for metrics."""
-
-    preemptions: int = 0
-    recomputations: int = 0
-    """Requests that were sent back because a worker or a step was lost."""
-    prefix_queries: int = 0
-    """Prompt tokens looked up in the prefix cache."""
-    prefix_hits: int = 0
-    """Prompt tokens found there."""
-
-
 class GlobalManager:
     """Decides for one cell. Holds no token, no tensor, no clock."""
 
@@ -68,8 +55,8 @@ class GlobalManager:
         self.ledger = KvLedger(config.page)
         self.admission = Admission(config.admission, self.ledger)
         self.router = Router(self.ledger)
-        self.batcher = Batcher(config.batcher, self.ledger, config.model)
         self.counts = Counts()
+        self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
         self.seats: dict[int, Seat] = {}
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
@@ -258,7 +245,6 @@ class GlobalManager:
 
     def _requeue(self) -> None:
         for live in self.batcher.yielded:
-            self.counts.preemptions += 1
             self.admission.put_back(live)
         self.batcher.yielded.clear()
 
@@ -268,8 +254,7 @@ class GlobalManager:
             seats = self._ready()
             for seat in self.router.order(seats, head) if len(seats) > 1 else seats:
                 if live := self.admission.take(seat):
-                    self.counts.prefix_queries += live.request.prompt_tokens
-                    self.counts.prefix_hits += self.batcher.seat(seat, live)
+                    self.batcher.seat(seat, live)
                     break
             else:
                 return
