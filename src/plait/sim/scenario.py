@@ -1,16 +1,32 @@
 """`Scenario`: the serving core on virtual instances under a workload."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from plait.cost.cost import Cost
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.workers import Arrival, run
 from plait.sim.world import Observer
 from plait.spec.cluster import Placement
+from plait.spec.errors import UserError
 from plait.spec.event import Event, WorkerUp
 from plait.spec.request import Request
 from plait.workload.trace import TraceRow
+
+
+def core_from(config: Mapping[str, Any]) -> GlobalManager:
+    """A fresh core from the configuration in a journal's header.
+
+    Raises:
+        UserError: it is not a serving core's.
+    """
+    try:
+        return GlobalManager(msgspec.convert(dict(config), ManagerConfig))
+    except msgspec.ValidationError as error:
+        raise UserError(f"the journal's header does not configure a serving core: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
