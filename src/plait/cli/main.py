@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from plait import __version__
+from plait.cli.pull import pull
 from plait.spec.errors import PlaitError, UserError
 
 app = typer.Typer(
@@ -21,9 +22,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Align, compress and serve large language models on one elastic runtime."""
+
+
+app.command()(pull)
 
 
 def main() -> None:

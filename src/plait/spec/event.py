@@ -79,16 +79,6 @@ class Drain:
     """Take no new requests; finish those that were accepted."""
 
 
-Event = (
-    Arrived
-    | Aborted
-    | Stopped
-    | StepDone
-    | StepFailed
-    | Woken
-    | WorkerUp
-    | WorkerLost
-    | Drain
-)
+Event = Arrived | Aborted | Stopped | StepDone | StepFailed | Woken | WorkerUp | WorkerLost | Drain
 EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Drain)
 """Events that no command causes: the input of a simulation."""

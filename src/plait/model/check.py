@@ -1,0 +1,85 @@
+"""Start-up checks: our forward against transformers' own, and exactness bit by bit."""
+
+import torch
+from torch import Tensor, nn
+
+from plait.model.attend import NAME
+from plait.model.inputs import StepInputs
+from plait.spec.errors import Unsupported
+
+TOKENS = 24
+SLACK = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
+"""Largest difference of logits allowed, as a share of their largest value."""
+
+
+def example(vocab: int, max_len: int, slots: int) -> Tensor:
+    """Token ids [T] of a tiny prompt that fits the model and its pool."""
+    count = max(1, min(TOKENS, max_len, slots // 4))
+    return (torch.arange(count) * 7919 + 13) % vocab
+
+
+def reference(module: nn.Module, tokens_T: Tensor) -> Tensor:
+    """Logits [T, V] of one sequence by transformers' own attention and linear layers."""
+    softcap = getattr(module.config, "attn_logit_softcapping", None)
+    module.set_attn_implementation("eager" if softcap else "sdpa")
+    with torch.inference_mode():
+        logits_TV = module(input_ids=tokens_T[None], use_cache=False).logits[0].float()
+    module.set_attn_implementation(NAME)
+    return logits_TV
+
+
+def compare(ours_TV: Tensor, theirs_TV: Tensor, dtype: torch.dtype) -> None:
+    """Refuse to serve a model whose logits are not those of transformers.
+
+    Raises:
+        Unsupported: with the numbers.
+    """
+    gap = float((ours_TV - theirs_TV).abs().max())
+    size = float(theirs_TV.abs().max())
+    if not gap <= SLACK[dtype] * max(size, 1e-3):
+        raise Unsupported(
+            f"self-check failed: logits differ from transformers' by {gap:.2e} where the largest "
+            f"is {size:.2e}; this model cannot be served correctly",
+            "model",
+        )
+
+
+def cut(tokens_T: Tensor, pieces: list[tuple[int, int, int]], page: int) -> StepInputs:
+    """A step of several pieces of copies of one sequence.
+
+    Args:
+        pieces: (copy, first, past) of each row; each copy has a table and slots of its own.
+    """
+    pages = -(-len(tokens_T) // page)
+    copies = max(copy for copy, _, _ in pieces) + 1
+    tables_RP = torch.arange(copies * pages, dtype=torch.int32).view(copies, pages)
+    at = [torch.arange(first, past) for _, first, past in pieces]
+    slots = [a + copy * pages * page for a, (copy, _, _) in zip(at, pieces, strict=True)]
+    starts = torch.tensor([0] + [past - first for _, first, past in pieces]).cumsum(0)
+    return StepInputs(
+        tokens_T=tokens_T[torch.cat(at)],
+        positions_T=torch.cat(at),
+        slots_T=torch.cat(slots).int(),
+        starts_R=starts.int(),
+        lens_R=torch.tensor([past for _, _, past in pieces], dtype=torch.int32),
+        rows_R=torch.tensor([copy for copy, _, _ in pieces], dtype=torch.int32),
+        tables_RP=tables_RP,
+        wanted_L=torch.arange(int(starts[-1])),
+    )
+
+
+def refusal_of_exactness(module: nn.Module, dtype: torch.dtype) -> str | None:
+    """Why results of this model may depend on the batch; None if they may not."""
+    config = module.config
+    if dtype != torch.float32:
+        return "only float32 products have a fixed order of summation"
+    if any("expert" in name for name, _ in module.named_modules()):
+        return "its experts compute as many tokens at once as the batch sends them"
+    width = next(
+        (getattr(config, n) for n in ("intermediate_size", "ffn_dim", "n_inner") if hasattr(config, n)), None
+    )
+    capped = getattr(config, "final_logit_softcapping", None)
+    # Torch computes exp, tanh and the like 32 values at a time, and what is left over with other bits.
+    if (width or 32) % 32 or (capped and config.vocab_size % 32):
+        return "its feed-forward width (and with capped logits its vocabulary) is no multiple of 32"
+    return None

@@ -1,0 +1,36 @@
+"""`StepInputs`: what one forward computes, as tensors. Legend: T tokens, R rows, P pages, L wanted."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One flat row of the new tokens of R requests."""
+
+    tokens_T: Tensor
+    """int64 token ids, request after request."""
+    positions_T: Tensor
+    """int64 position of each token in its request."""
+    slots_T: Tensor
+    """int32 slot that each token's key and value go to."""
+    starts_R: Tensor
+    """int32, R + 1 entries: row r owns tokens [starts[r], starts[r + 1])."""
+    lens_R: Tensor
+    """int32 positions of each row that have keys once this step has stored its own."""
+    rows_R: Tensor
+    """int32: which row of `tables_RP` each request uses."""
+    tables_RP: Tensor
+    """int32 pages of each request, in order of position."""
+    wanted_L: Tensor
+    """int64 indices of the tokens whose logits are wanted."""
+
+
+class Current:
+    """The inputs of the forward that runs now; one per model, seen by all its attention layers."""
+
+    __slots__ = ("inputs",)
+
+    def __init__(self) -> None:
+        self.inputs: StepInputs | None = None

@@ -1,0 +1,126 @@
+"""Loads a transformers model for serving, or says in a sentence why it cannot be served."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from plait.model.attend import NAME
+from plait.spec.errors import NotFound, Unsupported, UserError
+
+LAYER_TYPES = frozenset(("full_attention", "sliding_attention", "attention"))
+ROPE_TYPES = frozenset(("default", "linear", "llama3", "yarn"))
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers configuration of a model that we can serve.
+
+    Raises:
+        NotFound: no config.json.
+        Unsupported: the model needs what the engine does not have.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFound(f"{folder} holds no config.json", "model")
+    try:
+        raw = json.loads(path.read_text())
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except ValueError as error:
+        kind = raw.get("model_type") if "raw" in locals() and isinstance(raw, dict) else None
+        hint = "it needs code of its own, which plait never runs" if "auto_map" in (raw or {}) else str(error)
+        raise Unsupported(f"transformers does not know the model type {kind!r}: {hint}", "model") from error
+    reason = _refusal(config)
+    if reason:
+        raise Unsupported(f"{folder.name} ({config.model_type}) cannot be served: {reason}", "model")
+    return config
+
+
+def _refusal(config: Any) -> str | None:
+    """Why this configuration cannot be served; None if it can."""
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder; plait serves decoders only"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "transformers has no causal language model for it"
+    kinds = set(getattr(config, "layer_types", None) or ()) | set(
+        getattr(config, "layers_block_type", None) or ()
+    )
+    if kinds - LAYER_TYPES:
+        return f"it has {', '.join(sorted(kinds - LAYER_TYPES))} layers; plait serves plain attention only"
+    for rope in _ropes(getattr(config, "rope_parameters", None) or {}):
+        if rope.get("rope_type", "default") not in ROPE_TYPES:
+            return f"its rotary embedding of type {rope['rope_type']} depends on the whole batch's length"
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(model_class, tuple):
+        return "transformers has several causal language models for it"
+    if not model_class._supports_attention_backend:
+        return "its attention cannot be replaced through transformers' AttentionInterface"
+    return None
+
+
+def _ropes(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rope settings: of the model, or of each kind of layer."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    yield from nested or [parameters]
+
+
+def load_module(folder: Path, config: Any, dtype: torch.dtype, seed: int | None) -> nn.Module:
+    """The model with our attention, in evaluation mode, without gradients.
+
+    Args:
+        seed: None loads the weights (safetensors, sharded or not); a number draws them at random.
+
+    Raises:
+        UserError: weights are missing, or of other sizes than the configuration says.
+    """
+    if seed is not None:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            module = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
+    else:
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{folder} holds no *.safetensors weights; convert or pull them", "model")
+        with _quietly():
+            module, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                attn_implementation=NAME,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        missing = sorted(report["missing_keys"])
+        if missing or report["mismatched_keys"]:
+            what = missing or sorted(str(key) for key in report["mismatched_keys"])
+            raise UserError(f"{folder} lacks weights that config.json names: {', '.join(what[:5])}", "model")
+    if any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in module.named_parameters()):
+        raise Unsupported(f"{folder.name} has attention sinks, which plait does not support", "model")
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar on our streams."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def end_ids(folder: Path, config: Any) -> tuple[int, ...]:
+    """The model's own end tokens: of generation_config.json, else of config.json."""
+    path = folder / "generation_config.json"
+    ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    ids = config.eos_token_id if ids is None else ids
+    return tuple(sorted(ids)) if isinstance(ids, list) else () if ids is None else (ids,)

@@ -1,0 +1,153 @@
+"""`Model`: one transformers module with our KV pool, attention and linear layers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plait.kernels.choice import choose
+from plait.model import attend, check, pack, rope
+from plait.model.inputs import Current, StepInputs
+from plait.model.load import end_ids, load_config, load_module
+from plait.model.pool import KvPool
+from plait.spec.errors import Unsupported, UserError
+from plait.spec.shape import ModelShape
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What to load and how to serve it."""
+
+    folder: str
+    """Folder of config.json, tokenizer and safetensors."""
+    dtype: str = "auto"
+    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU)."""
+    slots: int = 8192
+    """Token slots of the KV pool, a multiple of `page`."""
+    page: int = 1
+    """Neighbouring slots that hold neighbouring positions of a request."""
+    exact: bool = False
+    """Promise that results do not depend on batch, chunking or threads; refused where they would."""
+    max_len: int | None = None
+    """Longest request in tokens, prompt and output together; None: the model's own limit."""
+    seed: int | None = None
+    """Draw random weights from this seed and load none; None: load the weights."""
+    device: str = "cpu"
+    """Where to compute; only cpu."""
+    threads: int = 1
+    """Threads that our kernels use."""
+
+
+class Model:
+    """A decoder that computes one flat row of tokens a step. Several live in one process."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Load, install our parts and check the result against transformers' own forward.
+
+        Raises:
+            UserError: an option or the folder cannot be used; the message says what to change.
+            Unsupported: the engine cannot carry this model.
+        """
+        _validate(config)
+        self.config = config
+        folder, dtype = Path(config.folder), DTYPES[config.dtype]
+        hf_config = load_config(folder)
+        bits = float(torch.finfo(dtype).bits)
+        self.shape = ModelShape.from_config(hf_config.to_dict(), bits=bits, kv_bits=bits)
+        self.max_len = _max_len(config.max_len, self.shape.max_tokens)
+        self.shape = replace(self.shape, max_tokens=self.max_len)
+        self.vocab = self.shape.vocab
+        self.eos_ids = end_ids(folder, hf_config)
+        self.pool = KvPool(self.shape, config.slots, config.page, dtype)
+        self.module = load_module(folder, hf_config, dtype, config.seed)
+        self._current = Current()
+        self._install(dtype)
+
+    def _install(self, dtype: torch.dtype) -> None:
+        config, module, kernels = self.config, self.module, choose()
+        reason = check.refusal_of_exactness(module, dtype) if config.exact else None
+        tokens_T = check.example(self.vocab, self.max_len, config.slots // config.page)
+        theirs_TV = check.reference(module, tokens_T)
+        tabled = rope.install(module, self.max_len, dtype)
+        if config.exact and not tabled:
+            reason = "its rotary embedding depends on the batch"
+        if reason:
+            raise Unsupported(f"{Path(config.folder).name} has no exact mode: {reason}", "exact")
+        packed = dtype == torch.float32 and (config.exact or kernels.native is not None)
+        pack.install(module, packed, config.threads)
+        attend.hang(module, self.pool, self._current, config.threads)
+        log.info("kernels: %s", kernels.why)
+        past = len(tokens_T)
+        whole = self.forward(check.cut(tokens_T, [(0, 0, past)], config.page))
+        check.compare(whole, theirs_TV, dtype)
+        self._check_pieces(tokens_T, whole, dtype)
+
+    def _check_pieces(self, tokens_T: Tensor, whole_TV: Tensor, dtype: torch.dtype) -> None:
+        """Cut in pieces and mixed with a copy the sequence must give the same logits."""
+        past, page = len(tokens_T), self.config.page
+        middle = past // 2
+        if not middle:
+            return
+        self.forward(check.cut(tokens_T, [(0, 0, middle)], page))
+        mixed_TV = self.forward(check.cut(tokens_T, [(1, 0, past), (0, middle, past)], page))
+        pieces = torch.cat([whole_TV, whole_TV[middle:]])
+        check.compare(mixed_TV, pieces, dtype)
+        if self.config.exact and not torch.equal(mixed_TV, pieces):
+            gap = float((mixed_TV - pieces).abs().max())
+            raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Float32 logits [L, V] of the wanted tokens; stores the keys and values of all."""
+        self._current.inputs = inputs
+        try:
+            with torch.inference_mode(), _torch_threads(1 if self.config.exact else None):
+                output = self.module(
+                    input_ids=inputs.tokens_T[None],
+                    position_ids=inputs.positions_T[None],
+                    use_cache=False,
+                    logits_to_keep=inputs.wanted_L,
+                )
+        finally:
+            self._current.inputs = None
+        return output.logits[0].float()
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Torch's own elementwise work on `count` threads: how it is split over more shows in the bits."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _validate(config: ModelConfig) -> None:
+    if config.dtype not in DTYPES:
+        raise UserError(f"dtype is {config.dtype}; choose one of {', '.join(DTYPES)}", "dtype")
+    if config.device != "cpu":
+        raise Unsupported(f"device {config.device} is not supported; only cpu is", "device")
+    if config.page < 1 or config.slots < config.page or config.slots % config.page:
+        raise UserError(
+            f"slots ({config.slots}) must be a positive multiple of page ({config.page})", "slots"
+        )
+    if config.threads < 1:
+        raise UserError("threads must be at least 1", "threads")
+
+
+def _max_len(wanted: int | None, limit: int) -> int:
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise UserError(f"max_len {wanted} is not in 1..{limit}, the model's own limit", "max_len")
+    return wanted or limit

@@ -1,0 +1,132 @@
+"""Linear layers on packed weights: parameters stay parameters, the forward of serving reads a copy.
+
+Siblings (query, key, value; gate, up) become row slices of one buffer and are computed in one
+product: whichever is called first computes for all, the others take their share.
+"""
+
+import logging
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from plait.kernels import ops
+
+log = logging.getLogger(__name__)
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+Product = Callable[[Tensor], Tensor]
+"""Takes [..., I] and gives [..., N]."""
+
+
+class PackedProduct:
+    """A float32 product by our own kernel: a fixed-order sum for each element, whatever the batch."""
+
+    __slots__ = ("bias_N", "outputs", "packed", "threads")
+
+    def __init__(self, weight_NI: Tensor, bias_N: Tensor | None, threads: int) -> None:
+        self.packed, self.bias_N = ops.pack(weight_NI.detach()), None if bias_N is None else bias_N.detach()
+        self.outputs, self.threads = weight_NI.shape[0], threads
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out_TN = ops.linear(x.reshape(-1, x.shape[-1]), self.packed, self.bias_N, self.outputs, self.threads)
+        return out_TN.view(*x.shape[:-1], self.outputs)
+
+
+class TorchProduct:
+    """The same by torch: any type, and sums whose order follows the batch."""
+
+    __slots__ = ("bias_N", "weight_NI")
+
+    def __init__(self, weight_NI: Tensor, bias_N: Tensor | None) -> None:
+        self.weight_NI, self.bias_N = weight_NI.detach(), None if bias_N is None else bias_N.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_NI, self.bias_N)
+
+
+class Siblings:
+    """One product for layers that get the same input, kept until the next input comes."""
+
+    __slots__ = ("input", "product", "shares", "sizes")
+
+    def __init__(self, product: Product, sizes: list[int]) -> None:
+        self.product, self.sizes = product, sizes
+        self.input: Tensor | None = None
+        self.shares: tuple[Tensor, ...] = ()
+
+    def share(self, x: Tensor, index: int) -> Tensor:
+        """The share of sibling `index`; computes all shares if `x` is not the last input."""
+        if x is not self.input:
+            self.shares, self.input = self.product(x).split(self.sizes, -1), x
+        return self.shares[index]
+
+
+class Share:
+    """The forward of one sibling."""
+
+    __slots__ = ("group", "index")
+
+    def __init__(self, group: Siblings, index: int) -> None:
+        self.group, self.index = group, index
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.group.share(x, self.index)
+
+
+def install(module: nn.Module, packed: bool, threads: int) -> int:
+    """Give every linear layer its serving forward; returns how many products a forward makes.
+
+    Args:
+        packed: by our float32 kernel, else by torch.
+    """
+
+    def product(weight_NI: Tensor, bias_N: Tensor | None) -> Product:
+        return PackedProduct(weight_NI, bias_N, threads) if packed else TorchProduct(weight_NI, bias_N)
+
+    taken: set[int] = set()
+    count = 0
+    for parent in module.modules():
+        for names in SIBLINGS:
+            members = [getattr(parent, name, None) for name in names]
+            if _alike(members):
+                _join(members, product)
+                taken.update(id(member) for member in members)
+                count += 1
+    for part in module.modules():
+        if isinstance(part, nn.Linear | Conv1D) and id(part) not in taken:
+            weight_NI = part.weight if isinstance(part, nn.Linear) else part.weight.T.contiguous()
+            part.forward = product(weight_NI, part.bias)
+            count += 1
+    log.info("%d products a step, %s", count, "packed" if packed else "by torch")
+    return count
+
+
+def remove(module: nn.Module) -> None:
+    """Give every linear layer its own forward back, as for training."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | Conv1D):
+            part.__dict__.pop("forward", None)
+
+
+def _alike(members: list[nn.Module | None]) -> bool:
+    """Whether these are linear layers with equal inputs, all with or all without bias."""
+    if not all(type(member) is nn.Linear for member in members):
+        return False
+    return len({(m.in_features, m.bias is None, m.weight.dtype) for m in members}) == 1
+
+
+def _join(members: list[nn.Linear], product: Callable[[Tensor, Tensor | None], Product]) -> None:
+    """Make the members' parameters views of one buffer and give them one product."""
+    weight_NI = torch.cat([member.weight.detach() for member in members])
+    bias_N = None if members[0].bias is None else torch.cat([member.bias.detach() for member in members])
+    sizes = [member.out_features for member in members]
+    group = Siblings(product(weight_NI, bias_N), sizes)
+    for index, (member, end) in enumerate(zip(members, accumulate(sizes), strict=True)):
+        member.weight.data = weight_NI[end - sizes[index] : end]
+        if bias_N is not None:
+            member.bias.data = bias_N[end - sizes[index] : end]
+        member.forward = Share(group, index)

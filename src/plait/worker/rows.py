@@ -1,0 +1,113 @@
+"""What a worker knows of each row between steps: its tokens, where its KV lies and how it draws."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plait.model.sample import is_plain
+from plait.spec.sampling import Opened, SamplingParams
+from plait.spec.step import Span
+
+
+@dataclass(slots=True)
+class RowState:
+    """The parts of a row's state that no array holds."""
+
+    index: int
+    """Its place in the arrays of `Rows`."""
+    prompt_tokens: int
+    sampling: SamplingParams
+    stop_ids: tuple[int, ...]
+    plain: bool
+    """Draws the largest logit and reports nothing else."""
+
+
+class Rows:
+    """All open rows. Arrays are indexed [row, position] and grow by doubling.
+
+    tokens_RL   tokens[:known] are the prompt and what was drawn
+    pages_RP    pages[:covered / page] hold the positions' keys and values
+    """
+
+    def __init__(self, instance: int, page: int, max_len: int) -> None:
+        self.instance, self.page, self.max_len = instance, page, max_len
+        self.states: dict[int, RowState] = {}
+        self.free: list[int] = []
+        self.tokens_RL = np.zeros((8, 256), np.int32)
+        self.pages_RP = np.zeros((8, -(-256 // page)), np.int32)
+        self.known_R = np.zeros(8, np.int64)
+        self.next_R = np.zeros(8, np.int64)
+        self.covered_R = np.zeros(8, np.int64)
+        self.free.extend(reversed(range(8)))
+
+    def open(self, opened: Opened) -> None:
+        """Start a row from its whole state."""
+        assert opened.request not in self.states, f"row {opened.request} is opened twice"
+        if not self.free:
+            self._add_rows()
+        index, known = self.free.pop(), len(opened.tokens)
+        self._reach(known)
+        self.tokens_RL[index, :known] = opened.tokens
+        self.known_R[index], self.next_R[index], self.covered_R[index] = known, 0, 0
+        self.states[opened.request] = RowState(
+            index, opened.prompt_tokens, opened.sampling, opened.stop_ids, is_plain(opened.sampling)
+        )
+
+    def close(self, request: int) -> None:
+        """Forget a row; one that is not known was forgotten by a failed step."""
+        state = self.states.pop(request, None)
+        if state:
+            self.free.append(state.index)
+
+    def extend(self, state: RowState, span: Span) -> None:
+        """Note the slots of the positions from `span.first` on."""
+        assert span.instance == self.instance, f"a span of instance {span.instance} came to {self.instance}"
+        parts = [np.arange(e.slot, e.slot + e.count, dtype=np.int32) for e in span.extents]
+        slots_T = np.concatenate(parts) if parts else np.empty(0, np.int32)
+        past = span.first + len(slots_T)
+        assert span.first <= self.covered_R[state.index], f"positions before {span.first} have no slots"
+        self._reach(past)
+        at_T = np.arange(span.first, past)
+        heads = (at_T % self.page == 0) | (at_T == span.first)
+        assert np.array_equal(slots_T % self.page, at_T % self.page), "slots are not aligned to pages"
+        self.pages_RP[state.index, at_T[heads] // self.page] = slots_T[heads] // self.page
+        assert np.array_equal(self.pages_RP[state.index, at_T // self.page], slots_T // self.page), (
+            "a page's positions lie in different pages of the pool"
+        )
+        self.covered_R[state.index] = past
+
+    def slots(self, rows_T: NDArray[np.int64], at_T: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The slot of each (row, position)."""
+        slots_T = self.pages_RP[rows_T, at_T // self.page] * self.page + at_T % self.page
+        return slots_T.astype(np.int32)
+
+    def append(self, index: int, token: int) -> None:
+        """Add a drawn token to a row."""
+        known = int(self.known_R[index])
+        self._reach(known + 1)
+        self.tokens_RL[index, known] = token
+        self.known_R[index] = known + 1
+
+    def known(self, index: int) -> NDArray[np.int32]:
+        """The row's prompt and what it drew."""
+        return self.tokens_RL[index, : self.known_R[index]]
+
+    def _reach(self, length: int) -> None:
+        """Make room for `length` positions in each row."""
+        have = self.tokens_RL.shape[1]
+        if length <= have:
+            return
+        more = max(length, 2 * have) - have
+        self.tokens_RL = np.pad(self.tokens_RL, ((0, 0), (0, more)))
+        pages = -(-(have + more) // self.page) - self.pages_RP.shape[1]
+        self.pages_RP = np.pad(self.pages_RP, ((0, 0), (0, pages)))
+
+    def _add_rows(self) -> None:
+        have = len(self.known_R)
+        self.tokens_RL = np.pad(self.tokens_RL, ((0, have), (0, 0)))
+        self.pages_RP = np.pad(self.pages_RP, ((0, have), (0, 0)))
+        self.known_R, self.next_R, self.covered_R = (
+            np.pad(a, (0, have)) for a in (self.known_R, self.next_R, self.covered_R)
+        )
+        self.free.extend(reversed(range(have, 2 * have)))
