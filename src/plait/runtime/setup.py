@@ -5,7 +5,7 @@ from pathlib import Path
 
 from plait.cost.cost import Cost
 from plait.model.hub import resolve
-from plait.model.model import ModelConfig
+from plait.model.config import ModelConfig
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
