@@ -47,8 +47,8 @@ def gguf_file(path: Path, reference: torch.nn.Module, architecture: str = "llama
     vocab = tokenizer["model"]["vocab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(sorted(vocab, key=vocab.__getitem__))
-    writer.add_token_types([1] * 256 + [3] * 32)
+    writer.add_token_list([*sorted(vocab, key=vocab.__getitem__)[:286], "Ġa", "ab"])
+    writer.add_token_types([1] * 256 + [3] * 30 + [1] * 2)
     writer.add_token_merges(["Ġ a", "a b"])
     for name in ("bos", "eos", "unk", "pad"):
         getattr(writer, f"add_{name}_token_id")(256)
@@ -87,7 +87,7 @@ def test_a_gguf_file_becomes_the_same_model(tmp_path, reference):
         ours = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         assert torch.equal(ours, reference(ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.decode(tokenizer("any text, 123 ünïcode").input_ids) == "any text, 123 ünïcode"
+    assert tokenizer.decode(tokenizer("an absurd text, 123 ünïcode").input_ids) == "an absurd text, 123 ünïcode"
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
