@@ -9,6 +9,7 @@ from plait import __version__
 from plait.cli.bench import bench
 from plait.cli.pull import pull
 from plait.cli.replay import replay
+from plait.cli.serve import serve
 from plait.cli.simulate import simulate
 from plait.spec.errors import PlaitError, UserError
 
@@ -32,6 +33,7 @@ def root(
     """Align, compress and serve large language models on one elastic runtime."""
 
 
+app.command()(serve)
 app.command()(pull)
 app.command()(simulate)
 app.command()(replay)
