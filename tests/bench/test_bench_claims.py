@@ -1,4 +1,4 @@
-"""Bench scripts keep their contract: a table, a JSON object as the last line, an exit code that says the same."""
+"""Bench scripts keep their contract: a table, then a JSON object, and an exit code that says the same."""
 
 import json
 import subprocess

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.cost.catalog import llama_7b_on_a100
+from plait.cost.fitted import Fitted
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.sim.measured import timings
 from plait.sim.recorded import Recorded
 from plait.sim.scenario import Scenario, core_from
 from plait.sim.world import World
@@ -147,3 +149,20 @@ def test_prefixes_of_a_trace_are_shared(tmp_path):
     core = GlobalManager(scenario.config)
     assert replay(core, entries) is None
     assert core.counts.prefix_hits == 4 * 1024
+
+
+def test_a_cost_model_is_recovered_from_a_journal_and_predicts_another_run():
+    cost = Fitted(3e6, 5e4, 4.0, 20.0, 6e6, 300.0, 9e4)
+    scenario = Scenario(Placement.colocated(2), cost, slots=100_000)
+    found = Fitted.fit(timings(record(scenario, rows(1, count=150))))
+    other = rows(2, count=150)
+    truth, guess = (_mean_latency(replace(scenario, cost=model), other) for model in (cost, found))
+    assert guess == pytest.approx(truth, rel=0.01)
+
+
+def _mean_latency(scenario, workload):
+    recorder = Recorder()
+    scenario.run(workload, [recorder.see])
+    spread = Summary.of(recorder.records).e2e_ms
+    assert spread is not None
+    return spread.mean
