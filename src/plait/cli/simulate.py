@@ -34,7 +34,8 @@ def simulate(
     instances: Annotated[int, typer.Option(min=1, help="Equal instances that take both phases.")] = 1,
     tp: Annotated[int, typer.Option(min=1, help="Devices an instance.")] = 1,
     cost: Annotated[
-        str | None, typer.Option(help="Step times from a fitted (.json) or measured (.csv, .json) file.")
+        str | None,
+        typer.Option(help="Step times from a file (fitted or measured); KV size stays the device's."),
     ] = None,
     process: workload.Process = "poisson",
     rate: workload.Rate = None,
@@ -62,7 +63,8 @@ def simulate(
     step_cost, slots = cost_named(cost) if cost else roofline, roofline.kv_slots()
     scenario = Scenario(Placement.colocated(instances), step_cost, slots, ManagerConfig(model=model))
     machine = {"model": model, "device": device, "instances": instances, "tp": tp, "cost": cost or "roofline"}
-    meta = {"world": "sim", "plait": __version__, **machine, "profile": profile.json()}
+    meta = {"world": "sim", "plait": __version__, **machine, "max_tokens": max_tokens}
+    meta |= {"profile": profile.json()}
     recorder, timeline = Recorder(), Timeline()
     with ExitStack() as files:
         observers = [recorder.see] if perfetto is None else [recorder.see, timeline.see]
