@@ -11,6 +11,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", *(f"<|{i}|>" for i in range(28)))
 VOCAB = 256 + len(SPECIAL)
@@ -72,6 +73,7 @@ def tiny_folder(root: Path, family: str = "llama", seed: int = 0, **changes: Any
             if weight.dim() == 1 and name.endswith("bias"):
                 torch.nn.init.normal_(weight, std=0.1)
     model.generation_config.eos_token_id = config.eos_token_id
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -88,7 +88,7 @@ def test_pairs_by_counting(first, count, stride, window):
 
 
 def test_roofline_of_7b_on_a100_is_near_its_published_rows():
-    """LoongServe figure 3, one A800, LWM-7B, batch 1: (length 10) 18.58 and 11.38 ms; (1,000) 68.89 and 13.01."""
+    """LoongServe figure 3, one A800, LWM-7B: length 10: 18.58 and 11.38 ms; 1,000: 68.89 and 13.01."""
     cost = llama_7b_on_a100()
     assert cost.step_ns(chunks((0, 1000))) == pytest.approx(68.89e6, rel=0.2)
     assert cost.step_ns(decodes(1, 10)) == pytest.approx(11.38e6, rel=0.05)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cores import Queue, Small, Ticker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from plait.spec.event import Aborted, Arrived, Drain, StepDone, Woken, WorkerLos
 from plait.spec.request import EndReason, Request
 from plait.spec.step import Row, Step
 from plait.workload.journal import Entry, replay
+from tests.sim.cores import Queue, Small, Ticker
 
 MS = 1_000_000
 

@@ -1,12 +1,18 @@
 """Devices and model shapes known by name, and where their figures come from."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
+from plait.cost.cost import Cost
+from plait.cost.fitted import Fitted
 from plait.cost.roofline import Roofline
+from plait.cost.table import Table
 from plait.spec.cluster import Device
-from plait.spec.errors import NotFound
+from plait.spec.errors import NotFound, UserError
 from plait.spec.shape import ModelShape
 
 GIB = 1024**3
@@ -83,10 +89,41 @@ def device_named(name: str) -> Device:
 
 
 def shape_named(name: str) -> ModelShape:
-    """Raises NotFound, with the known names."""
-    if name not in CONFIGS:
-        raise NotFound(f"no model shape {name!r}; known are {', '.join(CONFIGS)}", param="model")
-    return ModelShape.from_config(CONFIGS[name])
+    """A shape known by name, or that of a config.json (the file, or the folder that holds it).
+
+    Raises:
+        NotFound: no such name or file; says the known names.
+        UserError: the file is no model's config.json.
+    """
+    if name in CONFIGS:
+        return ModelShape.from_config(CONFIGS[name])
+    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise NotFound(
+            f"no model shape or config.json {name!r}; known are {', '.join(CONFIGS)}", param="model"
+        )
+    try:
+        return ModelShape.from_config(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
+    except (OSError, msgspec.DecodeError, KeyError) as error:
+        raise UserError(f"{path} is not a model's config.json: {error}", param="model") from error
+
+
+def cost_named(text: str) -> Cost:
+    """A cost model from its short form: a file, or `DEVICE/MODEL` for a roofline.
+
+    A .csv file and a JSON list are a `Table`, a JSON object is a `Fitted`.
+
+    Raises:
+        UserError: there is no such file, device or model, or the file is malformed.
+    """
+    path = Path(text)
+    if path.is_file():
+        listed = path.suffix == ".csv" or path.read_bytes().lstrip()[:1] == b"["
+        return Table.load(path) if listed else Fitted.load(path)
+    device, slash, model = text.partition("/")
+    if not slash:
+        raise NotFound(f"no cost file {text!r}; name a file or DEVICE/MODEL, such as a100-80g/llama-2-7b")
+    return Roofline(device_named(device), shape_named(model))
 
 
 def llama_7b_on_a100() -> Roofline:

@@ -9,7 +9,7 @@ SCHEMAS = (
     "store_kv(Tensor k, Tensor v, Tensor slots, Tensor(a!) k_pool, Tensor(b!) v_pool) -> ()",
     "attend(Tensor q, Tensor k_pool, Tensor v_pool, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
     "Tensor positions, int page, float scale, int window, float softcap, int threads) -> (Tensor, Tensor)",
-    "pack(Tensor weight) -> Tensor",
+    "pack(Tensor[] weights) -> Tensor",
     "linear(Tensor x, Tensor packed, Tensor? bias, int outputs, int threads) -> Tensor",
 )
 

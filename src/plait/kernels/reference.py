@@ -15,7 +15,7 @@ def store_kv(k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, k_SKD: Tensor, v_SKD
     v_SKD[slots_T.long()] = v_TKD.to(v_SKD.dtype)
 
 
-def attend(
+def attend(  # noqa: PLR0913 - an op has a flat signature
     q_THD: Tensor,
     k_SKD: Tensor,
     v_SKD: Tensor,
@@ -71,9 +71,9 @@ def attend(
     return out_THD, lse_TH
 
 
-def pack(weight_NI: Tensor) -> Tensor:
-    """The layout that `linear` reads: here the weight itself."""
-    return weight_NI
+def pack(weights_NI: list[Tensor]) -> Tensor:
+    """Stack weights in the layout that `linear` reads: here [N, I], a copy."""
+    return torch.cat(weights_NI)
 
 
 def linear(x_TI: Tensor, packed: Tensor, bias_N: Tensor | None, outputs: int, threads: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Linear layers on packed weights: parameters stay parameters, the forward of serving reads a copy.
+"""Linear layers for serving: parameters stay parameters, and training's forward comes back with `remove`.
 
-Siblings (query, key, value; gate, up) become row slices of one buffer and are computed in one
-product: whichever is called first computes for all, the others take their share.
+Siblings (query, key, value; gate, up) are computed in one product: whichever is called first computes
+for all, the others take their share.
 """
 
 import logging
@@ -23,13 +23,17 @@ Product = Callable[[Tensor], Tensor]
 
 
 class PackedProduct:
-    """A float32 product by our own kernel: a fixed-order sum for each element, whatever the batch."""
+    """A float32 product by our own kernel: a fixed-order sum for each element, whatever the batch.
+
+    It reads a reordered copy of the weights.
+    """
 
     __slots__ = ("bias_N", "outputs", "packed", "threads")
 
-    def __init__(self, weight_NI: Tensor, bias_N: Tensor | None, threads: int) -> None:
-        self.packed, self.bias_N = ops.pack(weight_NI.detach()), None if bias_N is None else bias_N.detach()
-        self.outputs, self.threads = weight_NI.shape[0], threads
+    def __init__(self, members: list[nn.Module], threads: int) -> None:
+        weights_NI = [_weight(member).detach() for member in members]
+        self.packed, self.bias_N = ops.pack(weights_NI), _bias(members)
+        self.outputs, self.threads = sum(len(weight) for weight in weights_NI), threads
 
     def __call__(self, x: Tensor) -> Tensor:
         out_TN = ops.linear(x.reshape(-1, x.shape[-1]), self.packed, self.bias_N, self.outputs, self.threads)
@@ -37,12 +41,22 @@ class PackedProduct:
 
 
 class TorchProduct:
-    """The same by torch: any type, and sums whose order follows the batch."""
+    """The same by torch: any type, and sums whose order follows the batch.
+
+    The weights of several layers move into one buffer, and the layers' parameters become its rows.
+    """
 
     __slots__ = ("bias_N", "weight_NI")
 
-    def __init__(self, weight_NI: Tensor, bias_N: Tensor | None) -> None:
-        self.weight_NI, self.bias_N = weight_NI.detach(), None if bias_N is None else bias_N.detach()
+    def __init__(self, members: list[nn.Module]) -> None:
+        self.bias_N = _bias(members)
+        if len(members) == 1:
+            self.weight_NI = _weight(members[0]).detach()
+            return
+        self.weight_NI = torch.cat([member.weight.detach() for member in members])
+        ends = accumulate(len(member.weight) for member in members)
+        for member, end in zip(members, ends, strict=True):
+            member.weight.data = self.weight_NI[end - len(member.weight) : end]
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight_NI, self.bias_N)
@@ -84,8 +98,8 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
         packed: by our float32 kernel, else by torch.
     """
 
-    def product(weight_NI: Tensor, bias_N: Tensor | None) -> Product:
-        return PackedProduct(weight_NI, bias_N, threads) if packed else TorchProduct(weight_NI, bias_N)
+    def product(members: list[nn.Module]) -> Product:
+        return PackedProduct(members, threads) if packed else TorchProduct(members)
 
     taken: set[int] = set()
     count = 0
@@ -93,13 +107,12 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
         for names in SIBLINGS:
             members = [getattr(parent, name, None) for name in names]
             if _alike(members):
-                _join(members, product)
+                _join(members, product(members))
                 taken.update(id(member) for member in members)
                 count += 1
     for part in module.modules():
         if isinstance(part, nn.Linear | Conv1D) and id(part) not in taken:
-            weight_NI = part.weight if isinstance(part, nn.Linear) else part.weight.T.contiguous()
-            part.forward = product(weight_NI, part.bias)
+            part.forward = product([part])
             count += 1
     log.info("%d products a step, %s", count, "packed" if packed else "by torch")
     return count
@@ -119,14 +132,17 @@ def _alike(members: list[nn.Module | None]) -> bool:
     return len({(m.in_features, m.bias is None, m.weight.dtype) for m in members}) == 1
 
 
-def _join(members: list[nn.Linear], product: Callable[[Tensor, Tensor | None], Product]) -> None:
-    """Make the members' parameters views of one buffer and give them one product."""
-    weight_NI = torch.cat([member.weight.detach() for member in members])
-    bias_N = None if members[0].bias is None else torch.cat([member.bias.detach() for member in members])
-    sizes = [member.out_features for member in members]
-    group = Siblings(product(weight_NI, bias_N), sizes)
-    for index, (member, end) in enumerate(zip(members, accumulate(sizes), strict=True)):
-        member.weight.data = weight_NI[end - sizes[index] : end]
-        if bias_N is not None:
-            member.bias.data = bias_N[end - sizes[index] : end]
+def _join(members: list[nn.Module], product: Product) -> None:
+    """Give the members one product, of which each takes its share."""
+    group = Siblings(product, [member.out_features for member in members])
+    for index, member in enumerate(members):
         member.forward = Share(group, index)
+
+
+def _weight(member: nn.Module) -> Tensor:
+    """The weight as [outputs, inputs]; GPT-2's Conv1D keeps it the other way round."""
+    return member.weight.T if isinstance(member, Conv1D) else member.weight
+
+
+def _bias(members: list[nn.Module]) -> Tensor | None:
+    return None if members[0].bias is None else torch.cat([member.bias.detach() for member in members])

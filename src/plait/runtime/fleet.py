@@ -15,7 +15,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from plait.model.model import ModelConfig
+from plait.model.config import ModelConfig
 from plait.runtime.driver import Sink
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started

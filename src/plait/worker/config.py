@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from plait.model.model import ModelConfig
+from plait.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Rows:
         assert span.first <= self.covered_R[state.index], f"positions before {span.first} have no slots"
         self._reach(past)
         at_T = np.arange(span.first, past)
-        heads = (at_T % self.page == 0) | (at_T == span.first)
+        heads = at_T % self.page == 0
         assert np.array_equal(slots_T % self.page, at_T % self.page), "slots are not aligned to pages"
         self.pages_RP[state.index, at_T[heads] // self.page] = slots_T[heads] // self.page
         assert np.array_equal(self.pages_RP[state.index, at_T // self.page], slots_T // self.page), (

@@ -1,11 +1,11 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.cost.cost import Cost
 from plait.model.hub import resolve
-from plait.model.model import ModelConfig
+from plait.model.config import ModelConfig
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
@@ -23,8 +23,6 @@ class ServeConfig:
     """Alias, hub id or folder."""
     name: str | None = None
     """Name that clients use; None: as `model` is spelled."""
-    instances: int = 1
-    """Worker processes."""
     threads: int = 1
     """Threads of each worker."""
     dtype: str = "auto"
@@ -35,14 +33,15 @@ class ServeConfig:
     """Longest prompt with output, in tokens; None: the model's own limit."""
     kv_tokens: int | None = None
     """KV slots of each instance; None: a share of the memory that is free."""
-    manager: ManagerConfig = ManagerConfig()
+    manager: ManagerConfig = field(default_factory=ManagerConfig)
     journal: Path | None = None
     """Where to write the journal; None: nowhere."""
     cluster: str | None = None
     """None: workers are child processes; "local" or an address: Ray starts them."""
     pace: Cost | None = None
     """Deliver answers no earlier than this cost model says."""
-    fleet: FleetConfig = FleetConfig()
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """How many workers, and when one counts as lost."""
 
 
 def open_engine(config: ServeConfig) -> Engine:
@@ -52,9 +51,9 @@ def open_engine(config: ServeConfig) -> Engine:
         UserError: an option or the model cannot be used; the message names the next step.
     """
     folder = resolve(config.model)
-    page = config.manager.page
+    page, instances = config.manager.page, config.fleet.instances
     max_len = max_len_of(folder, config.max_len)
-    slots = config.kv_tokens or _free_slots(folder, config.dtype, config.instances, max_len)
+    slots = config.kv_tokens or _free_slots(folder, config.dtype, instances, max_len)
     model = ModelConfig(
         folder=str(folder),
         dtype=config.dtype,
@@ -64,15 +63,14 @@ def open_engine(config: ServeConfig) -> Engine:
         max_len=max_len,
         threads=config.threads,
     )
-    members = FleetConfig(**{**_fields(config.fleet), "instances": config.instances})
-    fleet: Fleet = WorkerFleet(members, model, _launcher(config))
+    fleet: Fleet = WorkerFleet(config.fleet, model, _launcher(config))
     if config.pace is not None:
         fleet = PacedFleet(fleet, config.pace)
     name = config.name or config.model
     engine = EngineConfig(
         folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
     )
-    return Engine(engine, fleet, config.instances)
+    return Engine(engine, fleet, instances)
 
 
 def _launcher(config: ServeConfig) -> Launcher:
@@ -80,11 +78,7 @@ def _launcher(config: ServeConfig) -> Launcher:
         return LocalLauncher()
     from plait.runtime.launch_ray import RayLauncher  # Ray is an extra
 
-    return RayLauncher(config.cluster, config.instances, config.threads)
-
-
-def _fields(config: FleetConfig) -> dict[str, int | str]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return RayLauncher(config.cluster, config.fleet.instances, config.threads)
 
 
 def _free_slots(folder: Path, dtype: str, instances: int, max_len: int) -> int:

@@ -1,0 +1,6 @@
+#define LANES 4
+#include "kernels.inl"
+
+namespace plait {
+const Isa kBaseline{"baseline", linear, attend};
+}

@@ -1,0 +1,21 @@
+"""How much of a large counted suite to run: all of it with PLAIT_TEST_ALL=1, else a twentieth."""
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def scaled(full: int) -> int:
+    """`full` when everything is to be run, else 5 % of it."""
+    return full if os.environ.get("PLAIT_TEST_ALL") == "1" else max(1, full // 20)
+
+
+def seed() -> int:
+    """A seed that changes with each commit, or PLAIT_TEST_SEED; printed so that a failure can be repeated."""
+    given = os.environ.get("PLAIT_TEST_SEED")
+    if given is None:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        given = str(int(commit[:8] or "0", 16))
+    print(f"PLAIT_TEST_SEED={given}")
+    return int(given)
