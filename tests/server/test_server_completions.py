@@ -32,8 +32,10 @@ async def test_every_form_of_prompt_and_n_choices(site, prompt):
     assert [choice["index"] for choice in answer["choices"]] == list(range(4 if several else 2))
 
 
-async def test_a_stream_says_what_the_whole_answer_says(site):
-    body = {"prompt": "hello", "max_tokens": 9, "n": 3, "logprobs": 2, "echo": True}
+@pytest.mark.parametrize("step_tokens", [2, 512])
+async def test_a_stream_says_what_the_whole_answer_says(open_site, step_tokens):
+    site = await open_site(engine={"step_tokens": step_tokens})
+    body = {"prompt": "hello", "max_tokens": 9, "n": 3, "logprobs": 2, "echo": True, "prompt_logprobs": 1}
     _, whole = await site.post("/v1/completions", body)
     options = {"include_usage": True, "continuous_usage_stats": True}
     streamed = body | {"stream": True, "stream_options": options}
@@ -49,6 +51,7 @@ async def test_a_stream_says_what_the_whole_answer_says(site):
         assert "".join(part["text"] for part in parts) == choice["text"]
         for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
             assert [v for part in parts for v in part["logprobs"][key]] == choice["logprobs"][key]
+        assert parts[0]["prompt_logprobs"] == choice["prompt_logprobs"]
         assert parts[-1]["finish_reason"] == choice["finish_reason"]
 
 

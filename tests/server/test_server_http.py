@@ -164,8 +164,9 @@ async def test_a_wrong_method_is_405(site):
 
 
 async def test_the_root_is_an_alias_of_the_model(site):
-    assert (await site.post("/v1/completions", ASK | {"model": "models/tiny"}))[0] == 200
-    assert json.loads((await site.get("/v1/models/models/tiny"))[1])["id"] == "tiny"
+    root = site.engine.card.root
+    assert (await site.post("/v1/completions", ASK | {"model": root}))[0] == 200
+    assert json.loads((await site.get(f"/v1/models/{root}"))[1])["id"] == "tiny"
 
 
 # body or headers too big: 413 and 431
@@ -229,31 +230,33 @@ def test_a_bucket_fills_again():
 
 @pytest.mark.parametrize("overload_status", [503, 429, 529])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_full_queue_is_refused_with_both_headers(open_site, engine, overload_status, stream):
-    engine.queue = 0
-    site = await open_site(overload_status=overload_status)
+async def test_a_full_queue_is_refused_with_both_headers(open_site, overload_status, stream):
+    site = await open_site(engine={"max_queue": 1, "max_rows": 1}, overload_status=overload_status)
+    site.engine.fleet.hold_after = 0
+    accepted = [asyncio.ensure_future(site.post("/v1/completions", ASK)) for _ in range(2)]
+    await site.load(2)
     async with site.client.post(site.url + "/v1/completions", json=ASK | {"stream": stream}) as reply:
         assert reply.status == overload_status
         assert reply.headers["retry-after"] == "1"
         assert reply.headers["x-should-retry"] == "false"
         assert "full" in (await reply.json())["error"]["message"]
-    engine.queue = 1
-    assert (await site.post("/v1/completions", ASK))[0] == 200
+    site.engine.fleet.release()
+    assert [status for status, _ in await asyncio.gather(*accepted)] == [200, 200]
+    await site.idle()
 
 
-async def test_a_choice_that_finds_the_queue_full_takes_its_siblings_along(site, engine):
-    engine.queue, engine.hold_after = 2, 0
+async def test_a_choice_that_finds_the_queue_full_takes_its_siblings_along(open_site):
+    site = await open_site(engine={"max_queue": 1, "max_rows": 1})
     status, _ = await site.post("/v1/completions", ASK | {"n": 3})
     assert status == 503
     await site.idle()
-    assert engine.stats().kv_used_slots == 0
 
 
 # draining or not ready: 503
 
 
-async def test_a_draining_server_finishes_what_runs_and_refuses_the_rest(site, engine):
-    engine.hold_after = 1
+async def test_a_draining_server_finishes_what_runs_and_refuses_the_rest(site):
+    site.engine.fleet.hold_after = 1
     async with site.client.post(site.url + "/v1/completions", json=ASK | {"stream": True}) as running:
         site.server.drain()
         assert (await site.get("/ready"))[0] == 503
@@ -264,22 +267,22 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_the_rest(site, e
             assert refused.headers["retry-after"] == "1"
             assert is_error(await refused.json(), 503, "ServiceUnavailableError")
         assert not site.server.should_exit
-        engine.go.set()
+        site.engine.fleet.release()
         lines = await stream_lines(running)
     assert lines[-1] == b"[DONE]"
-    assert len(lines) == 5
+    assert json.loads(lines[-2])["choices"][0]["finish_reason"] == "length"
     await asyncio.wait_for(site.server._drain, 10)
     assert site.server.should_exit
 
 
-async def test_a_drain_has_an_end(open_site, engine):
-    engine.hold_after = 1
+async def test_a_drain_has_an_end(open_site):
     site = await open_site(drain_s=0.01)
+    site.engine.fleet.hold_after = 1
     async with site.client.post(site.url + "/v1/completions", json=ASK | {"stream": True}) as running:
         site.server.drain()
         with pytest.raises(aiohttp.ClientError):
             await stream_lines(running)
-    await site.idle()
+    assert site.engine.stats().finished == {"aborted": 1}
 
 
 # deadline: 504 before the first byte, else an event and [DONE]
@@ -287,8 +290,8 @@ async def test_a_drain_has_an_end(open_site, engine):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("by_header", [False, True])
-async def test_a_deadline_before_the_first_token_is_504(site, engine, stream, by_header):
-    engine.hold_after = 0
+async def test_a_deadline_before_the_first_token_is_504(site, stream, by_header):
+    site.engine.fleet.hold_after = 0
     headers = {"x-request-timeout": "0.01"} if by_header else {}
     body = ASK | {"stream": stream} | ({} if by_header else {"timeout": 0.01})
     status, answer = await site.post("/v1/completions", body, headers=headers)
@@ -296,8 +299,8 @@ async def test_a_deadline_before_the_first_token_is_504(site, engine, stream, by
     assert is_error(answer, 504, "DeadlineExceededError")
 
 
-async def test_a_deadline_in_a_stream_is_an_event_and_done(site, engine):
-    engine.hold_after = 2
+async def test_a_deadline_in_a_stream_is_an_event_and_done(site):
+    site.engine.fleet.hold_after = 2
     body = ASK | {"stream": True, "timeout": 0.5}
     async with site.client.post(site.url + "/v1/completions", json=body) as reply:
         assert reply.status == 200
@@ -316,11 +319,11 @@ async def test_a_malformed_timeout_is_400(site, value):
 # engine died mid-stream: an event, then the end
 
 
-async def test_an_engine_that_dies_in_a_stream_is_an_event_without_done(site, engine):
-    engine.hold_after = 1
+async def test_an_engine_that_dies_in_a_stream_is_an_event_without_done(site):
+    site.engine.fleet.hold_after = 1
     async with site.client.post(site.url + "/v1/completions", json=ASK | {"stream": True}) as reply:
         assert reply.status == 200
-        engine.die()
+        site.engine.fleet.die()
         *_, error = await stream_lines(reply)
     assert is_error(json.loads(error), 500, "InternalServerError")
     assert (await site.get("/health"))[0] == 503
@@ -329,11 +332,11 @@ async def test_an_engine_that_dies_in_a_stream_is_an_event_without_done(site, en
     assert (await site.post("/v1/completions", ASK))[0] == 503
 
 
-async def test_an_engine_that_dies_before_the_first_token_is_500(site, engine):
-    engine.hold_after = 0
+async def test_an_engine_that_dies_before_the_first_token_is_500(site):
+    site.engine.fleet.hold_after = 0
     asking = asyncio.ensure_future(site.post("/v1/completions", ASK))
-    await site.arrived(1)
-    engine.die()
+    await site.load(1)
+    site.engine.fleet.die()
     status, answer = await asking
     assert status == 500
     assert is_error(answer, 500, "InternalServerError")
@@ -346,20 +349,21 @@ async def test_an_engine_that_dies_before_the_first_token_is_500(site, engine):
 async def test_200_clients_that_leave_free_all_kv(open_site, stream, caplog):
     caplog.set_level(logging.INFO, "plait.server.access")
     site = await open_site()
-    site.engine.queue, site.engine.hold_after = 1000, 1
+    site.engine.fleet.hold_after = 1
     data = post_bytes(ASK | {"stream": stream})
     writers = []
     for _ in range(200):
         _, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(data)
         writers.append(writer)
-    await site.arrived(200)
-    assert site.engine.stats().kv_used_slots >= 200
+    await site.load(200)
+    assert site.engine.stats().kv_used_slots > 0
     for writer in writers:
         writer.transport.abort()
+    await site.load(0)
+    site.engine.fleet.release()
     await site.idle()
-    assert site.engine.stats().kv_used_slots == 0
-    assert site.engine.finished == {"aborted": 200}
+    assert site.engine.stats().finished == {"aborted": 200}
     assert (await site.get("/health"))[0] == 200
     assert len([r for r in caplog.records if " 499 " in r.getMessage()]) == 200
 
@@ -367,9 +371,8 @@ async def test_200_clients_that_leave_free_all_kv(open_site, stream, caplog):
 # slow and stalled readers
 
 
-async def test_a_stalled_reader_is_dropped_and_holds_up_nobody(open_site, engine):
-    engine.card = engine.card.__class__("tiny", "tiny", max_model_len=10**6, created=0)
-    site = await open_site(stall_s=0.3)
+async def test_a_stalled_reader_is_dropped_and_holds_up_nobody(open_site):
+    site = await open_site(engine={"max_len": 10**6}, stall_s=0.3)
     stalled = socket.socket()
     stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stalled.setblocking(False)
@@ -377,23 +380,22 @@ async def test_a_stalled_reader_is_dropped_and_holds_up_nobody(open_site, engine
     await loop.sock_connect(stalled, ("127.0.0.1", site.port))
     long = {"prompt": [1], "max_tokens": 500_000, "ignore_eos": True, "stream": True}
     await loop.sock_sendall(stalled, post_bytes(long))
-    await site.arrived(1)
+    await site.load(1)
     assert (await site.post("/v1/completions", ASK))[0] == 200
     await site.idle()
-    assert engine.stats().kv_used_slots == 0
-    assert engine.finished["aborted"] == 1
+    assert site.engine.stats().finished == {"length": 1, "aborted": 1}
     stalled.close()
 
 
-async def test_silence_is_filled_with_comments_on_request(open_site, engine):
-    engine.hold_after = 1
+async def test_silence_is_filled_with_comments_on_request(open_site):
     site = await open_site(keep_alive_s=0.01)
+    site.engine.fleet.hold_after = 1
     async with site.client.post(site.url + "/v1/completions", json=ASK | {"stream": True}) as reply:
         lines = []
         async for line in reply.content:
             lines.append(line)
             if line.startswith(b":"):
-                engine.go.set()
+                site.engine.fleet.release()
     assert b": keep-alive\n" in lines
     assert lines[-2] == b"data: [DONE]\n"
 
@@ -414,8 +416,8 @@ async def test_request_ids_are_echoed_or_made(site):
 # what nobody foresaw: 500, without details
 
 
-async def test_a_bug_is_500_and_keeps_its_secrets(site, engine, monkeypatch):
-    monkeypatch.setattr(engine, "submit", lambda ask: 1 / 0)
+async def test_a_bug_is_500_and_keeps_its_secrets(site, monkeypatch):
+    monkeypatch.setattr(site.engine, "submit", lambda ask: 1 / 0)
     status, answer = await site.post("/v1/completions", ASK)
     assert status == 500
     assert is_error(answer, 500, "InternalServerError")

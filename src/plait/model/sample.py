@@ -34,8 +34,9 @@ def check(params: SamplingParams, vocab: int) -> None:
         value = getattr(params, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise UserError(f"{name} is {value}; it must lie in [{low}, {high}]", name)
-    if params.top_p == 0 or params.repetition_penalty == 0:
-        raise UserError("top_p and repetition_penalty must be above 0", "top_p")
+    for name in ("top_p", "repetition_penalty"):
+        if getattr(params, name) == 0:
+            raise UserError(f"{name} must be above 0", name)
     ids = {
         "logit_bias": [token for token, _ in params.logit_bias],
         "allowed_token_ids": params.allowed_token_ids,

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +18,7 @@ from plait.server.logprobs import chat_logprobs, prompt_logprobs
 from plait.server.run import Run
 from plait.server.schema import StreamOptions
 from plait.server.schema_chat import ChatRequest
-from plait.spec.sampling import SamplingParams
+from plait.spec.sampling import SamplingParams, TokenLogprob
 
 
 def router(front: Front) -> APIRouter:
@@ -89,20 +90,21 @@ class ChatReply:
             }
             choices.append(said | ({"token_ids": choice.tokens} if self._body.return_token_ids else {}))
         answer = self._head | {"choices": choices, "usage": self._usage()}
-        return answer | self._of_prompt(Piece(prompt_logprobs=tuple(self._choices[0].prompt_logprobs)))
+        return answer | self._of_prompt(self._choices[0].prompt_logprobs)
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """The role first, then text; nothing where there is nothing to say yet."""
+        scores = self._choices[index].prompt_logprobs
+        scores += piece.prompt_logprobs
+        if not (piece.text or piece.tokens or piece.finish):
+            return []
         found = []
         if index not in self._begun:
-            found.append(
-                self._chunk(index, {"role": "assistant", "content": ""}, Piece()) | self._of_prompt(piece)
-            )
             self._begun.add(index)
+            role = self._chunk(index, {"role": "assistant", "content": ""}, Piece())
+            found.append(role | self._of_prompt(scores))
         self._drawn += len(piece.tokens)
-        if piece.text or piece.tokens or piece.finish:
-            found.append(self._chunk(index, {"content": piece.text}, piece))
-        return found
+        return [*found, self._chunk(index, {"content": piece.text}, piece)]
 
     def last_chunks(self) -> list[dict[str, Any]]:
         """The usage, where it was asked for."""
@@ -127,10 +129,10 @@ class ChatReply:
         as_ids = self._body.return_tokens_as_token_ids
         return {"content": chat_logprobs(self._tokenizer, piece.logprobs, as_ids)}
 
-    def _of_prompt(self, piece: Piece) -> dict[str, Any]:
+    def _of_prompt(self, scores: Sequence[TokenLogprob]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self._body.prompt_logprobs is not None:
-            found["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
+            found["prompt_logprobs"] = prompt_logprobs(self._tokenizer, scores)
         if self._body.return_token_ids:
             found["prompt_token_ids"] = self._row
         return found

@@ -116,8 +116,11 @@ class CompletionReply:
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """One chunk; none where there is nothing to say yet."""
         piece = self._cut(piece)
-        if not (piece.text or piece.tokens or piece.prompt_logprobs or piece.finish):
+        scores = self._choices[index].prompt_logprobs
+        scores += piece.prompt_logprobs
+        if not (piece.text or piece.tokens or piece.finish):
             return []
+        piece, self._choices[index].prompt_logprobs = replace(piece, prompt_logprobs=tuple(scores)), []
         said = self._choice(index, piece)
         said["finish_reason"] = FINISH[piece.finish] if piece.finish else None
         said["stop_reason"] = piece.stop_reason

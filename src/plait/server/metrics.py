@@ -118,11 +118,11 @@ def _instances(stats: "Stats", labels: dict[str, str]) -> Iterator[Metric]:
     used = GaugeMetricFamily("plait:instance_kv_used_slots", "KV slots in use.", labels=names)
     slots = GaugeMetricFamily("plait:instance_kv_slots", "KV slots there are.", labels=names)
     running = GaugeMetricFamily("plait:instance_running", "Requests with KV there.", labels=names)
-    for id, role, state, count, kv_used, kv_slots in stats.instances:
-        values = [*labels.values(), str(id), str(role), str(state)]
-        running.add_metric(values, count)
-        used.add_metric(values, kv_used)
-        slots.add_metric(values, kv_slots)
+    for instance in stats.instances:
+        values = [*labels.values(), str(instance.id), instance.role, instance.state]
+        running.add_metric(values, instance.running)
+        used.add_metric(values, instance.kv_used)
+        slots.add_metric(values, instance.kv_slots)
     yield from (running, used, slots)
 
 
