@@ -46,10 +46,22 @@ async def engine_of(folder, instances=1, **changes):
     await engine.start()
     try:
         yield engine
-        while not engine.core.quiet:  # void steps are still in flight; bounded by the test's timeout
-            await asyncio.sleep(0.001)
+        await until(engine, lambda: engine.core.quiet)  # void steps may still be in flight
     finally:
         await engine.close()
+
+
+async def until(engine, holds):
+    """Wait for a call of the core after which this holds; the test's own timeout bounds it."""
+    seen = asyncio.Event()
+
+    def look(*_):
+        if holds():
+            seen.set()
+
+    engine.driver.observers.append(look)
+    look()
+    await seen.wait()
 
 
 async def collect(stream):
@@ -118,8 +130,7 @@ async def test_a_killed_worker_loses_nothing(tiny_llama, cluster):
         got = [tokens for _, tokens, _ in rest]
         assert [list(first.tokens) + got[0], *got[1:]] == expected
         assert engine.core.counts.recomputations > 0
-        while victim.epoch == epoch or not victim.up:  # bounded by the test's timeout
-            await asyncio.sleep(0.01)
+        await until(engine, lambda: victim.epoch > epoch and victim.up)
         assert await answers(engine, 8, long) == expected
 
 
