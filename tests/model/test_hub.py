@@ -87,7 +87,9 @@ def test_a_gguf_file_becomes_the_same_model(tmp_path, reference):
         ours = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         assert torch.equal(ours, reference(ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.decode(tokenizer("an absurd text, 123 ünïcode").input_ids) == "an absurd text, 123 ünïcode"
+    assert (
+        tokenizer.decode(tokenizer("an absurd text, 123 ünïcode").input_ids) == "an absurd text, 123 ünïcode"
+    )
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
