@@ -10,13 +10,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tests.tiny import tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plait.cli import main as cli
 from plait.model import hub
 from plait.model.gguf import convert
 from plait.spec.errors import NotFound, Unsupported, UserError
+from tests.tiny import tiny_folder
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, SIZE = 2, 64, 96, 4, 2, 16
 

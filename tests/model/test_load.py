@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import VOCAB, tiny_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plait.model import attend, check, pack, rope
 from plait.model.load import load_config
 from plait.model.model import Model, ModelConfig
 from plait.spec.errors import NotFound, Unsupported, UserError
+from tests.tiny import VOCAB, tiny_folder
 
 
 def write(folder: Path, **config) -> Path:

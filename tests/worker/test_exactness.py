@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.scale import scaled, seed
-from tests.tiny import EXACT, VOCAB, tiny_folder
-from tests.worker.script import Habits, Script, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plait.model.hub import resolve
@@ -15,6 +12,9 @@ from plait.model.model import Model, ModelConfig
 from plait.spec.errors import UserError
 from plait.spec.sampling import Draw, SamplingParams
 from plait.worker.executor import Executor
+from tests.scale import scaled, seed
+from tests.tiny import EXACT, VOCAB, tiny_folder
+from tests.worker.script import Habits, Script, Task
 
 TIE = 1e-4
 """A token may differ where the reference's two largest logits are closer than this, relatively."""

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.tiny import tiny_folder
 
 from plait.model.model import Model, ModelConfig
 from plait.spec.sampling import Opened, SamplingParams
 from plait.spec.step import Extent, Row, Span, Step
 from plait.worker.executor import Executor, StepFault
 from plait.worker.rows import Rows
+from tests.tiny import tiny_folder
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = tuple(range(40, 60))

@@ -6,7 +6,11 @@ import typer
 from rich.console import Console
 
 from plait import __version__
+from plait.cli.bench import bench
 from plait.cli.pull import pull
+from plait.cli.replay import replay
+from plait.cli.serve import serve
+from plait.cli.simulate import simulate
 from plait.spec.errors import PlaitError, UserError
 
 app = typer.Typer(
@@ -29,7 +33,11 @@ def root(
     """Align, compress and serve large language models on one elastic runtime."""
 
 
+app.command()(serve)
 app.command()(pull)
+app.command()(simulate)
+app.command()(replay)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plait.kernels.choice import choose
 from plait.model import attend, check, pack, rope
+from plait.model.config import ModelConfig
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module
 from plait.model.pool import KvPool
@@ -20,30 +21,6 @@ from plait.spec.shape import ModelShape
 log = logging.getLogger(__name__)
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """What to load and how to serve it."""
-
-    folder: str
-    """Folder of config.json, tokenizer and safetensors."""
-    dtype: str = "auto"
-    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU)."""
-    slots: int = 8192
-    """Token slots of the KV pool, a multiple of `page`."""
-    page: int = 1
-    """Neighbouring slots that hold neighbouring positions of a request."""
-    exact: bool = False
-    """Promise that results do not depend on batch, chunking or threads; refused where they would."""
-    max_len: int | None = None
-    """Longest request in tokens, prompt and output together; None: the model's own limit."""
-    seed: int | None = None
-    """Draw random weights from this seed and load none; None: load the weights."""
-    device: str = "cpu"
-    """Where to compute; only cpu."""
-    threads: int = 1
-    """Threads that our kernels use."""
 
 
 class Model:

@@ -1,1 +1,1 @@
-"""The live world: the driver that feeds the core, the fleets that run workers, and the engine in front of them."""
+"""The live world: driver, fleets of workers, and the engine in front of them."""

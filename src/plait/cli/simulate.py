@@ -1,0 +1,91 @@
+"""`plait simulate`: the serving core on virtual devices."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait import __version__
+from plait.cli import report, workload
+from plait.cost.catalog import CONFIGS, DEVICES, cost_named, device_named, shape_named
+from plait.cost.roofline import Roofline
+from plait.serving.manager import ManagerConfig
+from plait.sim.scenario import Scenario
+from plait.sim.world import Observer
+from plait.spec.cluster import Placement
+from plait.spec.command import Command, End
+from plait.spec.event import Event
+from plait.spec.slo import Slo
+from plait.workload.journal import Journal
+from plait.workload.profile import Profile
+from plait.workload.result import Recorder, Summary
+from plait.workload.timeline import Timeline
+from plait.workload.trace import TraceRow
+
+
+def simulate(
+    model: Annotated[
+        str, typer.Option(help=f"A config.json, or one of {', '.join(CONFIGS)}.")
+    ] = "llama-2-7b",
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "a100-80g",
+    instances: Annotated[int, typer.Option(min=1, help="Equal instances that take both phases.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Devices an instance.")] = 1,
+    cost: Annotated[
+        str | None,
+        typer.Option(help="Step times from a file (fitted or measured); KV size stays the device's."),
+    ] = None,
+    process: workload.Process = "poisson",
+    rate: workload.Rate = None,
+    count: workload.Count = 256,
+    input_len: workload.PromptLength = "512",
+    output_len: workload.OutputLength = "128",
+    cv: workload.Cv = 2.0,
+    burst: workload.Burst = 8,
+    trace: workload.Trace = None,
+    form: workload.Format = "azure",
+    seed: workload.Seed = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Limit that callers ask for; without it, each one's true output length."),
+    ] = None,
+    slo: workload.Objectives = None,
+    json_out: workload.Json = None,
+    journal: Annotated[Path | None, typer.Option(help="Write every event and command to this file.")] = None,
+    perfetto: Annotated[Path | None, typer.Option(help="Write a timeline for ui.perfetto.dev.")] = None,
+) -> None:
+    """Predict latency and throughput of a workload on devices that need not be here."""
+    objectives = Slo.parse(slo) if slo else None
+    profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
+    roofline = Roofline(device_named(device), shape_named(model), tp)
+    step_cost, slots = cost_named(cost) if cost else roofline, roofline.kv_slots()
+    scenario = Scenario(Placement.colocated(instances), step_cost, slots, ManagerConfig(model=model))
+    machine = {"model": model, "device": device, "instances": instances, "tp": tp, "cost": cost or "roofline"}
+    meta = {"world": "sim", "plait": __version__, **machine, "max_tokens": max_tokens}
+    meta |= {"profile": profile.json()}
+    recorder, timeline = Recorder(), Timeline()
+    with ExitStack() as files:
+        observers = [recorder.see] if perfetto is None else [recorder.see, timeline.see]
+        if journal is not None:
+            observers.append(files.enter_context(Journal(journal, asdict(scenario.config), meta)).append)
+        _run(scenario, profile.rows(), observers, max_tokens)
+    if perfetto is not None:
+        timeline.save(perfetto)
+    title = f"{model} on {instances} x {tp} {device} (simulated)"
+    report.show(title, Summary.of(recorder.records, objectives), recorder.records, meta, json_out)
+
+
+def _run(
+    scenario: Scenario, rows: Sequence[TraceRow], observers: Sequence[Observer], max_tokens: int | None
+) -> None:
+    """Simulate behind a progress bar."""
+    with report.progress() as bar:
+        task = bar.add_task("simulating", total=len(rows))
+
+        def ended(now_ns: int, event: Event, commands: Sequence[Command]) -> None:
+            if done := sum(isinstance(command, End) for command in commands):
+                bar.advance(task, done)
+
+        scenario.run(rows, [*observers, ended], max_tokens=max_tokens)

@@ -1,0 +1,235 @@
+"""`Engine`: a model behind one door. Fronts submit asks and read streams; they see nothing else."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait import __version__
+from plait.runtime.ask import Ask, ModelCard
+from plait.runtime.driver import Driver, Fleet
+from plait.runtime.hashing import block_hashes
+from plait.runtime.stream import Stream
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.cluster import Role
+from plait.spec.errors import TooLong, UserError
+from plait.spec.event import Drain
+from plait.spec.request import Request
+from plait.spec.shape import ModelShape
+from plait.text.tokenizer import Tokenizer
+from plait.workload.journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What is served, and what is written down about it."""
+
+    folder: Path
+    """Model folder: config.json, tokenizer.json, safetensors."""
+    name: str
+    """Name that clients use."""
+    max_len: int
+    """Longest prompt with output, in tokens."""
+    manager: ManagerConfig = field(default_factory=ManagerConfig)
+    journal: Path | None = None
+    """File for the journal; None: none is written."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Noted in the journal's header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the engine can take work."""
+
+    ready: bool
+    draining: bool
+    dead: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStats:
+    """One instance, now."""
+
+    id: int
+    role: str
+    state: str
+    """up or down."""
+    running: int
+    kv_used: int
+    """Slots held by requests."""
+    kv_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The engine, now; counters since its start."""
+
+    running: int
+    waiting: int
+    kv_used_slots: int
+    kv_slots: int
+    instances: tuple[InstanceStats, ...]
+    preemptions: int
+    recomputations: int
+    prefix_queries: int
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int
+    prompt_tokens: int
+    generation_tokens: int
+    finished: Mapping[str, int]
+    """Requests that ended, by reason."""
+
+
+def max_len_of(folder: Path, wanted: int | None = None) -> int:
+    """Longest context of a model folder in tokens, or `wanted` if that is shorter.
+
+    Raises:
+        UserError: the folder has no readable config.json, or `wanted` exceeds the model's limit.
+    """
+    limit = shape_of(folder).max_tokens
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise UserError(f"--max-model-len {wanted} is not in 1..{limit}, the model's own limit")
+    return wanted or limit
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """Sizes of a model folder's model. Raises UserError where config.json does not tell them."""
+    try:
+        return ModelShape.from_config(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no usable config.json: {error}") from error
+
+
+class Engine:
+    """Owns the core, the driver and the fleet of one model. Lives in one event loop."""
+
+    def __init__(self, config: EngineConfig, fleet: Fleet, instances: int) -> None:
+        """`fleet` is not started yet; `instances` is how many workers it has.
+
+        Raises:
+            UserError: the tokenizer cannot be read.
+        """
+        self.config = config
+        self.tokenizer = Tokenizer.load(config.folder)
+        self.card = ModelCard(config.name, str(config.folder), config.max_len, int(time.time()))
+        self.core = GlobalManager(config.manager)
+        self._instances = instances
+        self._journal: Journal | None = None
+        if config.journal is not None:
+            config.journal.parent.mkdir(parents=True, exist_ok=True)
+            settings = dataclasses.asdict(config.manager)
+            meta = {"world": "live", "plait": __version__, "model": config.name, **config.meta}
+            self._journal = Journal(config.journal, settings, meta)
+        self.fleet = fleet
+        self.driver = Driver(self.core, fleet, [self._journal.append] if self._journal else [])
+        self._salt = f"{config.folder}|0|{config.manager.page}"
+        self._vocab = min(self.tokenizer.vocab_size, shape_of(config.folder).vocab)
+        self._ids = 0
+        self._prompt_tokens = 0
+
+    async def start(self) -> None:
+        """Returns when one instance is up; the others follow.
+
+        Raises:
+            PlaitError: none will ever be, and why.
+        """
+        try:
+            await self.fleet.start(self.driver)
+        except BaseException:
+            await self.close()
+            raise
+
+    def submit(self, ask: Ask) -> Stream:
+        """Begin to continue a prompt.
+
+        Raises:
+            UserError: the prompt is empty or names tokens that the model does not have.
+            TooLong: prompt and max_tokens exceed the context.
+            EngineFailure: no worker will ever come back.
+        """
+        self._validate(ask)
+        if self.driver.failure is not None:
+            raise self.driver.failure
+        self._ids += 1
+        stream = Stream(self._ids, ask, self.tokenizer, self.driver.abort)
+        timeout_ns = ask.timeout_ns
+        # A prompt whose log-probabilities are wanted is computed whole.
+        sharable = ask.sampling.prompt_logprobs is None and self.config.manager.batcher.prefix_cache
+        request = Request(
+            id=stream.id,
+            prompt_tokens=len(ask.prompt),
+            max_tokens=ask.sampling.max_tokens,
+            block_hashes=block_hashes(ask.prompt, self.config.manager.page, self._salt) if sharable else (),
+            deadline_ns=None if timeout_ns is None else self.driver.now_ns() + timeout_ns,
+            model=self.config.name,
+        )
+        self._prompt_tokens += len(ask.prompt)
+        self.driver.submit(request, stream)
+        return stream
+
+    def _validate(self, ask: Ask) -> None:
+        if not ask.prompt:
+            raise UserError("the prompt is empty; send at least one token", "prompt")
+        vocab = self._vocab
+        if not 0 <= min(ask.prompt) <= max(ask.prompt) < vocab:
+            raise UserError(f"the prompt has a token id outside 0..{vocab - 1}", "prompt")
+        total = len(ask.prompt) + ask.sampling.max_tokens
+        if total > self.card.max_model_len:
+            raise TooLong(
+                f"this model's context is {self.card.max_model_len} tokens, but the prompt has "
+                f"{len(ask.prompt)} and max_tokens asks for {ask.sampling.max_tokens}",
+                "prompt",
+            )
+
+    def health(self) -> Health:
+        """Whether work can be taken now."""
+        failure = self.driver.failure
+        ready = bool(self.core.seats) and failure is None and not self.core.draining
+        return Health(ready, self.core.draining, failure is not None, str(failure or ""))
+
+    def stats(self) -> Stats:
+        """A snapshot, for metrics and pages."""
+        ledger, seats, counts = self.core.ledger, self.core.seats, self.core.counts
+        instances = tuple(
+            InstanceStats(
+                id=i,
+                role=Role.MIXED.value,
+                state="up" if i in seats else "down",
+                running=len(seats[i].lives) if i in seats else 0,
+                kv_used=ledger.used(i) if i in seats else 0,
+                kv_slots=ledger.capacity(i) if i in seats else 0,
+            )
+            for i in range(self._instances)
+        )
+        return Stats(
+            running=sum(instance.running for instance in instances),
+            waiting=len(self.core.admission),
+            kv_used_slots=sum(instance.kv_used for instance in instances),
+            kv_slots=sum(instance.kv_slots for instance in instances),
+            instances=instances,
+            preemptions=counts.preemptions,
+            recomputations=counts.recomputations,
+            prefix_queries=counts.prefix_queries,
+            prefix_hits=counts.prefix_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self.driver.drawn_tokens,
+            finished=dict(self.driver.ends),
+        )
+
+    def drain(self) -> None:
+        """Take no new requests; those that were accepted go on."""
+        self.driver.post(Drain())
+
+    async def close(self) -> None:
+        """End everything that is left and let the workers go."""
+        self.driver.close()
+        await self.fleet.close()
+        if self._journal is not None:
+            self._journal.close()

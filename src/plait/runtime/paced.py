@@ -1,0 +1,95 @@
+"""`PacedFleet`: real workers, stated time.
+
+Several instances on a few cores are not several devices. Here workers compute each step for real,
+and its answer is delivered no earlier than a cost model says a device of its own would have taken:
+tokens real, time stated. Results obtained this way are labelled "paced".
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from plait.cost.cost import Cost
+from plait.runtime.driver import Fleet, Sink
+from plait.spec.errors import PlaitError
+from plait.spec.event import Event, StepFailed, WorkerLost
+from plait.spec.sampling import Draw, Opened
+from plait.spec.step import Step
+
+
+class PacedFleet:
+    """Wraps a fleet. One lane per instance: steps of a group start when all its lanes are free."""
+
+    def __init__(self, inner: Fleet, cost: Cost) -> None:
+        self._inner = inner
+        self._cost = cost
+        self._sink: Sink | None = None
+        self._free_s: dict[int, float] = {}
+        """Instance -> when its lane is free, in the event loop's time."""
+        self._due: dict[int, tuple[float, tuple[int, ...]]] = {}
+        """Step -> when it may be answered, and its group."""
+        self._late: dict[int, tuple[asyncio.TimerHandle, tuple[int, ...]]] = {}
+
+    async def start(self, sink: Sink) -> None:
+        """See `Fleet`."""
+        self._sink = sink
+        await self._inner.start(self)
+
+    def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
+        """See `Fleet`."""
+        now_s = asyncio.get_running_loop().time()
+        start_s = max(now_s, *(self._free_s.get(member, 0.0) for member in step.group))
+        due_s = start_s + self._cost.step_ns(step) / 1e9
+        for member in step.group:
+            self._free_s[member] = due_s
+        self._due[step.id] = (due_s, step.group)
+        self._inner.submit(step, opened)
+
+    async def close(self) -> None:
+        """See `Fleet`."""
+        for timer, _ in self._late.values():
+            timer.cancel()
+        self._late.clear()
+        await self._inner.close()
+
+    # ---- what the inner fleet says ---------------------------------------------------------------
+
+    def answered(self, step: int, draws: tuple[Draw, ...]) -> None:
+        """See `Sink`."""
+        assert self._sink is not None
+        sink = self._sink
+        self._hold(step, lambda: sink.answered(step, draws))
+
+    def post(self, event: Event) -> None:
+        """See `Sink`."""
+        assert self._sink is not None
+        sink = self._sink
+        if isinstance(event, StepFailed):
+            self._hold(event.step, lambda: sink.post(event))
+            return
+        if isinstance(event, WorkerLost):
+            self._forget(event.instance)
+        sink.post(event)
+
+    def fail(self, error: PlaitError) -> None:
+        """See `Sink`."""
+        assert self._sink is not None
+        self._sink.fail(error)
+
+    def _hold(self, step: int, deliver: Callable[[], None]) -> None:
+        """Deliver when the step is due. Steps of a lane are due in order, so answers stay in order."""
+        due_s, group = self._due.pop(step)
+
+        def now() -> None:
+            del self._late[step]
+            deliver()
+
+        self._late[step] = (asyncio.get_running_loop().call_at(due_s, now), group)
+
+    def _forget(self, instance: int) -> None:
+        """A lost instance's answers that were still held back are lost with it."""
+        for step, (timer, group) in list(self._late.items()):
+            if instance in group:
+                timer.cancel()
+                del self._late[step]
+        self._due = {step: due for step, due in self._due.items() if instance not in due[1]}
+        self._free_s.pop(instance, None)

@@ -1,0 +1,102 @@
+"""`open_engine`: from a few choices to an engine that is ready to start."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plait.cost.cost import Cost
+from plait.model.config import ModelConfig
+from plait.model.hub import resolve
+from plait.runtime.driver import Fleet
+from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
+from plait.runtime.fleet import FleetConfig, WorkerFleet
+from plait.runtime.launch import Launcher, LocalLauncher
+from plait.runtime.paced import PacedFleet
+from plait.serving.manager import ManagerConfig
+from plait.spec.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What `plait serve` was told."""
+
+    model: str
+    """Alias, hub id or folder."""
+    name: str | None = None
+    """Name that clients use; None: as `model` is spelled."""
+    threads: int = 1
+    """Threads of each worker."""
+    dtype: str = "auto"
+    """Type of weights and KV; see ModelConfig."""
+    exact: bool = False
+    """Results do not depend on batch, chunking or threads."""
+    max_len: int | None = None
+    """Longest prompt with output, in tokens; None: the model's own limit."""
+    kv_tokens: int | None = None
+    """KV slots of each instance; None: a share of the memory that is free."""
+    manager: ManagerConfig = field(default_factory=ManagerConfig)
+    journal: Path | None = None
+    """Where to write the journal; None: nowhere."""
+    cluster: str | None = None
+    """None: workers are child processes; "local" or an address: Ray starts them."""
+    pace: Cost | None = None
+    """Deliver answers no earlier than this cost model says."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """How many workers, and when one counts as lost."""
+
+
+def open_engine(config: ServeConfig) -> Engine:
+    """Put an engine together; nothing runs before its `start`.
+
+    Raises:
+        UserError: an option or the model cannot be used; the message names the next step.
+    """
+    folder = resolve(config.model)
+    page, instances = config.manager.page, config.fleet.instances
+    max_len = max_len_of(folder, config.max_len)
+    slots = config.kv_tokens or _free_slots(folder, config.dtype, instances, max_len)
+    model = ModelConfig(
+        folder=str(folder),
+        dtype=config.dtype,
+        slots=max(slots // page, 1) * page,
+        page=page,
+        exact=config.exact,
+        max_len=max_len,
+        threads=config.threads,
+    )
+    fleet: Fleet = WorkerFleet(config.fleet, model, _launcher(config))
+    if config.pace is not None:
+        fleet = PacedFleet(fleet, config.pace)
+    name = config.name or config.model
+    engine = EngineConfig(
+        folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
+    )
+    return Engine(engine, fleet, instances)
+
+
+def _launcher(config: ServeConfig) -> Launcher:
+    if config.cluster is None:
+        return LocalLauncher()
+    from plait.runtime.launch_ray import RayLauncher  # Ray is an extra
+
+    return RayLauncher(config.cluster, config.fleet.instances, config.threads)
+
+
+def _free_slots(folder: Path, dtype: str, instances: int, max_len: int) -> int:
+    """KV slots that 40 % of the free memory holds, shared by all instances; at most what 32 of the
+    longest requests need, for a larger pool only costs start-up time."""
+    shape = shape_of(folder)
+    width = 2 if dtype == "bfloat16" else 4
+    slots = int(0.4 * _free_bytes() / instances / (shape.kv_bytes_per_token / 2 * width))
+    if slots < max_len:
+        raise UserError(
+            f"free memory holds {slots} KV tokens for each of {instances} instances, less than one "
+            f"request of {max_len}: lower --max-model-len or --instances, or set --kv-tokens"
+        )
+    return min(slots, 32 * max_len)
+
+
+def _free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("cannot tell how much memory is free here: set --kv-tokens")

@@ -1,0 +1,98 @@
+"""What all routes share: the engine, the settings, the metrics, and the door that drains."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from plait.server.config import ServerConfig
+from plait.server.errors import Refusal
+from plait.server.metrics import Metrics
+from plait.spec.errors import NotFound, Overloaded, PlaitError
+
+if TYPE_CHECKING:
+    from plait.runtime.engine import Engine
+
+log = logging.getLogger("plait.server")
+KNOWN_EXTRAS = 1000
+"""Names of unknown fields that are remembered as logged."""
+
+
+class Front:
+    """One server's state; lives as long as the app."""
+
+    def __init__(self, engine: "Engine", config: ServerConfig) -> None:
+        self.engine = engine
+        self.config = config
+        self.metrics = Metrics(engine)
+        self.draining = False
+        self.in_flight = 0
+        """Requests for tokens that are being answered."""
+        self.idle = asyncio.Event()
+        """Set while there are none."""
+        self.idle.set()
+        self._logged: set[str] = set()
+
+    def enter(self) -> None:
+        """A request for tokens begins."""
+        self.in_flight += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """It is answered, or over."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
+
+    def unready(self) -> str | None:
+        """Why new work is refused; None: it is not."""
+        health = self.engine.health()
+        if self.draining or health.draining:
+            return "the server drains and takes no new requests; ask another replica"
+        if not health.ready:
+            return f"the engine is not ready: {health.reason}"
+        return None
+
+    def check_ready(self) -> None:
+        """Raises 503 when new work is refused."""
+        reason = self.unready()
+        if reason is not None:
+            raise Refusal(503, reason, self._come_back())
+
+    def check_model(self, model: str | None) -> None:
+        """The served model answers to its name and its root; no name means it too.
+
+        Raises:
+            NotFound: another model was asked for.
+        """
+        card = self.engine.card
+        if model is not None and model not in {card.name, card.root}:
+            raise NotFound(f"there is no model {model[:100]!r}; this server has {card.name!r}", "model")
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Errors of the engine as clients see them: a full queue becomes the configured status, with
+        headers that keep client libraries from asking again at once."""
+        try:
+            yield
+        except Overloaded as error:
+            if self.unready() is not None:
+                raise Refusal(503, str(error), self._come_back()) from error
+            headers = self._come_back() | {"x-should-retry": "false"}
+            raise Refusal(self.config.overload_status, str(error), headers) from error
+
+    def log_unknown(self, fields: list[str]) -> None:
+        """Unknown fields are tolerated, and logged once."""
+        for name in fields:
+            if name not in self._logged and len(self._logged) < KNOWN_EXTRAS:
+                self._logged.add(name)
+                log.warning("requests carry the field %r, which is unknown and has no effect", name[:100])
+
+    def _come_back(self) -> dict[str, str]:
+        return {"retry-after": str(self.config.retry_after_s)}
+
+
+def is_final(error: Exception) -> bool:
+    """After this error a stream ends in order, with [DONE]; after others it is cut."""
+    return isinstance(error, PlaitError) and error.status != 500

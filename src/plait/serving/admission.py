@@ -1,0 +1,159 @@
+"""`Admission`: the bounded queue, deadlines, and whether a request fits an instance.
+
+The memory test is the sorted-remaining rule of LightLLM and LoongServe (research: LoongServe 5.1):
+if rows decode in lockstep and leave when their tokens are used up, memory peaks at one of the
+moments just before a row leaves. A row whose prompt is not computed yet does not grow in lockstep,
+so it counts with the most it can ever hold.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plait.serving.ledger import KvLedger
+from plait.serving.live import Live, Seat
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionConfig:
+    """How many requests wait, and how much memory is promised."""
+
+    max_queue: int = 4096
+    """Requests that may wait; one more is refused."""
+    max_rows: int = 256
+    """Requests on one instance."""
+    bypass: int = 16
+    """Times in a row that the request at the head may be passed by younger ones that fit."""
+    look: int = 8
+    """How far behind a blocked head to look for one that fits, in requests."""
+    output_share: float = 1.0
+    """Share of their remaining tokens that requests are presumed to draw. 1: preemption never
+    happens; less: more rows at once, and recomputation when the presumption fails."""
+
+
+class Admission:
+    """Keeps the requests that wait. Oldest first; a preempted request goes before younger ones."""
+
+    def __init__(self, config: AdmissionConfig, ledger: KvLedger) -> None:
+        self.config = config
+        self._ledger = ledger
+        self._queue: deque[Live] = deque()
+        self.version = 0
+        """Changes when another request may come into an instance's view of the queue."""
+        self._deadlines: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(self._queue)
+
+    @property
+    def full(self) -> bool:
+        """No more arrivals may wait."""
+        return len(self._queue) >= self.config.max_queue
+
+    def push(self, live: Live) -> None:
+        """A new request joins at the end."""
+        live.presumed = self._ledger.whole(self._presumed(live))
+        self._queue.append(live)
+        if len(self._queue) <= 1 + self.config.look:
+            self.version += 1
+
+    def put_back(self, live: Live) -> None:
+        """A request that ran before takes its place among the older ones again."""
+        at = 0
+        while at < len(self._queue) and self._queue[at].order < live.order:
+            at += 1
+        live.presumed = self._ledger.whole(self._presumed(live))
+        self._queue.insert(at, live)
+        self.version += 1
+
+    def drop(self, live: Live) -> None:
+        """A waiting request ended."""
+        self._queue.remove(live)
+        self.version += 1
+
+    def head(self) -> Live | None:
+        """The request whose turn it is."""
+        return self._queue[0] if self._queue else None
+
+    def take(self, seat: Seat) -> Live | None:
+        """The next request that `seat` can run now, removed from the queue; None if none fits.
+
+        A request that the whole of `seat` could not hold stands in nobody's way there.
+        """
+        if len(seat.lives) >= self.config.max_rows:
+            return None
+        first: Live | None = None
+        look = self.config.look
+        for at, live in enumerate(self._queue):
+            if not self.fits_alone(seat, live):
+                continue
+            if live.presumed <= self.room(seat):
+                del self._queue[at]
+                self.version += 1
+                if first is not None:
+                    first.bypassed += 1
+                return live
+            first = first or live
+            look -= 1
+            if look < 0 or first.bypassed >= self.config.bypass:
+                break
+        seat.blocked = self.version
+        return None
+
+    def room(self, seat: Seat) -> int:
+        """Slots that one more request may come to hold on `seat`."""
+        if seat.room is None:
+            capacity = self._ledger.capacity(seat.instance)
+            seat.room = capacity - min(seat.promised, self._peak(seat))
+        return seat.room
+
+    def fits_alone(self, seat: Seat, live: Live) -> bool:
+        """Whether `live` could ever run on `seat`."""
+        return self._ledger.whole(live.longest) <= self._ledger.capacity(seat.instance)
+
+    def _presumed(self, live: Live) -> int:
+        left = live.longest - live.known + 1
+        return live.known - 1 + max(1, int(left * self.config.output_share + 0.999))
+
+    def _peak(self, seat: Seat) -> int:
+        """Slots at the worst coming moment."""
+        ledger, instance = self._ledger, seat.instance
+        lockstep: list[tuple[int, int]] = []
+        fixed, mine = 0, 0
+        for live in seat.lives.values():
+            private = ledger.private(instance, live.id)
+            mine += private
+            grown = max(0, ledger.whole(self._presumed(live)) - ledger.held(instance, live.id))
+            if live.id in seat.decoding:
+                lockstep.append((grown, private))
+            else:
+                fixed += private + grown
+        shared = ledger.used(instance) - mine
+        lockstep.sort(reverse=True)
+        peak, run = 0, 0
+        for count, (grown, private) in enumerate(lockstep, 1):
+            run += private
+            # Rows still there are at most a page ahead of lockstep, because slots come in pages.
+            peak = max(peak, run + (grown + ledger.page - 1) * count)
+        return shared + fixed + peak
+
+    def watch(self, live: Live) -> None:
+        """Remember the request's deadline, if it has one."""
+        if live.request.deadline_ns is not None:
+            heapq.heappush(self._deadlines, (live.request.deadline_ns, live.id))
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """The earliest deadline that has not passed."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def passed(self, now: int) -> list[int]:
+        """Requests whose deadline has come, earliest first."""
+        due: list[int] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            due.append(heapq.heappop(self._deadlines)[1])
+        return due

@@ -1,0 +1,196 @@
+"""`Batcher`: turns what sits on an instance into its next step.
+
+Decoding rows go first, one token each; what is left of the step's token budget goes to prompts,
+oldest first, cut into chunks. When slots run out the youngest request yields and is recomputed.
+"""
+
+from dataclasses import dataclass
+
+from plait.serving.ledger import KvLedger
+from plait.serving.live import Counts, Flight, Live, Seat
+from plait.spec.step import Row, Span, Step
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherConfig:
+    """How large steps are, and how many are in flight."""
+
+    step_tokens: int = 512
+    """Tokens that a step computes at most, decoding rows counted."""
+    depth: int = 2
+    """Steps in flight on one instance: 2 plans the next one while one runs."""
+    prefix_cache: bool = True
+    """Share the KV of equal prompt prefixes."""
+
+
+class Batcher:
+    """Builds steps. `yielded` receives requests that lost their place while a step was built."""
+
+    def __init__(self, config: BatcherConfig, ledger: KvLedger, counts: Counts, model: str = "") -> None:
+        self.config = config
+        self._ledger = ledger
+        self._counts = counts
+        self._model = model
+        self.yielded: list[Live] = []
+
+    def seat(self, seat: Seat, live: Live) -> None:
+        """Put a request on an instance, with what is known there of its prompt."""
+        page, request = self._ledger.page, live.request
+        hashes: tuple[int, ...] = ()
+        if self.config.prefix_cache and request.block_hashes:
+            # The last known token is always computed: its logits are what the first draw needs.
+            hashes = request.block_hashes[: (live.known - 1) // page]
+            hashes = hashes[: self._ledger.match(seat.instance, hashes)]
+        self._ledger.open(seat.instance, live.id, hashes)
+        live.instance, live.planned = seat.instance, len(hashes) * page
+        live.room, live.opened, live.leaving = 0, False, False
+        seat.lives[live.id] = seat.prefilling[live.id] = live
+        seat.promised += self._ledger.whole(live.longest)
+        seat.stir()
+        self._counts.prefix_queries += request.prompt_tokens
+        self._counts.prefix_hits += live.planned
+
+    def unseat(self, seat: Seat, live: Live) -> None:
+        """Take a request off its instance and give back its slots."""
+        assert live.flying == 0
+        self._ledger.release(seat.instance, live.id)
+        self.idle(seat, live)
+        live.leaving = False
+        del seat.lives[live.id]
+        seat.promised -= self._ledger.whole(live.longest)
+        seat.stir()
+        live.instance = -1
+        if live.opened:
+            seat.closed.append(live.id)
+
+    def idle(self, seat: Seat, live: Live) -> None:
+        """Issue no more steps for a request that stays for its steps in flight."""
+        seat.prefilling.pop(live.id, None)
+        seat.decoding.pop(live.id, None)
+
+    def build(self, seat: Seat, step: int) -> tuple[Step, Flight] | None:
+        """The next step of an instance, or None if nothing on it can run."""
+        rows: list[Row] = []
+        opened: list[int] = []
+        grown, again, context = self._decode(seat, rows)
+        chunks = self._prefill(seat, self.config.step_tokens - len(grown) - len(again), rows, opened)
+        lives = (*grown, *chunks, *again)
+        if not lives:
+            return None
+        made = Step(
+            id=step,
+            group=(seat.instance,),
+            rows=tuple(rows),
+            again=tuple([live.id for live in again]),
+            opened=tuple(opened),
+            closed=tuple(seat.closed),
+            context_tokens=context,
+            model=self._model,
+        )
+        seat.closed.clear()
+        return made, Flight(seat, lives)
+
+    def _decode(self, seat: Seat, rows: list[Row]) -> tuple[list[Live], list[Live], int]:
+        """One more token for every decoding row: those that get new slots, the others, and the
+        context of the latter in tokens."""
+        grown: list[Live] = []
+        again: list[Live] = []
+        context = 0
+        for live in tuple(seat.decoding.values()):
+            if live.room:
+                live.room -= 1
+                live.planned += 1
+                live.flying += 1
+                context += live.planned
+                again.append(live)
+            elif live.id in seat.decoding and self._regrow(seat, live, rows):
+                grown.append(live)
+        return grown, again, context
+
+    def _regrow(self, seat: Seat, live: Live, rows: list[Row]) -> bool:
+        """Plan one token of a decoding row that needs slots first. False: not in this step."""
+        if live.undrawn <= 0:
+            self.idle(seat, live)  # every token it may draw is in flight
+            return False
+        spans = self._own(seat, live, live.planned + 1)
+        if spans is None:
+            return False
+        row = Row(live.id, live.planned, 1, given=False, draws=True, spans=spans, master=seat.instance)
+        rows.append(row)
+        live.planned += 1
+        live.flying += 1
+        self._set_room(seat, live)
+        return True
+
+    def _prefill(self, seat: Seat, budget: int, rows: list[Row], opened: list[int]) -> list[Live]:
+        """Chunks of known tokens within the budget, oldest request first."""
+        chunks: list[Live] = []
+        for live in sorted(seat.prefilling.values(), key=lambda live: live.order):
+            count = min(budget, live.known - live.planned)
+            if count <= 0:
+                break
+            # An older row may have made this one yield.
+            if live.id in seat.prefilling and self._chunk(seat, live, count, rows, opened):
+                chunks.append(live)
+                budget -= count
+        return chunks
+
+    def _chunk(self, seat: Seat, live: Live, count: int, rows: list[Row], opened: list[int]) -> bool:
+        """Plan the next `count` known tokens of a row. False: not in this step."""
+        start = live.planned
+        spans = self._own(seat, live, start + count)
+        if spans is None:
+            return False
+        if not live.opened:
+            spans = (Span(seat.instance, 0, self._ledger.extents(seat.instance, live.id)),)
+            live.opened = True
+            opened.append(live.id)
+        live.planned += count
+        live.flying += 1
+        draws = live.planned == live.known
+        rows.append(Row(live.id, start, count, draws=draws, spans=spans, master=seat.instance))
+        if self.config.prefix_cache:
+            self._publish(seat, live, start)
+        if draws:
+            del seat.prefilling[live.id]
+            seat.decoding[live.id] = live
+            self._set_room(seat, live)
+            seat.stir()
+        return True
+
+    def _publish(self, seat: Seat, live: Live, start: int) -> None:
+        """Others may share the blocks of issued steps: the steps of an instance run in order."""
+        page, hashes = self._ledger.page, live.request.block_hashes
+        begin = start // page
+        done = hashes[begin : live.planned // page]
+        if done:
+            self._ledger.publish(seat.instance, live.id, begin, done)
+
+    def _set_room(self, seat: Seat, live: Live) -> None:
+        held = self._ledger.held(seat.instance, live.id)
+        live.room = max(0, min(held - live.planned, live.undrawn))
+
+    def _own(self, seat: Seat, live: Live, tokens: int) -> tuple[Span, ...] | None:
+        """Slots for `tokens` tokens, as the span that is new. None: not in this step.
+
+        Where there are none, the youngest request on the instance yields: the oldest one always
+        gets on, so that two requests cannot push each other out for ever.
+        """
+        first = self._ledger.held(seat.instance, live.id)
+        while (extents := self._ledger.grow(seat.instance, live.id, tokens)) is None:
+            if any(other.leaving or other.over for other in seat.lives.values()):
+                return None  # slots come back when their steps in flight are answered
+            victim = max(seat.lives.values(), key=lambda other: other.order)
+            self._counts.preemptions += 1
+            self.send_back(seat, victim)
+            if victim is live or victim.leaving:
+                return None
+        return (Span(seat.instance, first, extents),) if extents else ()
+
+    def send_back(self, seat: Seat, live: Live) -> None:
+        """A request loses its place; its slots stay pinned until its steps in flight are answered."""
+        self.idle(seat, live)
+        live.leaving = True
+        if live.flying == 0:
+            self.unseat(seat, live)
+            self.yielded.append(live)

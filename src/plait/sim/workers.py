@@ -1,0 +1,110 @@
+"""`VirtualWorkers`: instances whose steps take what a cost says and whose rows end where a trace says."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from plait.cost.cost import Cost
+from plait.sim.world import World
+from plait.spec.event import Arrived, Event, StepDone
+from plait.spec.request import Request
+from plait.spec.step import Step
+from plait.workload.journal import Core, Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request, and what nobody can know when it arrives."""
+
+    at_ns: int
+    request: Request
+    output_tokens: int
+    """Its stop token is the `output_tokens`-th that it draws; from `max_tokens` on there is none."""
+
+
+class VirtualWorkers:
+    """One compute lane per instance, which takes its steps in the order of their ids.
+
+    A step occupies the lanes of its whole group from when all of them are free. A row's length is all that is
+    kept of it, and it is kept as a worker keeps it: a described row says where it stands, a row taken again
+    goes on from there. So a request that was preempted and opened anew ends at the same token. (Nothing is
+    forgotten when a row is closed: who opens it describes it.)
+    """
+
+    def __init__(self, cost: Cost, arrivals: Iterable[Arrival]) -> None:
+        self._cost = cost
+        self._free_ns: dict[int, int] = {}
+        """Instance -> when its lane is free."""
+        self._flying: dict[int, tuple[int, ...]] = {}
+        """Step -> its group, until it is answered."""
+        self._known: dict[int, int] = {}
+        """Request -> tokens of its prompt and output so far."""
+        self._full: dict[int, int] = {}
+        """Request -> tokens known once it has drawn its stop token, for those that have one."""
+        for arrival in arrivals:
+            request = arrival.request
+            if arrival.output_tokens < request.max_tokens:
+                self._full[request.id] = request.prompt_tokens + max(arrival.output_tokens, 1)
+
+    def step_end_ns(self, step: Step, now_ns: int) -> int:
+        """See `Hands`."""
+        free_ns = self._free_ns
+        start_ns = max(now_ns, *(free_ns.get(member, 0) for member in step.group))
+        end_ns = start_ns + self._cost.step_ns(step)
+        for member in step.group:
+            free_ns[member] = end_ns
+        self._flying[step.id] = step.group
+        return end_ns
+
+    def wake_ns(self, at_ns: int, now_ns: int) -> int:
+        """See `Hands`."""
+        return max(at_ns, now_ns)
+
+    def answer(self, step: Step) -> StepDone | None:
+        """See `Hands`. Each row that draws gets one token."""
+        if self._flying.pop(step.id, None) is None:
+            return None
+        known, full = self._known, self._full
+        tokens, stopped = [], []
+        for index, row in enumerate(step.rows):
+            length = row.first + (row.count - 1) * row.stride + 1 + row.draws
+            known[row.request] = length
+            tokens.append(int(row.draws))
+            if row.draws and length == full.get(row.request):
+                stopped.append(index)
+        first = len(tokens)
+        for index, request in enumerate(step.again, start=first):
+            length = known[request] = known[request] + 1
+            if length == full.get(request):
+                stopped.append(index)
+        return StepDone(step.id, (*tokens, *(1,) * len(step.again)), tuple(stopped))
+
+    def lost(self, instance: int, now_ns: int) -> None:
+        """See `Hands`. Survivors of a broken group stay busy until the step would have ended."""
+        broken = [step for step, group in self._flying.items() if instance in group]
+        for step in broken:
+            del self._flying[step]
+        self._free_ns[instance] = now_ns
+
+
+def run(
+    core: Core,
+    arrivals: Iterable[Arrival],
+    cost: Cost,
+    *,
+    events: Iterable[tuple[int, Event]] = (),
+    observers: Iterable[Observer] = (),
+    until_ns: int | None = None,
+) -> int:
+    """Serve `arrivals` in virtual time; returns the number of events handled.
+
+    Args:
+        core: what is simulated, fresh.
+        arrivals: the requests; they follow `events` where times are equal.
+        cost: of each step.
+        events: (time, event) of everything else from outside: WorkerUp of each instance, faults, aborts.
+        observers: see every call of the core, in order.
+        until_ns: end before the first event after this time; None: when nothing is left to happen.
+    """
+    arrivals = list(arrivals)
+    inputs: list[tuple[int, Event]] = [*events, *((a.at_ns, Arrived(a.request)) for a in arrivals)]
+    return World(core, VirtualWorkers(cost, arrivals), tuple(observers)).run(inputs, until_ns)

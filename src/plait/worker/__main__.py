@@ -1,0 +1,7 @@
+"""`python -m plait.worker`."""
+
+import sys
+
+from plait.worker.process import main
+
+sys.exit(main())

@@ -1,0 +1,99 @@
+"""`Line`: a worker's end of its connection to the driver, served by one thread of its own."""
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+
+from plait.worker.config import WorkerConfig
+from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Message, Order, Quit
+
+
+class Line:
+    """Brings orders in and messages out. Only its thread touches the socket.
+
+        driver ==socket==> thread --orders--> compute lane --outbox, waker--> thread ==socket==> driver
+
+    It gives signs of life while the compute lane works, and calls `orphaned` when the parent is gone
+    (stdin closes), so that no worker outlives its driver.
+    """
+
+    def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
+        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        """Orders in the order of their ids; None: there will be no more."""
+        self._config = config
+        self._orphaned = orphaned
+        self._codec = Codec(bytes.fromhex(config.secret))
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._wakeup, self._waker = os.pipe()
+        self._thread = threading.Thread(target=self._serve, name="line", daemon=True)
+
+    def start(self) -> None:
+        """Connect, read orders and give signs of life from now on."""
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        """Send a message after those handed over before."""
+        self._outbox.put(message)
+        os.write(self._waker, b".")
+
+    def close(self) -> None:
+        """Send what is left, then disconnect."""
+        self._outbox.put(None)
+        os.write(self._waker, b".")
+        self._thread.join(timeout=5)
+
+    def _serve(self) -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self._config.identity)
+        socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_FRAME_BYTES)
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.connect(self._config.address)
+        try:
+            self._pump(socket)
+        finally:
+            socket.close()
+            context.term()
+
+    def _pump(self, socket: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        for source in (socket, self._wakeup, sys.stdin.fileno()):
+            poller.register(source, zmq.POLLIN)
+        beat_s = self._config.beat_ns / 1e9
+        next_beat = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= next_beat:
+                socket.send(self._codec.encode(Beat()))
+                next_beat = now + beat_s
+            ready = dict(poller.poll(max(1, int((next_beat - now) * 1000))))
+            if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
+                self._orphaned()
+            if self._wakeup in ready and not self._flush(socket):
+                return
+            if socket in ready:
+                self._receive(socket)
+
+    def _flush(self, socket: zmq.Socket[bytes]) -> bool:
+        """Send all that waits. False: close was asked for."""
+        os.read(self._wakeup, 4096)
+        with contextlib.suppress(queue.Empty):
+            while (message := self._outbox.get_nowait()) is not None:
+                socket.send(self._codec.encode(message))
+            return False
+        return True
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                message = self._codec.decode(socket.recv(zmq.NOBLOCK))
+                if isinstance(message, Order):
+                    self.orders.put(message)
+                elif isinstance(message, Quit):
+                    self.orders.put(None)

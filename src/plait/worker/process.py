@@ -1,0 +1,70 @@
+"""The life of a worker process: load, say hello, carry out orders one after another, leave."""
+
+import logging
+import os
+import sys
+import time
+
+from plait.kernels.choice import choose
+from plait.model.model import Model
+from plait.spec.errors import PlaitError
+from plait.worker.config import WorkerConfig
+from plait.worker.executor import Executor, StepFault
+from plait.worker.line import Line
+from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
+
+log = logging.getLogger(__name__)
+
+ORPHANED = 3
+"""Exit status of a worker whose driver is gone."""
+
+
+def serve(config: WorkerConfig) -> int:
+    """Run one instance until the driver lets it go; returns the exit status."""
+    line = Line(config, orphaned=lambda: os._exit(ORPHANED))
+    line.start()
+    try:
+        model = Model(config.model)
+    except PlaitError as error:
+        # A model that can never be served: starting again would not help, so say why instead.
+        line.send(Refusal(str(error)))
+        line.close()
+        return 2
+    executor = Executor(model, config.instance)
+    line.send(Hello(slots=config.model.slots, kernels=choose().why))
+    while (order := line.orders.get()) is not None:
+        line.send(_carry_out(executor, order))
+    line.close()
+    return 0
+
+
+def _carry_out(executor: Executor, order: Order) -> Answer | Fault:
+    begin = time.monotonic_ns()
+    try:
+        draws = executor.run(order.step, order.opened)
+    except StepFault as fault:
+        log.exception("step %d failed", order.step.id)
+        return Fault(order.step.id, str(fault))
+    return Answer(order.step.id, draws, time.monotonic_ns() - begin)
+
+
+def main() -> int:
+    """`python -m plait.worker`: the configuration is the first line of stdin."""
+    config = WorkerConfig.from_line(_first_line())
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s worker {config.instance}.{config.epoch} %(levelname)s %(message)s",
+    )
+    return serve(config)
+
+
+def _first_line() -> bytes:
+    """Read unbuffered: what follows on stdin is for `Line` to watch."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(sys.stdin.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)

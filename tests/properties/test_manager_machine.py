@@ -1,0 +1,218 @@
+"""Random events against `GlobalManager`, its steps carried out on paper by `Shadow`."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from plait.serving.admission import AdmissionConfig
+from plait.serving.batcher import BatcherConfig
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.command import End, Token, Wake
+from plait.spec.event import (
+    Aborted,
+    Arrived,
+    Drain,
+    StepFailed,
+    Stopped,
+    Woken,
+    WorkerLost,
+    WorkerUp,
+)
+from plait.spec.request import REFUSALS, EndReason, Request
+from plait.spec.step import Step
+from tests.properties.shadow import Shadow
+
+EOS = 7
+WHOLE = bool(os.environ.get("PLAIT_TEST_ALL"))
+
+
+class ManagerMachine(RuleBasedStateMachine):
+    """Rules are facts from outside and answers of workers; invariants hold after every event."""
+
+    @initialize(
+        page=st.sampled_from([1, 2, 4, 16]),
+        depth=st.sampled_from([1, 2, 3]),
+        step_tokens=st.sampled_from([3, 8, 40]),
+        share=st.sampled_from([0.1, 0.5, 1.0]),
+        max_queue=st.sampled_from([3, 1000]),
+        prefix_cache=st.booleans(),
+    )
+    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache):
+        self.page = page
+        self.share = share
+        self.manager = GlobalManager(
+            ManagerConfig(
+                page=page,
+                admission=AdmissionConfig(max_queue=max_queue, max_rows=6, bypass=2, output_share=share),
+                batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
+            )
+        )
+        self.shadow = Shadow(EOS)
+        self.now = 0
+        self.epochs = {}
+        self.epoch = 1
+        self.requests = {}
+        self.drawn = {}
+        self.ends = {}
+        self.wakes = []
+        self.next_id = 0
+        self.faults = 0
+        self.send(WorkerUp(0, 1, 64))
+        self.epochs[0] = 1
+        self.shadow.up(0, 64)
+
+    def send(self, event):
+        self.now += 1
+        if isinstance(event, WorkerUp):
+            self.shadow.up(event.instance, event.slots)
+        before = {r: len(t) for r, t in self.shadow.tokens.items()}
+        for command in self.manager.handle(event, self.now):
+            if isinstance(command, Step):
+                self.shadow.submit(command)
+            elif isinstance(command, Token):
+                for request in command.requests:
+                    assert request not in self.ends, "a token after the end"
+                    self.drawn[request] += 1
+            elif isinstance(command, End):
+                assert command.request not in self.ends, "ended twice"
+                self.ends[command.request] = command
+                self.check_end(command)
+            elif isinstance(command, Wake):
+                self.wakes.append(command)
+        assert before == {r: len(t) for r, t in self.shadow.tokens.items()}
+        self.manager.check()
+
+    def check_end(self, end):
+        request = self.requests[end.request]
+        assert end.tokens <= self.drawn[end.request] <= request.max_tokens
+        if end.reason is EndReason.LENGTH:
+            assert end.tokens == request.max_tokens
+        if end.reason in REFUSALS:
+            assert end.tokens == 0
+        if end.reason is EndReason.TOO_LONG:
+            assert request.prompt_tokens + request.max_tokens > 30
+
+    @rule(
+        family=st.integers(0, 2),
+        length=st.integers(1, 40),
+        max_tokens=st.integers(1, 30),
+        deadline=st.one_of(st.none(), st.integers(1, 60)),
+    )
+    def arrive(self, family, length, max_tokens, deadline):
+        tokens = [(family * 31 + at * 7) % 50 for at in range(length)]
+        hashes = tuple(hash((family, tuple(tokens[:end]))) for end in range(self.page, length + 1, self.page))
+        deadline_ns = None if deadline is None else self.now + deadline
+        request = Request(self.next_id, length, max_tokens, hashes, deadline_ns)
+        self.next_id += 1
+        self.requests[request.id], self.drawn[request.id] = request, 0
+        self.shadow.tokens[request.id] = tokens
+        self.send(Arrived(request))
+
+    @rule(data=st.data())
+    def answer(self, data):
+        busy = sorted(i for i, at in self.shadow.instances.items() if at.inbox)
+        if busy:
+            self.finish(data.draw(st.sampled_from(busy)))
+
+    def finish(self, instance):
+        if self.shadow.broken(instance):
+            self.send(StepFailed(self.shadow.fail(instance).id, "row forgotten"))
+        else:
+            self.send(self.shadow.execute(instance))
+
+    @rule(data=st.data())
+    def answer_many(self, data):
+        for _ in range(data.draw(st.integers(2, 25))):
+            self.answer(data)
+
+    @rule(data=st.data())
+    def fail_step(self, data):
+        busy = sorted(i for i, at in self.shadow.instances.items() if at.inbox)
+        if busy:
+            self.faults += 1
+            self.send(StepFailed(self.shadow.fail(data.draw(st.sampled_from(busy))).id, "made to fail"))
+
+    @rule(data=st.data())
+    def abort(self, data):
+        if self.manager.lives:
+            self.send(Aborted(data.draw(st.sampled_from(sorted(self.manager.lives)))))
+
+    @rule(request=st.integers(0, 5))
+    def abort_unknown(self, request):
+        if request not in self.manager.lives:
+            self.send(Aborted(request))
+
+    @rule(data=st.data())
+    def stop(self, data):
+        able = sorted(r for r in self.manager.lives if self.drawn[r])
+        if able:
+            request = data.draw(st.sampled_from(able))
+            count = data.draw(st.integers(1, self.drawn[request]))
+            self.send(Stopped(request, count))
+            assert self.ends[request].tokens == count
+
+    @rule()
+    def wake(self):
+        if self.wakes:
+            wake = min(self.wakes, key=lambda w: w.at_ns)
+            self.wakes.remove(wake)
+            self.now = max(self.now, wake.at_ns)
+            self.send(Woken(wake.at_ns))
+
+    @rule(instance=st.integers(0, 2), slots=st.sampled_from([48, 64, 100]))
+    def worker_up(self, instance, slots):
+        if instance not in self.epochs:
+            self.epoch += 1
+            self.epochs[instance] = self.epoch
+            self.send(WorkerUp(instance, self.epochs[instance], slots))
+
+    @precondition(lambda self: len(self.epochs) > 1)
+    @rule(data=st.data())
+    def worker_lost(self, data):
+        instance = data.draw(st.sampled_from(sorted(self.epochs)))
+        self.faults += 1
+        del self.shadow.instances[instance]
+        self.send(WorkerLost(instance, self.epochs.pop(instance)))
+
+    @precondition(lambda self: self.next_id > 20)
+    @rule()
+    def drain(self):
+        self.send(Drain())
+
+    @invariant()
+    def no_preemption_without_overcommitment(self):
+        if getattr(self, "manager", None) and self.share == 1.0 and not self.faults:
+            assert self.manager.counts.preemptions == 0
+
+    def teardown(self):
+        """Everything still open comes to an end, and nothing is left behind."""
+        if not hasattr(self, "manager"):
+            return
+        if not self.epochs:
+            self.epochs[0] = 99
+            self.send(WorkerUp(0, 99, 100))
+        limit = 20_000
+        while any(at.inbox for at in self.shadow.instances.values()):
+            limit -= 1
+            assert limit, "no end in sight"
+            for instance in sorted(self.shadow.instances):
+                if self.shadow.instances[instance].inbox:
+                    self.finish(instance)
+        for request in sorted(self.manager.lives):
+            # only what fits no instance that is still up may be left
+            slots = max(self.manager.ledger.capacity(i) for i in self.epochs)
+            assert self.manager.ledger.whole(self.manager.lives[request].longest) > slots
+            self.send(Aborted(request))
+        assert self.manager.quiet, "something is left at quiescence"
+        assert set(self.ends) == set(self.requests), "a request without an end"
+
+
+ManagerMachine.TestCase.settings = settings(
+    max_examples=400 if WHOLE else 40,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestManager = ManagerMachine.TestCase
