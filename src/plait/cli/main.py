@@ -7,6 +7,7 @@ from rich.console import Console
 
 from plait import __version__
 from plait.cli.bench import bench
+from plait.cli.chat import chat
 from plait.cli.demo import demo
 from plait.cli.pull import pull
 from plait.cli.replay import replay
@@ -36,6 +37,7 @@ def root(
 
 app.command()(serve)
 app.command()(pull)
+app.command()(chat)
 app.command()(demo)
 app.command()(simulate)
 app.command()(replay)

@@ -2,61 +2,99 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
-from plait.client.endpoint import EndpointConfig
 from plait.client.sse import SseParser
-from plait.spec.errors import ServiceError
+from plait.spec.errors import ServiceError, UserError
+
+CONNECT_S = 5.0
 
 Message = Mapping[str, str]
 """`role` and `content`."""
 
 
-async def chat(
-    config: EndpointConfig, messages: Sequence[Message], max_tokens: int | None = None
-) -> AsyncIterator[str]:
-    """Yields the answer as it comes.
+@dataclass(frozen=True, slots=True)
+class ChatConfig:
+    """Which server, and how it is asked."""
+
+    url: str
+    """Root of the server, with or without /v1."""
+    model: str | None = None
+    """None: the first that the server names."""
+    api_key: str = ""
+    max_tokens: int | None = None
+    """Most tokens of an answer; None: as the server likes."""
+    temperature: float | None = None
+    """0: always the likeliest token; None: as the server likes."""
+
+    @property
+    def base(self) -> str:
+        """The URL that routes are appended to."""
+        return self.url.rstrip("/").removesuffix("/v1") + "/v1"
+
+
+async def first_model(config: ChatConfig) -> str:
+    """Name of the first model that the server has.
 
     Raises:
-        ServiceError: the server cannot be reached, refuses, or breaks off; the message says which.
+        UserError: it cannot be reached or refuses.
     """
-    body = {
-        "model": config.model,
-        "messages": list(messages),
-        "temperature": config.temperature,
-        "stream": True,
-    }
-    if max_tokens is not None:
-        body["max_tokens"] = max_tokens
-    headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-    timeout = aiohttp.ClientTimeout(total=config.timeout_s)
-    url = f"{config.base}/chat/completions"
+    async with _session(config) as session, session.get(f"{config.base}/models") as reply:
+        if reply.status != 200:
+            raise UserError(_refusal(await reply.text(), reply.status))
+        return str((await reply.json())["data"][0]["id"])
+
+
+async def answer(config: ChatConfig, messages: Sequence[Message]) -> AsyncIterator[str]:
+    """Yields the answer to a conversation as it comes.
+
+    Raises:
+        UserError: the server cannot be reached or refuses.
+        ServiceError: the answer breaks off.
+    """
+    wishes = {"max_completion_tokens": config.max_tokens, "temperature": config.temperature}
+    body: dict[str, Any] = {"model": config.model, "messages": list(messages), "stream": True}
+    body |= {name: value for name, value in wishes.items() if value is not None}
+    async with (
+        _session(config) as session,
+        session.post(f"{config.base}/chat/completions", json=body) as reply,
+    ):
+        if reply.status != 200:
+            raise UserError(_refusal(await reply.text(), reply.status))
+        parser = SseParser()
+        async for data in reply.content.iter_any():
+            for event in parser.feed(data):
+                if event.data == "[DONE]":
+                    return
+                yield _text(event.data)
+    raise ServiceError("the server closed the connection before the answer was complete")
+
+
+@asynccontextmanager
+async def _session(config: ChatConfig) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(url, json=body, headers=headers) as response,
-        ):
-            if response.status != 200:
-                raise ServiceError(f"{url} answers {response.status}: {_message(await response.text())}")
-            parser = SseParser()
-            async for data in response.content.iter_any():
-                for event in parser.feed(data):
-                    if event.data != "[DONE]":
-                        yield _text(event.data)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise ServiceError(f"cannot chat with {config.base}: {error or type(error).__name__}") from error
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+            yield session
+    except aiohttp.ClientConnectionError as error:
+        raise UserError(f"cannot reach {config.url} ({error}); start one with `plait serve MODEL`") from error
 
 
 def _text(data: str) -> str:
     chunk = json.loads(data)
     if error := chunk.get("error"):
-        raise ServiceError(f"the answer broke off: {error.get('message', error)}")
+        raise ServiceError(f"the answer broke off: {error['message']}")
     return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
 
 
-def _message(body: str) -> str:
+def _refusal(text: str, status: int) -> str:
+    """What an error body says, of our server or of another."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        return f"{json.loads(text)['error']['message']} (HTTP {status})"
     except (ValueError, KeyError, TypeError):
-        return body[:200]
+        return f"the server answered HTTP {status}; is it an OpenAI-compatible server?"

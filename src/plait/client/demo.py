@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plait.client.chat import chat
+from plait.client.chat import ChatConfig, answer
 from plait.client.endpoint import EndpointConfig
 from plait.client.load import LoadConfig, generate
 from plait.client.report import Exchange, write_report
@@ -61,7 +61,7 @@ async def run_demo(
     """Serve, ask, load, stop, report. `say` gets lines for a person, `done` each finished request.
 
     Raises:
-        ServiceError: the server does not start or a question is not answered.
+        ServiceError: the server does not start or an answer breaks off.
     """
     config.out.mkdir(parents=True, exist_ok=True)
     async with _server(config) as url:
@@ -91,11 +91,11 @@ def _report(
 
 
 async def _ask(config: DemoConfig, url: str, question: str, say: Callable[[str], None]) -> Exchange:
+    target = ChatConfig(url, config.model, max_tokens=config.answer_tokens, temperature=0.0)
     messages = [{"role": "user", "content": question}]
-    endpoint = EndpointConfig(url, config.model)
-    answer = "".join([text async for text in chat(endpoint, messages, config.answer_tokens)])
-    say(f"  Q: {question}\n  A: {answer.strip()}")
-    return Exchange(question, answer.strip())
+    text = "".join([part async for part in answer(target, messages)]).strip()
+    say(f"  Q: {question}\n  A: {text}")
+    return Exchange(question, text)
 
 
 @contextlib.asynccontextmanager
