@@ -48,6 +48,7 @@ async def test_a_failed_stream_raises(site):
     site.engine.fleet.hold_after = 1
     async with openai.AsyncOpenAI(base_url=site.url + "/v1", api_key="k", max_retries=0) as client:
         chunks = await client.chat.completions.create(model="tiny", messages=HI, stream=True)
+        await anext(aiter(chunks))
+        site.engine.fleet.die()
         with pytest.raises(openai.APIError, match="worker"):
-            async for _ in chunks:
-                site.engine.fleet.die()
+            _ = [chunk async for chunk in chunks]
