@@ -1,10 +1,18 @@
 """Random events against `GlobalManager`, its steps carried out on paper by `Shadow`."""
 
-import os
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
+from hypothesis import seed as fixed
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
@@ -23,9 +31,9 @@ from plait.spec.event import (
 from plait.spec.request import REFUSALS, EndReason, Request
 from plait.spec.step import Step
 from tests.properties.shadow import Shadow
+from tests.scale import scaled, seed
 
 EOS = 7
-WHOLE = bool(os.environ.get("PLAIT_TEST_ALL"))
 
 
 class ManagerMachine(RuleBasedStateMachine):
@@ -209,10 +217,32 @@ class ManagerMachine(RuleBasedStateMachine):
         assert set(self.ends) == set(self.requests), "a request without an end"
 
 
-ManagerMachine.TestCase.settings = settings(
-    max_examples=400 if WHOLE else 40,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestManager = ManagerMachine.TestCase
+def test_random_events():
+    """At least 10,000 events with PLAIT_TEST_ALL=1, and everything that can happen among them."""
+    seen = Counter()
+
+    class Counting(ManagerMachine):
+        def teardown(self):
+            super().teardown()
+            if hasattr(self, "manager"):
+                seen["events"] += self.now
+                seen["preemptions"] += self.manager.counts.preemptions
+                seen["recomputations"] += self.manager.counts.recomputations
+                seen["prefix hits"] += self.manager.counts.prefix_hits
+                seen.update(end.reason for end in self.ends.values())
+
+    chosen = settings(
+        max_examples=scaled(800),
+        stateful_step_count=60,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
+    print(dict(seen))
+    assert seen["events"] >= scaled(10_000)
+    assert seen["preemptions"]
+    assert seen["recomputations"]
+    assert seen["prefix hits"]
+    if scaled(2) == 2:
+        assert all(seen[reason] for reason in EndReason), "an ending that never came"

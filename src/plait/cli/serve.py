@@ -20,51 +20,69 @@ from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
 
+Model = Annotated[str, typer.Argument(help="A model folder, a hub id, or an alias of `plait pull`.")]
+Name = Annotated[str | None, typer.Option("--served-model-name", help="Name for clients; without it, MODEL.")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: any free one.")]
+ApiKey = Annotated[
+    list[str] | None, typer.Option(help="Accepted key, may be repeated; or set PLAIT_API_KEY.")
+]
+Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="No bit of an answer depends on batching, chunking or threads.")
+]
+MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt with output, in tokens.")]
+KvTokens = Annotated[
+    int | None, typer.Option(min=1, help="KV tokens of each instance; without it, by free memory.")
+]
+Page = Annotated[int, typer.Option(min=1, help="Tokens in a KV page.")]
+StepTokens = Annotated[int, typer.Option(min=1, help="Tokens that one step computes at most.")]
+Depth = Annotated[int, typer.Option(min=1, help="Steps in flight on an instance.")]
+MaxRows = Annotated[int, typer.Option(min=1, help="Requests on one instance.")]
+MaxQueue = Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")]
+OutputShare = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Share of max_tokens that requests are presumed to use.")
+]
+PrefixCache = Annotated[bool, typer.Option(help="Share the KV of equal prompt prefixes.")]
+OverloadStatus = Annotated[int, typer.Option(help="Answer to a full queue: 503, 429 or 529.")]
+RateLimit = Annotated[int | None, typer.Option(min=1, help="Requests a minute for each API key.")]
+Timeout = Annotated[float | None, typer.Option(min=0.001, help="Seconds for requests that name no timeout.")]
+Drain = Annotated[float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")]
+Journal = Annotated[Path | None, typer.Option(help="Write every event and command to this file.")]
+Cluster = Annotated[str | None, typer.Option(help="Start workers with Ray: local, or a cluster's address.")]
+Pace = Annotated[
+    str | None, typer.Option(help="Answer no earlier than this cost file says; results are 'paced'.")
+]
+
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A model folder, a hub id, or an alias of `plait pull`.")],
-    name: Annotated[
-        str | None, typer.Option("--served-model-name", help="Name for clients; without it, MODEL.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: any free one.")] = 8000,
-    api_key: Annotated[
-        list[str] | None, typer.Option(help="Accepted key, may be repeated; or set PLAIT_API_KEY.")
-    ] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    exact: Annotated[
-        bool, typer.Option("--exact", help="No bit of an answer depends on batching, chunking or threads.")
-    ] = False,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest prompt with output, in tokens.")] = None,
-    kv_tokens: Annotated[
-        int | None, typer.Option(min=1, help="KV tokens of each instance; without it, by free memory.")
-    ] = None,
-    page: Annotated[int, typer.Option(min=1, help="Tokens in a KV page.")] = 16,
-    step_tokens: Annotated[int, typer.Option(min=1, help="Tokens that one step computes at most.")] = 512,
-    depth: Annotated[int, typer.Option(min=1, help="Steps in flight on an instance.")] = 2,
-    max_rows: Annotated[int, typer.Option(min=1, help="Requests on one instance.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 4096,
-    output_share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of max_tokens that requests are presumed to use.")
-    ] = 1.0,
-    prefix_cache: Annotated[bool, typer.Option(help="Share the KV of equal prompt prefixes.")] = True,
-    overload_status: Annotated[int, typer.Option(help="Answer to a full queue: 503, 429 or 529.")] = 503,
-    rate_limit: Annotated[int | None, typer.Option(min=1, help="Requests a minute for each API key.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds for requests that name no timeout.")
-    ] = None,
-    drain: Annotated[
-        float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")
-    ] = 30.0,
-    journal: Annotated[Path | None, typer.Option(help="Write every event and command to this file.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Start workers with Ray: local, or a cluster's address.")
-    ] = None,
-    pace: Annotated[
-        str | None, typer.Option(help="Answer no earlier than this cost file says; results are 'paced'.")
-    ] = None,
+    model: Model,
+    name: Name = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    instances: Instances = 1,
+    threads: Threads = 1,
+    dtype: Dtype = "auto",
+    exact: Exact = False,
+    max_model_len: MaxModelLen = None,
+    kv_tokens: KvTokens = None,
+    page: Page = 16,
+    step_tokens: StepTokens = 512,
+    depth: Depth = 2,
+    max_rows: MaxRows = 256,
+    max_queue: MaxQueue = 4096,
+    output_share: OutputShare = 1.0,
+    prefix_cache: PrefixCache = True,
+    overload_status: OverloadStatus = 503,
+    rate_limit: RateLimit = None,
+    timeout: Timeout = None,
+    drain: Drain = 30.0,
+    journal: Journal = None,
+    cluster: Cluster = None,
+    pace: Pace = None,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
