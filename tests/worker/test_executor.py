@@ -16,7 +16,7 @@ PROMPT = tuple(range(40, 60))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return Model(ModelConfig(str(tiny_folder(tmp_path_factory.mktemp("m"))), slots=512))
+    return Model(ModelConfig(str(tiny_folder(tmp_path_factory.mktemp("m"))), slots=512, exact=True))
 
 
 @pytest.fixture
