@@ -14,7 +14,7 @@ install: $(VENV)/.dev  ## everything a developer needs, in .venv
 $(VENV)/.engine: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) scikit-build-core nanobind
-	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine

@@ -179,7 +179,7 @@ void take_block(const AttendArgs& a, Head& head, const T* const* keys, const T* 
 template <class T>
 void finish(const AttendArgs& a, const Head& head, int64_t token, int64_t h) {
   T* out = static_cast<T*>(a.out) + (token * a.heads + h) * a.size;
-  const bool any = head.sum > 0;
+  const bool any = head.sum != 0;  // what is not a number stays so
   for (int64_t d = 0; d < a.size; d++) put(out + d, any ? head.out[d] / head.sum : 0.f);
   a.lse[token * a.heads + h] = any ? head.best + std::log(head.sum) : -INFINITY;
 }

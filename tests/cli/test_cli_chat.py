@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from plait.cli import chat
+from plait.client.chat import ChatConfig
 from plait.server.config import ServerConfig
 from plait.spec.errors import ServiceError, UserError
 from tests.server.conftest import Site, serving
@@ -21,10 +22,8 @@ async def site(tmp_path):
         yield site
 
 
-def peer(site: Site, **changes) -> chat.Peer:
-    return chat.Peer(
-        **({"url": site.url, "key": "k", "model": None, "max_tokens": 5, "temperature": 0} | changes)
-    )
+def peer(site: Site, **changes) -> ChatConfig:
+    return ChatConfig(**({"url": site.url, "api_key": "k", "max_tokens": 5, "temperature": 0} | changes))
 
 
 async def expected(site: Site, messages: list) -> str:
@@ -54,7 +53,7 @@ async def test_a_conversation_is_remembered(site, capsys, monkeypatch):
 
 async def test_a_wrong_key_is_told(site):
     with pytest.raises(UserError, match="valid API key"):
-        await chat._talk(peer(site, key="x"), [], "hi", as_json=False)
+        await chat._talk(peer(site, api_key="x"), [], "hi", as_json=False)
 
 
 async def test_an_answer_that_breaks_off_is_an_error(site):
@@ -69,7 +68,7 @@ async def test_an_answer_that_breaks_off_is_an_error(site):
 
 
 async def test_no_server_says_what_to_do():
-    nowhere = chat.Peer("http://127.0.0.1:1", None, None, None, None)
+    nowhere = ChatConfig("http://127.0.0.1:1")
     with pytest.raises(UserError, match="plait serve"):
         await chat._talk(nowhere, [], "hi", as_json=False)
 

@@ -129,12 +129,13 @@ async def test_an_open_loop_does_not_wait_for_answers():
 
 
 async def test_a_server_that_is_not_there_or_refuses_is_an_error_at_once():
-    nowhere = EndpointConfig(f"http://127.0.0.1:{unused_port()}", "tiny")
-    with pytest.raises(ServiceError, match="cannot reach"):
-        await generate(LoadConfig(nowhere), ROWS)
-    async with serving(Peer(fault="wrong model")) as config:
-        with pytest.raises(UserError, match="no such model; check --model"):
-            await generate(config, ROWS)
+    for chat in (False, True):
+        nowhere = EndpointConfig(f"http://127.0.0.1:{unused_port()}", "tiny", chat)
+        with pytest.raises(ServiceError, match="cannot reach"):
+            await generate(LoadConfig(nowhere), ROWS)
+        async with serving(Peer(fault="wrong model"), chat=chat) as config:
+            with pytest.raises(UserError, match="no such model; check"):
+                await generate(config, ROWS)
 
 
 def test_prompts_repeat_and_share_what_their_hashes_share():

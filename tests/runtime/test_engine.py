@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -22,6 +24,20 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 FLEET = FleetConfig(instances=1, pause_ns=1_000_000, silence_ns=3_000_000_000)
 
 
+@pytest.fixture(
+    scope="module", params=["processes", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+)
+def cluster(request):
+    """Every test runs on child processes and on Ray."""
+    if request.param == "processes":
+        yield None
+        return
+    ray = pytest.importorskip("ray", reason="needs the cluster extra")
+    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    yield "local"
+    ray.shutdown()
+
+
 @contextlib.asynccontextmanager
 async def engine_of(folder, instances=1, **changes):
     fleet = changes.pop("fleet", replace(FLEET, instances=instances))
@@ -30,10 +46,22 @@ async def engine_of(folder, instances=1, **changes):
     await engine.start()
     try:
         yield engine
-        while not engine.core.quiet:  # void steps are still in flight; bounded by the test's timeout
-            await asyncio.sleep(0.001)
+        await until(engine, lambda: engine.core.quiet)  # void steps may still be in flight
     finally:
         await engine.close()
+
+
+async def until(engine, holds):
+    """Wait for a call of the core after which this holds; the test's own timeout bounds it."""
+    seen = asyncio.Event()
+
+    def look(*_):
+        if holds():
+            seen.set()
+
+    engine.driver.observers.append(look)
+    look()
+    await seen.wait()
 
 
 async def collect(stream):
@@ -55,8 +83,8 @@ async def answers(engine, count, sampling=GREEDY):
     return [tokens for _, tokens, _ in await asyncio.gather(*(collect(s) for s in streams))]
 
 
-async def test_a_request_goes_through(tiny_llama):
-    async with engine_of(tiny_llama) as engine:
+async def test_a_request_goes_through(tiny_llama, cluster):
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
         stream = engine.submit(Ask(prompt(1), GREEDY))
         text, tokens, last = await collect(stream)
         assert len(tokens) == 12
@@ -71,9 +99,9 @@ async def test_a_request_goes_through(tiny_llama):
         assert stats.kv_used_slots == 0
 
 
-async def test_batch_composition_changes_no_stream(tiny_llama):
+async def test_batch_composition_changes_no_stream(tiny_llama, cluster):
     sampled = replace(GREEDY, temperature=1.0, max_tokens=20)
-    async with engine_of(tiny_llama) as engine:
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
         together = await answers(engine, 12, sampled)
         alone = [
             (await collect(engine.submit(Ask(prompt(n), replace(sampled, seed=n)))))[1] for n in range(12)
@@ -84,14 +112,14 @@ async def test_batch_composition_changes_no_stream(tiny_llama):
         admission=AdmissionConfig(output_share=0.05),
         batcher=BatcherConfig(step_tokens=7, depth=1, prefix_cache=False),
     )
-    async with engine_of(tiny_llama, manager=small, kv_tokens=120) as engine:
+    async with engine_of(tiny_llama, cluster=cluster, manager=small, kv_tokens=120) as engine:
         assert await answers(engine, 12, sampled) == together
         assert engine.core.counts.preemptions > 0
 
 
-async def test_a_killed_worker_loses_nothing(tiny_llama):
+async def test_a_killed_worker_loses_nothing(tiny_llama, cluster):
     long = replace(GREEDY, max_tokens=120)
-    async with engine_of(tiny_llama, instances=2) as engine:
+    async with engine_of(tiny_llama, cluster=cluster, instances=2) as engine:
         expected = await answers(engine, 8, long)
         streams = [engine.submit(Ask(prompt(n), replace(long, seed=n))) for n in range(8)]
         first = await anext(aiter(streams[0]))
@@ -102,21 +130,20 @@ async def test_a_killed_worker_loses_nothing(tiny_llama):
         got = [tokens for _, tokens, _ in rest]
         assert [list(first.tokens) + got[0], *got[1:]] == expected
         assert engine.core.counts.recomputations > 0
-        while victim.epoch == epoch or not victim.up:  # bounded by the test's timeout
-            await asyncio.sleep(0.01)
+        await until(engine, lambda: victim.epoch > epoch and victim.up)
         assert await answers(engine, 8, long) == expected
 
 
-async def test_a_silent_worker_is_replaced(tiny_llama):
+async def test_a_silent_worker_is_replaced(tiny_llama, cluster):
     long = replace(GREEDY, max_tokens=60)
-    async with engine_of(tiny_llama, instances=2) as engine:
+    async with engine_of(tiny_llama, cluster=cluster, instances=2) as engine:
         expected = await answers(engine, 4, long)
         os.kill(engine.fleet.members[1].pid, signal.SIGSTOP)
         assert await answers(engine, 4, long) == expected
 
 
-async def test_stop_strings_and_stop_tokens(tiny_llama):
-    async with engine_of(tiny_llama) as engine:
+async def test_stop_strings_and_stop_tokens(tiny_llama, cluster):
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
         free = replace(GREEDY, max_tokens=40, temperature=1.0, seed=3)
         text, tokens, _ = await collect(engine.submit(Ask(prompt(2), free)))
         stop = next(text[at : at + 2] for at in range(3, len(text)) if "\ufffd" not in text[at : at + 2])
@@ -133,8 +160,10 @@ async def test_stop_strings_and_stop_tokens(tiny_llama):
         assert (last.finish, last.stop_reason) == (EndReason.STOP, tokens[7])
 
 
-async def test_logprobs_of_prompt_and_answer(tiny_llama):
-    async with engine_of(tiny_llama, manager=ManagerConfig(batcher=BatcherConfig(step_tokens=16))) as engine:
+async def test_logprobs_of_prompt_and_answer(tiny_llama, cluster):
+    async with engine_of(
+        tiny_llama, cluster=cluster, manager=ManagerConfig(batcher=BatcherConfig(step_tokens=16))
+    ) as engine:
         wanted = replace(GREEDY, logprobs=3, prompt_logprobs=2)
         prompt_logprobs, logprobs, tokens = [], [], []
         async for piece in engine.submit(Ask(prompt(4, 40), wanted)):
@@ -148,9 +177,9 @@ async def test_logprobs_of_prompt_and_answer(tiny_llama):
             assert entry.top[0] == (entry.token, entry.logprob)
 
 
-async def test_deadline_abort_and_full_queue(tiny_llama):
+async def test_deadline_abort_and_full_queue(tiny_llama, cluster):
     tight = ManagerConfig(admission=AdmissionConfig(max_queue=1, max_rows=1))
-    async with engine_of(tiny_llama, manager=tight) as engine:
+    async with engine_of(tiny_llama, cluster=cluster, manager=tight) as engine:
         long = replace(GREEDY, max_tokens=400)
         running = engine.submit(Ask(prompt(1), long))
         waiting = engine.submit(Ask(prompt(2), long, timeout_ns=1_000_000))
@@ -165,8 +194,8 @@ async def test_deadline_abort_and_full_queue(tiny_llama):
         assert len(tokens) < 400
 
 
-async def test_bad_asks_are_refused_at_once(tiny_llama):
-    async with engine_of(tiny_llama) as engine:
+async def test_bad_asks_are_refused_at_once(tiny_llama, cluster):
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
         with pytest.raises(UserError, match="empty"):
             engine.submit(Ask((), GREEDY))
         with pytest.raises(UserError, match="outside"):
@@ -175,8 +204,8 @@ async def test_bad_asks_are_refused_at_once(tiny_llama):
             engine.submit(Ask(prompt(1, 510), GREEDY))
 
 
-async def test_draining_finishes_what_was_accepted(tiny_llama):
-    async with engine_of(tiny_llama) as engine:
+async def test_draining_finishes_what_was_accepted(tiny_llama, cluster):
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
         accepted = engine.submit(Ask(prompt(1), GREEDY))
         engine.drain()
         assert engine.health().draining
@@ -185,22 +214,24 @@ async def test_draining_finishes_what_was_accepted(tiny_llama):
         assert len((await collect(accepted))[1]) == 12
 
 
-async def test_a_model_that_cannot_be_served_says_why(tmp_path, tiny_llama):
-    import json
-    import shutil
-
+async def test_a_model_that_cannot_be_served_says_why(tmp_path, tiny_llama, cluster):
     folder = tmp_path / "remote"
     shutil.copytree(tiny_llama, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
-    engine = open_engine(ServeConfig(model=str(folder), kv_tokens=64, fleet=FLEET))
+    engine = open_engine(ServeConfig(model=str(folder), kv_tokens=64, cluster=cluster, fleet=FLEET))
     with pytest.raises(Unsupported, match="mamba"):
         await engine.start()
 
 
-async def test_workers_that_never_start_end_the_engine(tiny_llama, tmp_path):
+async def test_workers_that_never_start_end_the_engine(tiny_llama, cluster):
     engine = open_engine(
-        ServeConfig(model=str(tiny_llama), kv_tokens=64, fleet=replace(FLEET, restarts=1, start_ns=1))
+        ServeConfig(
+            model=str(tiny_llama),
+            kv_tokens=64,
+            cluster=cluster,
+            fleet=replace(FLEET, restarts=1, start_ns=1),
+        )
     )
     with pytest.raises(EngineFailure, match="no worker"):
         await engine.start()

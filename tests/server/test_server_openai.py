@@ -47,8 +47,8 @@ async def test_a_full_queue_is_told_once(open_site):
 async def test_a_failed_stream_raises(site):
     site.engine.fleet.hold_after = 1
     async with openai.AsyncOpenAI(base_url=site.url + "/v1", api_key="k", max_retries=0) as client:
-        chunks = aiter(await client.chat.completions.create(model="tiny", messages=HI, stream=True))
-        await anext(chunks)
+        chunks = await client.chat.completions.create(model="tiny", messages=HI, stream=True)
+        await anext(aiter(chunks))
         site.engine.fleet.die()
         with pytest.raises(openai.APIError, match="worker"):
-            [chunk async for chunk in chunks]
+            _ = [chunk async for chunk in chunks]

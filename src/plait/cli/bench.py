@@ -1,17 +1,16 @@
 """`plait bench serve`: load for any OpenAI-compatible endpoint."""
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from plait import __version__
 from plait.cli import report, workload
 from plait.client.endpoint import EndpointConfig
 from plait.client.load import LoadConfig, generate
 from plait.client.prompts import Prompts
+from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.profile import Profile
 from plait.workload.result import Summary
@@ -56,6 +55,8 @@ def serve(
     json_out: workload.Json = None,
 ) -> None:
     """Send a workload; report TTFT, TPOT, ITL, E2E, SLO attainment and goodput."""
+    if process == "closed" and concurrency is None:
+        raise UserError("a closed loop needs --concurrency: how many requests it holds in flight")
     objectives = Slo.parse(slo) if slo else None
     profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
     rows = profile.rows()
@@ -64,19 +65,9 @@ def serve(
     with report.progress() as bar:
         task = bar.add_task("sending", total=len(rows))
         load = asyncio.run(generate(config, rows, lambda record: bar.advance(task)))
-    meta = {
-        "world": "measured",
-        "plait": __version__,
-        "url": url,
-        "model": model,
-        "chat": chat,
-        "concurrency": concurrency,
-        "ignore_eos": ignore_eos,
-        "token_ids": load.token_ids,
-        "late_ms": load.late_ns / 1e6,
-        "profile": asdict(profile) | {"trace": str(trace) if trace else None},
-    }
-    report.show(f"{model} at {url}", Summary.of(load.records, objectives), load.records, meta, json_out)
-    errors = {record.error for record in load.records if record.error}
-    for error in sorted(errors)[:5]:
-        Console(stderr=True, highlight=False).print(f"[yellow]failed:[/yellow] {error}", markup=True)
+    asked = {"url": url, "model": model, "chat": chat, "concurrency": concurrency, "ignore_eos": ignore_eos}
+    found = {"token_ids": load.token_ids, "late_ms": load.late_ns / 1e6}
+    meta = {"world": "measured", "plait": __version__, **asked, **found, "profile": profile.json()}
+    summary = Summary.of(load.records, objectives)
+    report.show(f"{model} at {url}", summary, load.records, meta, json_out)
+    report.warn(sorted({record.error for record in load.records if record.error}))

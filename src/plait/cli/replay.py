@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 
 from plait.cli import report, workload
+from plait.cost.fitted import Fitted
+from plait.sim.measured import timings
 from plait.sim.scenario import core_from
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
@@ -22,6 +24,9 @@ def replay(
     check: Annotated[
         bool, typer.Option("--check", help="Feed its events to a core of today and compare every command.")
     ] = False,
+    fit: Annotated[
+        Path | None, typer.Option(help="Fit step times to it and write a cost file for `simulate --cost`.")
+    ] = None,
     slo: workload.Objectives = None,
     json_out: workload.Json = None,
 ) -> None:
@@ -37,6 +42,8 @@ def replay(
         console.print(f"{len(history.entries)} events replay to identical commands")
     if perfetto is not None:
         timeline(history.entries).save(perfetto)
+    if fit is not None:
+        Fitted.fit(timings(history.entries)).save(fit)
     recorder = Recorder()
     for entry in history.entries:
         recorder.see(entry.now_ns, entry.event, entry.commands)

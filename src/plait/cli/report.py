@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -37,8 +38,17 @@ def show(
         Path(json_out).write_bytes(encoded + b"\n")
 
 
+def warn(errors: Sequence[str]) -> None:
+    """Name at most five kinds of failure on stderr."""
+    console = Console(stderr=True, highlight=False)
+    for error in errors[:5]:
+        console.print("[yellow]failed:[/yellow]", escape(error))
+    if len(errors) > 5:
+        console.print(f"[yellow]and {len(errors) - 5} other kinds of failure[/yellow]")
+
+
 def _latencies(title: str, summary: Summary) -> Table:
-    table = Table("ms", *(("mean", "p50", "p90", "p99")), title=title, title_justify="left")
+    table = Table("ms", "mean", "p50", "p90", "p99", title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, spread in summary.latency_rows():

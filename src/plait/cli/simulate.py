@@ -14,6 +14,7 @@ from plait.cost.catalog import CONFIGS, DEVICES, cost_named, device_named, shape
 from plait.cost.roofline import Roofline
 from plait.serving.manager import ManagerConfig
 from plait.sim.scenario import Scenario
+from plait.sim.world import Observer
 from plait.spec.cluster import Placement
 from plait.spec.command import Command, End
 from plait.spec.event import Event
@@ -22,6 +23,7 @@ from plait.workload.journal import Journal
 from plait.workload.profile import Profile
 from plait.workload.result import Recorder, Summary
 from plait.workload.timeline import Timeline
+from plait.workload.trace import TraceRow
 
 
 def simulate(
@@ -32,7 +34,8 @@ def simulate(
     instances: Annotated[int, typer.Option(min=1, help="Equal instances that take both phases.")] = 1,
     tp: Annotated[int, typer.Option(min=1, help="Devices an instance.")] = 1,
     cost: Annotated[
-        str | None, typer.Option(help="Step times from a fitted (.json) or measured (.csv, .json) file.")
+        str | None,
+        typer.Option(help="Step times from a file (fitted or measured); KV size stays the device's."),
     ] = None,
     process: workload.Process = "poisson",
     rate: workload.Rate = None,
@@ -56,37 +59,33 @@ def simulate(
     """Predict latency and throughput of a workload on devices that need not be here."""
     objectives = Slo.parse(slo) if slo else None
     profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
-    rows = profile.rows()
     roofline = Roofline(device_named(device), shape_named(model), tp)
-    config = ManagerConfig(model=model)
-    scenario = Scenario(
-        Placement.colocated(instances), cost_named(cost) if cost else roofline, roofline.kv_slots(), config
-    )
-    meta = {
-        "world": "sim",
-        "plait": __version__,
-        "model": model,
-        "device": device,
-        "instances": instances,
-        "tp": tp,
-        "cost": cost or "roofline",
-        "profile": asdict(profile) | {"trace": str(trace) if trace else None},
-    }
+    step_cost, slots = cost_named(cost) if cost else roofline, roofline.kv_slots()
+    scenario = Scenario(Placement.colocated(instances), step_cost, slots, ManagerConfig(model=model))
+    machine = {"model": model, "device": device, "instances": instances, "tp": tp, "cost": cost or "roofline"}
+    meta = {"world": "sim", "plait": __version__, **machine, "max_tokens": max_tokens}
+    meta |= {"profile": profile.json()}
     recorder, timeline = Recorder(), Timeline()
-    with ExitStack() as files, report.progress() as bar:
+    with ExitStack() as files:
+        observers = [recorder.see] if perfetto is None else [recorder.see, timeline.see]
+        if journal is not None:
+            observers.append(files.enter_context(Journal(journal, asdict(scenario.config), meta)).append)
+        _run(scenario, profile.rows(), observers, max_tokens)
+    if perfetto is not None:
+        timeline.save(perfetto)
+    title = f"{model} on {instances} x {tp} {device} (simulated)"
+    report.show(title, Summary.of(recorder.records, objectives), recorder.records, meta, json_out)
+
+
+def _run(
+    scenario: Scenario, rows: Sequence[TraceRow], observers: Sequence[Observer], max_tokens: int | None
+) -> None:
+    """Simulate behind a progress bar."""
+    with report.progress() as bar:
         task = bar.add_task("simulating", total=len(rows))
 
         def ended(now_ns: int, event: Event, commands: Sequence[Command]) -> None:
             if done := sum(isinstance(command, End) for command in commands):
                 bar.advance(task, done)
 
-        observers = [recorder.see, ended]
-        if perfetto is not None:
-            observers.append(timeline.see)
-        if journal is not None:
-            observers.append(files.enter_context(Journal(journal, asdict(config), meta)).append)
-        scenario.run(rows, observers, max_tokens=max_tokens)
-    if perfetto is not None:
-        timeline.save(perfetto)
-    title = f"{model} on {instances} x {tp} {device} (simulated)"
-    report.show(title, Summary.of(recorder.records, objectives), recorder.records, meta, json_out)
+        scenario.run(rows, [*observers, ended], max_tokens=max_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from plait.client.prompts import FIRST_ID
+from plait.client.prompts import FIRST_ID, WORDS
 from plait.client.sse import SseParser
 from plait.spec.errors import ServiceError, UserError
 from plait.workload.result import COMPLETED, RequestRecord
@@ -113,22 +113,21 @@ class Endpoint:
         return reply.record(number, sent_ns, self._clock(), row.prompt_tokens)
 
     async def takes_ids(self) -> bool:
-        """Whether prompts may be token ids: asked with a prompt of two of them.
+        """Whether prompts may be token ids: asked with a prompt of two of them (a word, for chat).
 
         Raises:
-            ServiceError: the server cannot be reached or answers neither yes nor no.
-            UserError: it refuses the model or the key.
+            ServiceError: the server cannot be reached, or is in no state to answer.
+            UserError: it refuses the model, the key or the route.
         """
-        if self.config.chat:
-            return False
-        body = self._body([FIRST_ID, FIRST_ID + 1], 1) | {"stream": False}
+        chat = self.config.chat
+        body = self._body(WORDS[0] if chat else [FIRST_ID, FIRST_ID + 1], 1) | {"stream": False}
         del body["stream_options"]
         status, text = await self._post(body)
-        if status in (401, 403, 404):
-            raise UserError(f"{self.config.base} answers {status}: {text}; check --model and --api-key")
+        if status in (401, 403, 404) or (chat and status in (400, 422)):
+            raise UserError(f"{self._route} answers {status}: {text}; check --url, --model and --api-key")
         if status not in (200, 400, 422):
-            raise ServiceError(f"{self.config.base} answers {status}: {text}")
-        return status == 200
+            raise ServiceError(f"{self._route} answers {status}: {text}")
+        return status == 200 and not chat
 
     async def _post(self, body: dict[str, Any]) -> tuple[int, str]:
         try:

@@ -1,4 +1,4 @@
-"""`Driver`: the live loop. Facts go into the core, its commands are carried out, both are journalled.
+"""`Driver`: the live loop. Facts go into the core, its commands are carried out, observers see both.
 
 fronts: submit, abort --.                          .--> Step  -> fleet
 fleet: answers ---------+--> core.handle(event) ---+--> Token -> streams
@@ -8,7 +8,7 @@ clock: Woken -----------'      (one at a time)     '--> End   -> streams, Wake -
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plait.runtime.stream import Stream
@@ -27,7 +27,7 @@ from plait.spec.event import (
 from plait.spec.request import Request
 from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Step
-from plait.workload.journal import Core, Journal
+from plait.workload.journal import Core, Observer
 
 
 class Sink(Protocol):
@@ -67,7 +67,7 @@ class Driver:
         self,
         core: Core,
         fleet: Fleet,
-        journal: Journal | None = None,
+        observers: Sequence[Observer] = (),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.core = core
@@ -80,7 +80,8 @@ class Driver:
         """Tokens given to callers."""
         self.failure: PlaitError | None = None
         """Why nothing can be served any more."""
-        self._journal = journal
+        self.observers = list(observers)
+        """See every call of the core, in order."""
         self._clock_ns = clock_ns
         self._zero_ns = clock_ns()
         self._now_ns = 0
@@ -158,8 +159,8 @@ class Driver:
         elif isinstance(event, WorkerLost):
             self._steps = {id: step for id, step in self._steps.items() if event.instance not in step.group}
         commands = self.core.handle(event, self._now_ns)
-        if self._journal is not None:
-            self._journal.append(self._now_ns, event, commands)
+        for observe in tuple(self.observers):
+            observe(self._now_ns, event, commands)
         for command in commands:
             self._carry_out(command)
 

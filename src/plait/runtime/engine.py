@@ -128,7 +128,7 @@ class Engine:
             meta = {"world": "live", "plait": __version__, "model": config.name, **config.meta}
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
-        self.driver = Driver(self.core, fleet, self._journal)
+        self.driver = Driver(self.core, fleet, [self._journal.append] if self._journal else [])
         self._salt = f"{config.folder}|0|{config.manager.page}"
         self._vocab = min(self.tokenizer.vocab_size, shape_of(config.folder).vocab)
         self._ids = 0

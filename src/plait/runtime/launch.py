@@ -38,7 +38,12 @@ class LocalProcess:
 
     async def wait(self) -> int:
         """See `Started`."""
-        return await self._process.wait()
+        status = await self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self._process.stdin.wait_closed()
+        return status
 
     async def kill(self) -> None:
         """See `Started`."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.cost.cost import Cost
-from plait.model.hub import resolve
 from plait.model.config import ModelConfig
+from plait.model.hub import resolve
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet

@@ -9,11 +9,11 @@ import msgspec
 from plait.cost.cost import Cost
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.workers import Arrival, run
-from plait.sim.world import Observer
 from plait.spec.cluster import Placement
 from plait.spec.errors import UserError
 from plait.spec.event import Event, WorkerUp
 from plait.spec.request import Request
+from plait.workload.journal import Observer
 from plait.workload.trace import TraceRow
 
 

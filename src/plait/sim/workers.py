@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plait.cost.cost import Cost
-from plait.sim.world import Observer, World
+from plait.sim.world import World
 from plait.spec.event import Arrived, Event, StepDone
 from plait.spec.request import Request
 from plait.spec.step import Step
-from plait.workload.journal import Core
+from plait.workload.journal import Core, Observer
 
 
 @dataclass(frozen=True, slots=True)

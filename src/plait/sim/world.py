@@ -4,17 +4,14 @@ inputs (arrivals, faults) --> heap --> core.handle --> Step, Wake --> hands --> 
                                                    `-> Token, End (observers see them)
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from plait.spec.command import Command, Wake
+from plait.spec.command import Wake
 from plait.spec.event import Event, Woken, WorkerLost
 from plait.spec.step import Step
-from plait.workload.journal import Core
-
-Observer = Callable[[int, Event, Sequence[Command]], None]
-"""Called with (now_ns, event, commands) after each `handle`: `Journal.append`, a recorder of results."""
+from plait.workload.journal import Core, Observer
 
 INPUT, ANSWER, WOKEN = range(3)
 """Ranks: at one instant facts from outside come first, then answers, then alarms."""

@@ -5,7 +5,7 @@ core's own and opaque here. Every further line is one call of `handle`: its time
 `[now_ns, ["StepDone", {...}], [["Token", {...}], ...]]`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, get_args
@@ -25,6 +25,10 @@ class Core(Protocol):
     def handle(self, event: Event, now_ns: int) -> Sequence[Command]:
         """Take one fact, return what is to be done. `now_ns` rises strictly from call to call."""
         ...
+
+
+Observer = Callable[[int, Event, Sequence[Command]], None]
+"""Called with (now_ns, event, commands) after each `handle`: `Journal.append`, a recorder of results."""
 
 
 @dataclass(frozen=True, slots=True)

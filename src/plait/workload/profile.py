@@ -1,7 +1,8 @@
 """`Profile`: a workload in a few words, the same for a simulation and for a load generator."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -59,6 +60,10 @@ class Profile:
             return [replace(row, arrival_ns=at) for at, row in zip(times.tolist(), picked, strict=True)]
         prompts = self._lengths(rng, self.prompt)
         return lengths.workload(times, prompts, self._lengths(rng, self.output))
+
+    def json(self) -> dict[str, Any]:
+        """Its fields as plain JSON values, to note beside a result."""
+        return asdict(self) | {"trace": None if self.trace is None else str(self.trace)}
 
     def _traced(self, limit: int | None) -> list[TraceRow]:
         if self.trace is None:

@@ -1,0 +1,205 @@
+"""Sampling: every wish against a plain restatement, and randomness that depends on nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.model.sample import _pick, check, draw, is_plain, logprob, uniform
+from plait.spec.errors import UserError
+from plait.spec.sampling import SamplingParams
+
+VOCAB = 20
+NO_TOKENS = np.zeros(0, np.int32)
+
+
+def row(*logits: float) -> np.ndarray:
+    return np.array(logits, np.float32)
+
+
+def chances(logits: np.ndarray, draws: int = 4000, tokens: np.ndarray = NO_TOKENS, **wishes) -> np.ndarray:
+    """How often each token is drawn over many seeds."""
+    found = [
+        draw(logits, SamplingParams(seed=seed, **wishes), tokens, len(tokens), ()) for seed in range(draws)
+    ]
+    return np.bincount(found, minlength=len(logits)) / draws
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def test_draws_follow_the_distribution():
+    logits = row(0.0, 1.0, -1.0, 2.0, 0.5)
+    assert np.abs(chances(logits) - softmax(logits)).max() < 0.03
+    assert np.abs(chances(logits, temperature=0.5) - softmax(logits / 0.5)).max() < 0.03
+
+
+def test_greedy_takes_the_lowest_id_of_a_tie():
+    assert draw(row(1, 3, 3, 2), SamplingParams(temperature=0), NO_TOKENS, 0, ()) == 1
+
+
+def kept(logits: np.ndarray, **wishes) -> set[int]:
+    return set(np.flatnonzero(chances(logits, 1500, **wishes)).tolist())
+
+
+def test_filters_keep_what_they_say():
+    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3])).astype(np.float32)
+    assert kept(logits, top_k=2) == {1, 3}
+    assert kept(logits, top_k=9) == {0, 1, 2, 3}
+    assert kept(logits, top_p=0.39) == {1}
+    assert kept(logits, top_p=0.6) == {1, 3}
+    assert kept(logits, min_p=0.6) == {1, 3}
+    assert kept(logits, top_k=3, top_p=0.5) == {1, 3}, "top_p is of what top_k left"
+    assert kept(logits, temperature=0.01) == {1}
+    assert kept(logits, allowed_token_ids=(0, 2)) == {0, 2}
+    assert kept(logits, logit_bias=((0, 50.0),)) == {0}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 1500), st.floats(0, 1 - 2**-53))
+def test_the_picked_token_is_where_the_running_sum_passes(seed, count, share):
+    rng = np.random.default_rng(seed)
+    weights = rng.random(count) * (rng.random(count) < 0.3)
+    weights[rng.integers(count)] = 1.0
+    token = _pick(weights, share)
+    assert weights[token] > 0
+    below, total = weights[:token].sum(), weights.sum()
+    assert below <= share * total * (1 + 1e-12) + 1e-12
+    assert share * total <= (below + weights[token]) * (1 + 1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.001, 0.9999), st.sampled_from([0.01, 1.0, 8.0]))
+def test_top_p_over_a_large_vocabulary_is_that_of_a_full_sort(seed, top_p, spread):
+    """Coarse logits, so that many tokens tie."""
+    rng = np.random.default_rng(seed)
+    logits = (np.round(rng.standard_normal(3000) * 4) / 4 * spread).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    steps = np.cumsum(softmax(logits)[order])
+    allowed = set(order[: int(np.searchsorted(steps, top_p * (1 + 1e-12))) + 1].tolist())
+    params = [SamplingParams(top_p=top_p, seed=i) for i in range(20)]
+    assert {draw(logits, wish, NO_TOKENS, 0, ()) for wish in params} <= allowed
+
+
+def test_penalties_look_at_the_right_tokens():
+    logits = row(2.0, 1.9, -1.0, 1.0)
+    tokens, greedy = np.array([0, 1, 1], np.int32), {"temperature": 0.0}
+
+    def next_token(prompt: int, **wishes) -> int:
+        return draw(logits, SamplingParams(**greedy, **wishes), tokens, prompt, ())
+
+    assert next_token(3) == 0
+    assert next_token(3, repetition_penalty=2.5) == 3, "the prompt counts"
+    assert next_token(3, presence_penalty=5.0) == 0, "the prompt does not count"
+    assert next_token(0, presence_penalty=1.5) == 3
+    assert next_token(0, frequency_penalty=0.6) == 0, "once 0.6 is less than twice 0.6"
+    assert next_token(1, frequency_penalty=0.6) == 0
+    assert (
+        draw(row(-1.0, -1.2), SamplingParams(temperature=0, repetition_penalty=2), np.array([0]), 1, ()) == 1
+    )
+
+
+def test_min_tokens_masks_stop_tokens_until_enough_are_drawn():
+    params = SamplingParams(temperature=0, min_tokens=2)
+    logits, tokens = row(0, 5, 1), np.array([7, 7, 7], np.int32)
+    assert [draw(logits, params, tokens, prompt, (1, 99)) for prompt in (3, 2, 1)] == [2, 2, 1]
+    only = SamplingParams(temperature=0, min_tokens=2, allowed_token_ids=(1,))
+    assert draw(logits, only, tokens, 3, (1,)) == 1, "where nothing else is allowed the stop token is drawn"
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 100), st.integers(0, 10**6))
+def test_randomness_is_a_function_of_seed_choice_and_position(seed, choice, position):
+    value = uniform(seed, choice, position)
+    assert 0 <= value < 1
+    assert value == uniform(seed, choice, position)
+    assert value not in (uniform(seed, choice + 1, position), uniform(seed, choice, position + 1))
+
+
+def test_uniform_is_uniform():
+    values = np.array([uniform(s, c, p) for s in range(20) for c in range(5) for p in range(100)])
+    counts = np.histogram(values, 10, (0, 1))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 30
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=VOCAB, max_size=VOCAB),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.01, 1.0, 5.0]),
+        top_k=st.integers(0, 30),
+        top_p=st.floats(0.01, 1.0),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0.1, 3),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        min_tokens=st.integers(0, 9),
+        logit_bias=st.lists(st.tuples(st.integers(0, VOCAB - 1), st.floats(-100, 100)), max_size=3).map(
+            tuple
+        ),
+        allowed_token_ids=st.lists(st.integers(0, VOCAB - 1), max_size=4).map(tuple),
+        seed=st.integers(0, 2**63),
+    ),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
+)
+def test_every_wish_gives_an_allowed_token(logits, params, tokens):
+    check(params, VOCAB)
+    known = np.array(tokens, np.int32)
+    token = draw(row(*logits), params, known, 1, (3, 4))
+    assert 0 <= token < VOCAB
+    assert token == draw(row(*logits), params, known, 1, (3, 4))
+    if params.allowed_token_ids:
+        assert token in params.allowed_token_ids
+
+
+def test_log_probabilities_are_of_the_models_own_distribution():
+    logits = row(0.5, 2.0, -1.0, 2.0)
+    got = logprob(logits, 2, 3)
+    want = np.log(softmax(logits))
+    assert got.token == 2
+    assert got.logprob == pytest.approx(want[2])
+    assert [token for token, _ in got.top] == [1, 3, 0]
+    assert [value for _, value in got.top] == pytest.approx(want[[1, 3, 0]].tolist())
+    assert logprob(logits, 2, 0).top == ()
+    assert len(logprob(logits, 2, 50).top) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", math.nan),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("logit_bias", ((VOCAB, 1.0),)),
+        ("logit_bias", ((1, math.inf),)),
+        ("allowed_token_ids", (-1,)),
+    ],
+)
+def test_impossible_wishes_are_refused(field, value):
+    with pytest.raises(UserError) as refused:
+        check(SamplingParams(**{field: value}), VOCAB)
+    assert refused.value.param == field
+
+
+def test_plain_rows_are_those_whose_draw_is_the_largest_logit():
+    assert is_plain(SamplingParams(temperature=0, top_p=0.5, top_k=3, min_p=0.1, seed=5, stop_token_ids=(1,)))
+    for wish in (
+        {"temperature": 0.1},
+        {"logprobs": 0},
+        {"prompt_logprobs": 0},
+        {"min_tokens": 1},
+        {"logit_bias": ((1, 1.0),)},
+        {"allowed_token_ids": (1,)},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+    ):
+        assert not is_plain(SamplingParams(**{"temperature": 0, **wish}))
