@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import HERE, install
+from peers import HERE, Peer, install
 from served import Served
 
 Check = Callable[[Served, Path], str]
 KEY = "conformance"
 GUIDELLM_REQUESTS = 8
+LOGPROB_TOLERANCE = 1e-2
+"""Of a choice's log-likelihood, a sum over its tokens, between two float32 implementations."""
 
 
 class Failed(Exception):
@@ -86,34 +88,59 @@ def lm_eval(server: Served, out: Path) -> str:
     peer = install("lm-eval")
     remote = f"model={server.name},base_url={server.base}/v1/completions,tokenizer={server.folder}"
     remote += ",num_concurrent=2,max_retries=1,tokenized_requests=True"
-    ours = _evaluate(peer, out / "ours", "local-completions", remote)
-    theirs = _evaluate(peer, out / "theirs", "hf", f"pretrained={server.folder},dtype=float32,device=cpu")
-    if ours != theirs:
-        raise Failed(f"scores differ: ours {ours}, transformers {theirs}")
+    _evaluate(peer, out / "ours", "local-completions", remote)
+    _evaluate(peer, out / "theirs", "hf", f"pretrained={server.folder},dtype=float32")
+    ours, theirs = _scores(out / "ours"), _scores(out / "theirs")
+    apart = _apart(_samples(out / "ours", "mini_mc"), _samples(out / "theirs", "mini_mc"))
+    pairs = zip(_samples(out / "ours", "mini_gen"), _samples(out / "theirs", "mini_gen"), strict=True)
+    texts = [mine == other for mine, other in pairs]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in ours.items())
-    return f"equal: {scores}, lm-eval {peer.version('lm-eval')}"
+    words = f"{scores}; {sum(texts)} of {len(texts)} texts equal, log-likelihoods within {apart:.1e}"
+    if ours != theirs or apart > LOGPROB_TOLERANCE:
+        raise Failed(f"{words}; transformers' scores: {theirs}")
+    return f"{words}, lm-eval {peer.version('lm-eval')}"
 
 
-def _evaluate(peer: Any, out: Path, model: str, args: str) -> dict[str, float]:
-    """Metric to score of both tasks."""
-    out.mkdir(exist_ok=True)
+def _evaluate(peer: Peer, out: Path, model: str, args: str) -> None:
+    """Run both tasks; results and samples go below `out`."""
+    out.mkdir()
     log = out / "lm-eval.log"
     code = peer.run(
         *("lm-eval", "run", "--model", model, "--model_args", args, "--tasks", "mini_mc,mini_gen"),
-        *("--include_path", ".", "--output_path", str(out), "--log_samples"),
+        *("--include_path", ".", "--device", "cpu", "--output_path", str(out), "--log_samples"),
         cwd=HERE / "tasks",
         log=log,
         HF_HUB_OFFLINE="1",
         HF_DATASETS_OFFLINE="1",
         OPENAI_API_KEY=KEY,
     )
-    found = sorted(out.rglob("results_*.json"))
-    if code or not found:
+    if code:
         raise Failed(f"exit status {code}, see {log}")
-    results = json.loads(found[-1].read_text())["results"]
+
+
+def _scores(out: Path) -> dict[str, float]:
+    """Metric to score of both tasks."""
+    [found] = out.rglob("results_*.json")
+    results = json.loads(found.read_text())["results"]
     return {
         f"{task} {metric.split(',')[0]}": value
         for task in ("mini_mc", "mini_gen")
         for metric, value in sorted(results[task].items())
         if isinstance(value, float) and "stderr" not in metric
     }
+
+
+def _samples(out: Path, task: str) -> list[Any]:
+    """What the model answered to each document, in order."""
+    [found] = out.rglob(f"samples_{task}_*.jsonl")
+    samples = [json.loads(line) for line in found.read_text().splitlines()]
+    return [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+
+
+def _apart(ours: list[Any], theirs: list[Any]) -> float:
+    """The largest difference between two log-likelihoods of the same choice."""
+    return max(
+        abs(float(mine[0]) - float(other[0]))
+        for mine_doc, other_doc in zip(ours, theirs, strict=True)
+        for mine, other in zip(mine_doc, other_doc, strict=True)
+    )

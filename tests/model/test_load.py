@@ -54,6 +54,21 @@ def test_sinks_are_refused(tmp_path):
         Model(ModelConfig(str(folder), seed=0, slots=64))
 
 
+def test_odd_heads_are_refused(tmp_path):
+    with pytest.raises(Unsupported, match="size 12"):
+        Model(ModelConfig(str(tiny_folder(tmp_path, head_dim=12))))
+
+
+def test_keys_that_do_not_fit_the_pool_are_refused(tmp_path):
+    """Multi-head latent attention has keys and values of different sizes."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 32, "vocab_size": 64}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16}
+    sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1}
+    folder = write(tmp_path / "m", model_type="deepseek_v3", **sizes)
+    with pytest.raises(Unsupported, match="cannot be served"):
+        Model(ModelConfig(str(folder), seed=0, slots=64))
+
+
 def test_missing_files_and_weights_are_named(tmp_path):
     with pytest.raises(NotFound, match=r"config\.json"):
         Model(ModelConfig(str(tmp_path)))
@@ -167,6 +182,11 @@ def test_siblings_compute_again_for_another_input(tmp_path):
     pack.install(model, True, 1)
     layer.q_proj(x)
     torch.testing.assert_close(layer.k_proj(y), want, rtol=1e-4, atol=1e-4)
+    group = layer.q_proj.forward.group
+    layer.q_proj(y)
+    layer.v_proj(y)
+    assert group.input is None, "activations are let go once every sibling has its share"
+    assert group.shares == ()
 
 
 def test_rotary_tables_hold_what_the_module_computes(tmp_path):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 HI = [{"role": "user", "content": "hi"}]
+CALL = {"role": "assistant", "content": "", "function_call": {"name": "f"}}
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 
 
@@ -67,6 +68,7 @@ async def test_the_final_message_may_be_continued(site):
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"messages": [CALL]}, "function_call"),
         ({"top_logprobs": 2}, None),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"echo_": 1, "modalities": ["audio"]}, "modalities"),

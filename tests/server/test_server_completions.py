@@ -112,6 +112,8 @@ async def test_stop_strings_and_truncation(site):
     [
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 10**400}, None),
+        ({"seed": 2**63}, "seed"),
         ({"top_p": 0}, "top_p"),
         ({"n": 0}, "n"),
         ({"max_tokens": 0}, None),

@@ -15,7 +15,7 @@ from plait.server.config import ServerConfig
 from plait.serving.admission import AdmissionConfig
 from plait.serving.manager import ManagerConfig
 from tests.server.conftest import Site, serving
-from tests.server.test_server_http import post_bytes
+from tests.server.wire import post_bytes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ASK = {"prompt": [10, 11, 12], "max_tokens": 8, "temperature": 0}

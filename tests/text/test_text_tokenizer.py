@@ -20,7 +20,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "wel
 @pytest.fixture
 def folder(tmp_path, byte_tokenizer: Tokenizer):
     byte_tokenizer._raw.save(str(tmp_path / "tokenizer.json"))
-    config = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>", "model_max_length": 1e30}
+    config = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
@@ -31,7 +31,6 @@ def test_a_folder_is_read(folder):
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.eos_ids == (7, tokenizer.token_id("<|end|>"))
     assert tokenizer.special_tokens == {"bos_token": "<|start|>", "eos_token": "<|end|>"}
-    assert tokenizer.max_length is None
     assert tokenizer.decode(tokenizer.encode("naïve 東京")) == "naïve 東京"
 
 

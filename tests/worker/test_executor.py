@@ -16,7 +16,7 @@ PROMPT = tuple(range(40, 60))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return Model(ModelConfig(str(tiny_folder(tmp_path_factory.mktemp("m"))), slots=512))
+    return Model(ModelConfig(str(tiny_folder(tmp_path_factory.mktemp("m"))), slots=512, exact=True))
 
 
 @pytest.fixture
@@ -93,6 +93,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks(executor):
         (lambda: step(9, (Row(0, 20, 1, stride=2, draws=True, master=2),)), "strides"),
         (lambda: step(9, (Row(0, 20, 1, draws=True, master=5),)), "master"),
         (lambda: step(9, (whole(0),), (0,)), "twice"),
+        (lambda: step(9, (whole(1, 500),), opened=(1,)), "not of this pool"),
         (lambda: step(9, (whole(1, 64, 10),), opened=(1,)), "fewer slots"),
         (
             lambda: step(9, (Row(1, 0, 5, draws=True, spans=whole(1).spans, master=2),), opened=(1,)),

@@ -16,6 +16,9 @@ def store_kv(k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, k_SKD: Tensor, v_SKD
     tokens, heads, size = k_TKD.shape
     token_bytes = heads * size * k_SKD.element_size()
     for new_TKD, pool_SKD in ((k_TKD, k_SKD), (v_TKD, v_SKD)):
+        assert new_TKD.shape[1:] == pool_SKD.shape[1:], (
+            f"{new_TKD.shape[1:]} does not fit {pool_SKD.shape[1:]}"
+        )
         if new_TKD.dtype != pool_SKD.dtype or not _rows_are_dense(new_TKD):
             new_TKD = new_TKD.to(pool_SKD.dtype).contiguous()
         stride = new_TKD.stride(0) * new_TKD.element_size()

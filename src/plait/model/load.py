@@ -31,10 +31,13 @@ def load_config(folder: Path) -> Any:
         raise NotFound(f"{folder} holds no config.json", "model")
     try:
         raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "model") from error
+    try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ValueError as error:
-        kind = raw.get("model_type") if "raw" in locals() and isinstance(raw, dict) else None
-        hint = "it needs code of its own, which plait never runs" if "auto_map" in (raw or {}) else str(error)
+        hint = "it needs code of its own, which plait never runs" if "auto_map" in raw else str(error)
+        kind = raw.get("model_type")
         raise Unsupported(f"transformers does not know the model type {kind!r}: {hint}", "model") from error
     reason = _refusal(config)
     if reason:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,9 @@ class Model:
         self.config = config
         folder, dtype = Path(config.folder), DTYPES[config.dtype]
         hf_config = load_config(folder)
-        bits = float(torch.finfo(dtype).bits)
-        self.shape = ModelShape.from_config(hf_config.to_dict(), bits=bits, kv_bits=bits)
-        self.max_len = _max_len(config.max_len, self.shape.max_tokens)
-        self.shape = replace(self.shape, max_tokens=self.max_len)
+        shape = _shape(hf_config.to_dict(), float(torch.finfo(dtype).bits))
+        self.max_len = _max_len(config.max_len, shape.max_tokens)
+        self.shape = replace(shape, max_tokens=self.max_len)
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
         self.pool = KvPool(self.shape, config.slots, config.page, dtype)
@@ -62,10 +62,12 @@ class Model:
         pack.install(module, packed, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
-        past = len(tokens_T)
-        whole = self.forward(check.cut(tokens_T, [(0, 0, past)], config.page))
-        check.compare(whole, theirs_TV, dtype)
-        self._check_pieces(tokens_T, whole, dtype)
+        try:
+            whole_TV = self.forward(check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page))
+        except (AssertionError, RuntimeError) as error:
+            raise Unsupported(f"{Path(config.folder).name} cannot be served: {error}", "model") from error
+        check.compare(whole_TV, theirs_TV, dtype)
+        self._check_pieces(tokens_T, whole_TV, dtype)
 
     def _check_pieces(self, tokens_T: Tensor, whole_TV: Tensor, dtype: torch.dtype) -> None:
         """Cut in pieces and mixed with a copy the sequence must give the same logits."""
@@ -85,7 +87,7 @@ class Model:
         """Float32 logits [L, V] of the wanted tokens; stores the keys and values of all."""
         self._current.inputs = inputs
         try:
-            with torch.inference_mode(), _torch_threads(1 if self.config.exact else None):
+            with torch.inference_mode(), _torch_threads(1 if self.config.exact else self.config.threads):
                 output = self.module(
                     input_ids=inputs.tokens_T[None],
                     position_ids=inputs.positions_T[None],
@@ -98,10 +100,10 @@ class Model:
 
 
 @contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def _torch_threads(count: int) -> Iterator[None]:
     """Torch's own elementwise work on `count` threads: how it is split over more shows in the bits."""
     before = torch.get_num_threads()
-    if count is None or count == before:
+    if count == before:
         yield
         return
     torch.set_num_threads(count)
@@ -122,6 +124,19 @@ def _validate(config: ModelConfig) -> None:
         )
     if config.threads < 1:
         raise UserError("threads must be at least 1", "threads")
+
+
+def _shape(config: dict[str, Any], bits: float) -> ModelShape:
+    """Sizes of a model that our attention can carry."""
+    try:
+        shape = ModelShape.from_config(config, bits=bits, kv_bits=bits)
+    except KeyError as error:
+        raise Unsupported(f"this model's sizes are not understood: {error.args[0]}", "model") from error
+    for layer in shape.layers:
+        if layer.head_dim not in range(8, 257, 8):
+            reason = f"its heads have size {layer.head_dim}; plait's attention takes multiples of 8 up to 256"
+            raise Unsupported(f"this model cannot be served: {reason}", "model")
+    return shape
 
 
 def _max_len(wanted: int | None, limit: int) -> int:

@@ -63,20 +63,25 @@ class TorchProduct:
 
 
 class Siblings:
-    """One product for layers that get the same input, kept until the next input comes."""
+    """One product for layers that get the same input, kept until each has taken its share."""
 
-    __slots__ = ("input", "product", "shares", "sizes")
+    __slots__ = ("input", "left", "product", "shares", "sizes")
 
     def __init__(self, product: Product, sizes: list[int]) -> None:
         self.product, self.sizes = product, sizes
         self.input: Tensor | None = None
         self.shares: tuple[Tensor, ...] = ()
+        self.left = 0
 
     def share(self, x: Tensor, index: int) -> Tensor:
         """The share of sibling `index`; computes all shares if `x` is not the last input."""
         if x is not self.input:
-            self.shares, self.input = self.product(x).split(self.sizes, -1), x
-        return self.shares[index]
+            self.shares, self.input, self.left = self.product(x).split(self.sizes, -1), x, len(self.sizes)
+        share = self.shares[index]
+        self.left -= 1
+        if not self.left:
+            self.shares, self.input = (), None
+        return share
 
 
 class Share:

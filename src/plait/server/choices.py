@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plait.runtime.ask import Piece
+from plait.runtime.stream import Stream
 from plait.spec.request import EndReason
 from plait.spec.sampling import TokenLogprob
-
-if TYPE_CHECKING:
-    from plait.runtime.engine import Stream
 
 FINISH = {EndReason.STOP: "stop", EndReason.LENGTH: "length", EndReason.ABORTED: "abort"}
 
@@ -36,7 +34,7 @@ class Choice:
             self.stop_reason = piece.stop_reason
 
 
-def usage(streams: Sequence["Stream"], n: int, drawn: int) -> dict[str, Any]:
+def usage(streams: Sequence[Stream], n: int, drawn: int) -> dict[str, Any]:
     """Tokens used by all choices; the `n` choices of a prompt share it, so it counts once."""
     prompt = sum(stream.prompt_tokens for stream in streams[::n])
     cached = sum(stream.cached_tokens for stream in streams[::n])

@@ -120,7 +120,8 @@ class CompletionReply:
         scores += piece.prompt_logprobs
         if not (piece.text or piece.tokens or piece.finish):
             return []
-        piece, self._choices[index].prompt_logprobs = replace(piece, prompt_logprobs=tuple(scores)), []
+        if scores:
+            piece, self._choices[index].prompt_logprobs = replace(piece, prompt_logprobs=tuple(scores)), []
         said = self._choice(index, piece)
         said["finish_reason"] = FINISH[piece.finish] if piece.finish else None
         said["stop_reason"] = piece.stop_reason

@@ -63,8 +63,10 @@ class ClientGone(PlaitError):
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route, for openapi.json."""
-    named = {status: {"model": ErrorBody, "description": TYPES[status]} for status in statuses}
-    return {**named, "4XX": {"model": ErrorBody, "description": "any other refusal"}}
+    found: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "any other refusal"}}
+    for status in statuses:
+        found[status] = {"model": ErrorBody, "description": TYPES[status]}
+    return found
 
 
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:

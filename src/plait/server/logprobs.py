@@ -75,8 +75,10 @@ def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> li
     """vLLM's `prompt_logprobs`: for each prompt token from the first on, token id to what is known."""
     found: list[dict[str, Any] | None] = [None]
     for entry in entries:
-        pairs = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
-        pairs.setdefault(entry.token, (entry.logprob, None))  # type: ignore[arg-type]
+        pairs: dict[int, tuple[float, int | None]] = {
+            token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)
+        }
+        pairs.setdefault(entry.token, (entry.logprob, None))
         found.append(
             {
                 str(token): {

@@ -2,17 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from plait.runtime.ask import Ask, Piece
+from plait.runtime.stream import Stream
 from plait.server.errors import ClientGone
 from plait.server.front import Front
 from plait.server.metrics import Timer
-
-if TYPE_CHECKING:
-    from plait.runtime.engine import Stream
 
 T = TypeVar("T")
 Numbered = tuple[int, Piece]
@@ -78,7 +76,7 @@ class Run:
 
 
 async def _forward(
-    index: int, stream: "Stream", timer: Timer, queue: "asyncio.Queue[Numbered | Exception | None]"
+    index: int, stream: Stream, timer: Timer, queue: "asyncio.Queue[Numbered | Exception | None]"
 ) -> None:
     try:
         async for piece in stream:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from plait.server.schema import MAX_LOGPROBS, SamplingFields, Strict
+from plait.server.unsupported import refuse_unsupported
 
 JsonObject = dict[str, Any]
 
@@ -30,6 +31,7 @@ class Message(Strict):
     def _said_something(self) -> "Message":
         if self.content is None:
             raise ValueError("content is missing")
+        refuse_unsupported(self.model_extra or {})
         return self
 
     def plain(self) -> JsonObject:

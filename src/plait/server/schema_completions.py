@@ -48,4 +48,4 @@ class CompletionRequest(SamplingFields):
         """The prompts, one or several, as a list of texts or of token-id lists."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[return-value]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt

@@ -95,8 +95,8 @@ class EventStream(Response):
     async def _pieces(self) -> AsyncIterator[Numbered | None]:
         """The run's pieces, and None after each silence of `keep_alive_s`."""
         if self._front.config.keep_alive_s is None:
-            async for item in self._run.pieces:
-                yield item
+            async for piece in self._run.pieces:
+                yield piece
             return
         pieces = aiter(self._run.pieces)
         while True:

@@ -42,6 +42,13 @@ def router(front: Front) -> APIRouter:
         text = await prompts.work(len(body.tokens), lambda: tokenizer.decode(body.tokens))
         return JsonResponse({"prompt": text})
 
+    _add_info(routes, front)
+    return routes
+
+
+def _add_info(routes: APIRouter, front: Front) -> None:
+    tokenizer = front.engine.tokenizer
+
     @routes.get("/tokenizer_info", responses=documented(401, 429, 431, 500))
     async def tokenizer_info() -> Response:
         """What a client needs to know to tokenise by itself."""
@@ -53,8 +60,6 @@ def router(front: Front) -> APIRouter:
             "chat_template": tokenizer.chat_template,
         }
         return JsonResponse(tokenizer.special_tokens | about)
-
-    return routes
 
 
 async def _text(front: Front, body: TokenizeRequest) -> str:

@@ -22,9 +22,8 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         eos_ids: Sequence[int] = (),
         chat_template: str | None = None,
-        max_length: int | None = None,
     ) -> None:
-        """`special_tokens`: name (`eos_token`, ...) to text; `max_length`: tokens, as the folder says.
+        """`special_tokens`: name (`eos_token`, ...) to text.
 
         Raises:
             Unsupported: the decoder cannot be carried.
@@ -32,7 +31,6 @@ class Tokenizer:
         self._raw = raw
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
-        self.max_length = max_length
         self._template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens)
         added = raw.get_added_tokens_decoder()
         self._special = frozenset(id for id, token in added.items() if token.special)
@@ -76,7 +74,6 @@ class Tokenizer:
             special_tokens=_special_tokens(names),
             eos_ids=_eos_ids(_read(folder / "generation_config.json"), _read(folder / "config.json")),
             chat_template=_chat_template(folder, config),
-            max_length=_max_length(config),
         )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -113,11 +110,6 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Special tokens may be left out of the text."""
         return id in self._special
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that `skip_special_tokens` leaves out."""
-        return self._special
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt for a conversation; options of `ChatTemplate.render`.
@@ -172,13 +164,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text("utf-8")
-    value = config.get("chat_template")
+    value: str | list[dict[str, str]] | None = config.get("chat_template")
     if isinstance(value, list):
         return {entry["name"]: entry["template"] for entry in value}.get("default")
     return value
-
-
-def _max_length(config: Mapping[str, Any]) -> int | None:
-    """transformers writes 1e30 where there is no limit."""
-    value = config.get("model_max_length")
-    return int(value) if isinstance(value, (int, float)) and value < 2**40 else None

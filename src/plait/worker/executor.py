@@ -40,7 +40,7 @@ class Executor:
 
     def __init__(self, model: Model, instance: int) -> None:
         self.model, self.instance = model, instance
-        self.rows = Rows(instance, model.pool.page, model.max_len)
+        self.rows = Rows(instance, model.pool.page, model.pool.slots)
 
     def run(self, step: Step, opened: tuple[Opened, ...]) -> tuple[Draw, ...]:
         """Carry out a step: forget `closed`, open `opened`, compute, draw.
@@ -92,6 +92,7 @@ class Executor:
         assert len({state.index for state in states}) == len(states), "a request stands twice in the step"
         assert (counts_R > 0).all(), "a row computes nothing"
         assert (pasts_R <= self.rows.covered_R[indices_R]).all(), "a row has fewer slots than positions"
+        assert (pasts_R <= self.model.max_len).all(), "a row is longer than the model's context"
         assert (pasts_R <= self.rows.known_R[indices_R]).all(), "a row has fewer tokens than positions"
         draws = [row.draws for row in step.rows] + [True] * len(step.again)
         ends_R = pasts_R == self.rows.known_R[indices_R]

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 
+import torch
+
 from plait.kernels.choice import choose
 from plait.model.model import Model
 from plait.spec.errors import PlaitError
@@ -23,6 +25,7 @@ def serve(config: WorkerConfig) -> int:
     """Run one instance until the driver lets it go; returns the exit status."""
     line = Line(config, orphaned=lambda: os._exit(ORPHANED))
     line.start()
+    torch.set_num_threads(config.model.threads)
     try:
         model = Model(config.model)
     except PlaitError as error:

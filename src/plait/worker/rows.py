@@ -30,8 +30,9 @@ class Rows:
     pages_RP    pages[:covered / page] hold the positions' keys and values
     """
 
-    def __init__(self, instance: int, page: int, max_len: int) -> None:
-        self.instance, self.page, self.max_len = instance, page, max_len
+    def __init__(self, instance: int, page: int, slots: int) -> None:
+        """For an instance whose pool has `slots` slots in pages of `page`."""
+        self.instance, self.page, self.slots_in_pool = instance, page, slots
         self.states: dict[int, RowState] = {}
         self.free: list[int] = []
         self.tokens_RL = np.zeros((8, 256), np.int32)
@@ -66,6 +67,7 @@ class Rows:
         parts = [np.arange(e.slot, e.slot + e.count, dtype=np.int32) for e in span.extents]
         slots_T = np.concatenate(parts) if parts else np.empty(0, np.int32)
         past = span.first + len(slots_T)
+        assert ((slots_T >= 0) & (slots_T < self.slots_in_pool)).all(), "slots are not of this pool"
         assert span.first <= self.covered_R[state.index], f"positions before {span.first} have no slots"
         self._reach(past)
         at_T = np.arange(span.first, past)
