@@ -34,6 +34,9 @@ class Shadow:
         self.instances: dict[int, ShadowInstance] = {}
         self.tokens: dict[int, list[int]] = {}
         """Every request's prompt and what was drawn."""
+        self.doubtful: set[int] = set()
+        """Steps that were in flight when another one of their instance failed: they may read KV that
+        was never computed, so whatever they claim to draw must not count."""
 
     def up(self, instance: int, slots: int) -> None:
         self.instances[instance] = ShadowInstance(slots)
@@ -53,6 +56,8 @@ class Shadow:
             at.rows[request] = ShadowRow()
         fresh = [self._place(at, instance, row) for row in step.rows]
         fresh += [(request, at.rows[request].computed, 1) for request in step.again]
+        if step.id in self.doubtful:
+            return self._claim_everything(at, step, fresh)
         for request, first, count in fresh:  # a layer writes all new KV before any row reads
             row, tokens = at.rows[request], self.tokens[request]
             assert first + count <= len(tokens), "a token that nobody knows"
@@ -76,10 +81,21 @@ class Shadow:
                     stopped.append(index)
         return StepDone(step.id, tuple(drawn), tuple(stopped))
 
+    def _claim_everything(
+        self, at: ShadowInstance, step: Step, fresh: list[tuple[int, int, int]]
+    ) -> StepDone:
+        for request, first, count in fresh:
+            at.rows[request].computed = first + count
+            for slot in at.rows[request].slots[first : first + count]:
+                at.content[slot] = ()
+        rows = range(len(fresh))
+        return StepDone(step.id, tuple(1 for _ in rows), tuple(rows))
+
     def fail(self, instance: int) -> Step:
         """The oldest unanswered step fails: its rows are forgotten, their slots full of rubbish."""
         at = self.instances[instance]
         step = at.inbox.popleft()
+        self.doubtful.update(later.id for later in at.inbox)
         for request in step.closed:
             at.rows.pop(request, None)
         for request in [*step.opened, *(row.request for row in step.rows), *step.again]:

@@ -241,8 +241,8 @@ def test_random_events():
     run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
     print(dict(seen))
     assert seen["events"] >= scaled(10_000)
-    assert seen["preemptions"]
-    assert seen["recomputations"]
-    assert seen["prefix hits"]
     if scaled(2) == 2:
+        assert seen["preemptions"]
+        assert seen["recomputations"]
+        assert seen["prefix hits"]
         assert all(seen[reason] for reason in EndReason), "an ending that never came"

@@ -113,10 +113,10 @@ class Driver:
         counts = tuple(len(draw.tokens) for draw in draws)
         stopped = tuple(index for index, draw in enumerate(draws) if draw.stopped)
         by_request = dict(zip(requests, draws, strict=True))
-        for request, draw in by_request.items():
-            # Log-probabilities of a prompt come with chunks that draw nothing, which no Token announces.
-            if draw.prompt_logprobs and not draw.tokens and request in self.streams:
-                self.streams[request].push(draw)
+        for row in made.rows:
+            logprobs = by_request[row.request].prompt_logprobs
+            if logprobs and row.request in self.streams:
+                self.streams[row.request].push_prompt(row.first + 1, logprobs)
         self._take(StepDone(step, counts, stopped), by_request)
 
     def post(self, event: Event) -> None:

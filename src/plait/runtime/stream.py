@@ -15,7 +15,7 @@ from plait.spec.errors import (
     TooLong,
 )
 from plait.spec.request import EndReason
-from plait.spec.sampling import Draw
+from plait.spec.sampling import Draw, TokenLogprob
 from plait.text.detokenizer import Detokenizer
 from plait.text.stop import StopSearch
 from plait.text.tokenizer import Tokenizer
@@ -56,6 +56,8 @@ class Stream:
         self._stops = StopSearch(sampling.stop, sampling.include_stop)
         self._abort = abort
         self._pieces: asyncio.Queue[Piece | PlaitError] = asyncio.Queue()
+        self._prompt_seen = 1
+        """Prompt positions whose log-probabilities are known; the first token has none."""
         self._stop_reason: int | str | None = None
         self._closed = False
 
@@ -80,11 +82,17 @@ class Stream:
 
     # ---- the driver's side ---------------------------------------------------------------------
 
+    def push_prompt(self, first: int, logprobs: tuple[TokenLogprob, ...]) -> None:
+        """Take log-probabilities of the prompt tokens from position `first` on. A request that is
+        computed again brings some of them again."""
+        fresh = logprobs[max(0, self._prompt_seen - first) :]
+        if fresh:
+            self._prompt_seen = first + len(logprobs)
+            self._pieces.put_nowait(Piece(prompt_logprobs=fresh))
+
     def push(self, draw: Draw) -> int | None:
         """Take what a step drew. Returns the number of drawn tokens at which a stop string was
         complete, or None."""
-        if draw.prompt_logprobs:
-            self._pieces.put_nowait(Piece(prompt_logprobs=draw.prompt_logprobs))
         self.tokens += draw.tokens
         if draw.stopped and draw.tokens[-1] in self.ask.sampling.stop_token_ids:
             self._stop_reason = draw.tokens[-1]

@@ -118,6 +118,8 @@ class Flight:
     seat: Seat
     lives: tuple[Live, ...]
     """In the step's order."""
+    void: bool = False
+    """It may read KV that a failed step left uncomputed: what it draws does not count."""
 
 
 @dataclass(slots=True)

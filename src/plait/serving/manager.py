@@ -120,10 +120,11 @@ class GlobalManager:
         flight = self._land(event.step)
         if flight is None:
             return
+        counts = (0,) * len(flight.lives) if flight.void else event.tokens
         stopped = {flight.lives[index].id for index in event.stopped}
         given: list[int] = []
         ended: list[Live] = []
-        for live, drawn in zip(flight.lives, event.tokens, strict=True):
+        for live, drawn in zip(flight.lives, counts, strict=True):
             live.flying -= 1
             if live.over:
                 self._settle(flight.seat, live)
@@ -149,8 +150,11 @@ class GlobalManager:
         for live in flight.lives:
             live.flying -= 1
             live.attempts += 1
-        # Rows that share a prefix with a failed one hold KV that was never computed.
+        # Rows that share a prefix with a failed one hold KV that was never computed, and steps
+        # already in flight may read it.
         self.ledger.forget(seat.instance)
+        for other in self._flights.values():
+            other.void |= other.seat is seat
         for live in tuple(seat.lives.values()):
             self._lose(seat, live)
 
