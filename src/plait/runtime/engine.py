@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import __version__
+from plait.model.sample import check as check_sampling
 from plait.runtime.ask import Ask, ModelCard
 from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes
@@ -150,7 +151,8 @@ class Engine:
         """Begin to continue a prompt.
 
         Raises:
-            UserError: the prompt is empty or names tokens that the model does not have.
+            UserError: the prompt is empty or names tokens that the model does not have, or no draw
+                can honour the sampling parameters.
             TooLong: prompt and max_tokens exceed the context.
             EngineFailure: no worker will ever come back.
         """
@@ -180,6 +182,7 @@ class Engine:
         vocab = self._vocab
         if not 0 <= min(ask.prompt) <= max(ask.prompt) < vocab:
             raise UserError(f"the prompt has a token id outside 0..{vocab - 1}", "prompt")
+        check_sampling(ask.sampling, vocab)
         total = len(ask.prompt) + ask.sampling.max_tokens
         if total > self.card.max_model_len:
             raise TooLong(
