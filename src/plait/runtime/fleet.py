@@ -81,7 +81,11 @@ class WorkerFleet:
         self._hub: Hub | None = None
         self._sink: Sink | None = None
         self._keepers: list[asyncio.Task[None]] = []
-        self._closing = False
+        self._close = asyncio.Event()
+
+    @property
+    def _closing(self) -> bool:
+        return self._close.is_set()
 
     # ---- for the driver --------------------------------------------------------------------------
 
@@ -107,23 +111,28 @@ class WorkerFleet:
 
     async def close(self) -> None:
         """See `Fleet`."""
-        self._closing = True
+        self._close.set()
         if self._hub is None:
             return
         for member in self.members.values():
             if member.up:
                 self._hub.send(self._config_of(member).identity, Quit())
-        if self._keepers:
-            _, late = await asyncio.wait(self._keepers, timeout=self.config.quit_ns / 1e9)
-            for member in self.members.values():
-                if late and member.process is not None:
-                    await member.process.kill()
-            for keeper in late:
-                keeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await keeper
+            elif member.process is not None:
+                await member.process.kill()
+        await self._leave()
         await self._hub.close()
         await self._launcher.close()
+
+    async def _leave(self) -> None:
+        """Until every worker is gone: asked first, killed when they take too long."""
+        if not self._keepers:
+            return
+        _, late = await asyncio.wait(self._keepers, timeout=self.config.quit_ns / 1e9)
+        for member in self.members.values():
+            if late and member.process is not None:
+                await member.process.kill()
+        if late:
+            await asyncio.wait(late)
 
     # ---- a worker's life -------------------------------------------------------------------------
 
@@ -133,7 +142,9 @@ class WorkerFleet:
             await self._run_epoch(member)
             if self._closing or member.refusal or member.failed_starts > self.config.restarts:
                 break
-            await asyncio.sleep(self.config.pause_ns / 1e9 * 2 ** max(0, member.failed_starts - 1))
+            pause_s = self.config.pause_ns / 1e9 * 2 ** max(0, member.failed_starts - 1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._close.wait(), pause_s)
         started = member.settled.is_set()
         member.settled.set()
         if started and not self._closing and not any(other.up for other in self.members.values()):
