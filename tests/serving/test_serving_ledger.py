@@ -1,6 +1,7 @@
 """`KvLedger`: sharing, eviction, extents, and a check that finds what is wrong."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
@@ -279,7 +280,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.named(self.ledger.extents(HERE, request)) == slots
 
     def named(self, extents: tuple[Extent, ...]) -> list[int]:
-        for left, right in zip(extents, extents[1:], strict=False):
+        for left, right in pairwise(extents):
             assert left.slot + left.count != right.slot, "two extents that are one"
         return [extent.slot + at for extent in extents for at in range(extent.count)]
 
