@@ -14,7 +14,7 @@ install: $(VENV)/.dev  ## everything a developer needs, in .venv
 $(VENV)/.engine: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) scikit-build-core nanobind
-	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
@@ -39,6 +39,9 @@ test-all: $(VENV)/.dev  ## everything, the large counted suites whole
 
 bench: $(VENV)/.dev  ## every claim's quick run
 	for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b --quick || exit 1; done
+
+conformance: $(VENV)/.dev  ## third-party clients, unmodified, against our server: minutes the first time
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python conformance/run.py $(CLIENTS)
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

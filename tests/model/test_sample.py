@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.model.sample import check, draw, is_plain, logprob, uniform
+from plait.model.sample import _pick, check, draw, is_plain, logprob, uniform
 from plait.spec.errors import UserError
 from plait.spec.sampling import SamplingParams
 
@@ -57,6 +57,32 @@ def test_filters_keep_what_they_say():
     assert kept(logits, temperature=0.01) == {1}
     assert kept(logits, allowed_token_ids=(0, 2)) == {0, 2}
     assert kept(logits, logit_bias=((0, 50.0),)) == {0}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 1500), st.floats(0, 1 - 2**-53))
+def test_the_picked_token_is_where_the_running_sum_passes(seed, count, share):
+    rng = np.random.default_rng(seed)
+    weights = rng.random(count) * (rng.random(count) < 0.3)
+    weights[rng.integers(count)] = 1.0
+    token = _pick(weights, share)
+    assert weights[token] > 0
+    below, total = weights[:token].sum(), weights.sum()
+    assert below <= share * total * (1 + 1e-12) + 1e-12
+    assert share * total <= (below + weights[token]) * (1 + 1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.001, 0.9999), st.sampled_from([0.01, 1.0, 8.0]))
+def test_top_p_over_a_large_vocabulary_is_that_of_a_full_sort(seed, top_p, spread):
+    """Coarse logits, so that many tokens tie."""
+    rng = np.random.default_rng(seed)
+    logits = (np.round(rng.standard_normal(3000) * 4) / 4 * spread).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    steps = np.cumsum(softmax(logits)[order])
+    allowed = set(order[: int(np.searchsorted(steps, top_p * (1 + 1e-12))) + 1].tolist())
+    params = [SamplingParams(top_p=top_p, seed=i) for i in range(20)]
+    assert {draw(logits, wish, NO_TOKENS, 0, ()) for wish in params} <= allowed
 
 
 def test_penalties_look_at_the_right_tokens():

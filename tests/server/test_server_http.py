@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import logging
+import os
+import signal
 import socket
 
 import aiohttp
@@ -11,7 +13,9 @@ import pytest
 
 from plait.server.auth import Bucket, Keys
 from plait.server.config import ServerConfig
+from plait.server.lifespan import make_server
 from plait.spec.errors import UserError
+from tests.server.counting import counting_engine
 
 ASK = {"prompt": [10], "max_tokens": 4}
 SECRET = "correct horse battery staple " * 40
@@ -423,3 +427,29 @@ async def test_a_bug_is_500_and_keeps_its_secrets(site, monkeypatch):
     assert is_error(answer, 500, "InternalServerError")
     assert "zero" not in answer["error"]["message"]
     assert site.front.in_flight == 0
+
+
+# leaving
+
+
+async def test_sigterm_drains_and_ends(tmp_path):
+    engine = counting_engine(tmp_path)
+    await engine.start()
+    listening = asyncio.get_running_loop().create_future()
+    server = make_server(engine, ServerConfig(port=0), listening.set_result)
+    running = asyncio.ensure_future(server.serve())
+    url = await listening
+    engine.fleet.hold_after = 1
+    async with aiohttp.ClientSession() as client:
+        async with client.post(url + "/v1/completions", json=ASK | {"stream": True}) as reply:
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(30):
+                while (await client.get(url + "/ready")).status == 200:
+                    pass
+            engine.fleet.release()
+            assert (await stream_lines(reply))[-1] == b"[DONE]"
+        await asyncio.wait_for(running, 30)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await client.get(url + "/live")
+    assert engine.stats().finished == {"length": 1}
+    await engine.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from plait.runtime.local import ServeConfig, open_engine
 
+from plait.runtime.setup import ServeConfig, open_engine
 from plait.server.config import ServerConfig
 from plait.serving.admission import AdmissionConfig
 from plait.serving.manager import ManagerConfig

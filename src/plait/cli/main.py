@@ -7,6 +7,8 @@ from rich.console import Console
 
 from plait import __version__
 from plait.cli.bench import bench
+from plait.cli.chat import chat
+from plait.cli.demo import demo
 from plait.cli.pull import pull
 from plait.cli.replay import replay
 from plait.cli.serve import serve
@@ -35,6 +37,8 @@ def root(
 
 app.command()(serve)
 app.command()(pull)
+app.command()(chat)
+app.command()(demo)
 app.command()(simulate)
 app.command()(replay)
 app.add_typer(bench, name="bench")

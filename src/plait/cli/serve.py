@@ -110,6 +110,8 @@ async def _run(config: ServeConfig, server: ServerConfig, began_s: float) -> Non
 
     def ready(url: str) -> None:
         paced = " (paced)" if config.pace else ""
+        sys.stdout.write(f"{url}\n")
+        sys.stdout.flush()
         console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}")
 
     await engine.start()

@@ -85,12 +85,23 @@ def draw(
     row -= row.max()
     row /= params.temperature
     _filter(row, params)
-    chances = np.exp(row)
-    steps = np.cumsum(chances)
-    at = int(
-        np.searchsorted(steps, uniform(params.seed, params.choice, len(tokens)) * steps[-1], side="right")
-    )
-    return min(at, int(np.flatnonzero(chances)[-1]))
+    return _pick(np.exp(row), uniform(params.seed, params.choice, len(tokens)))
+
+
+def _pick(weights: Row, share: float) -> int:
+    """The token at which the running sum of weights passes `share` of their total.
+
+    Sums of blocks find the block first: a running sum over all tokens is ten times as slow.
+    """
+    block = 256
+    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), block)))
+    target = share * float(sums[-1])
+    # Where rounding carries the target to a sum's end, the last token with any weight is meant.
+    at = min(int(np.searchsorted(sums, target, side="right")), int(np.searchsorted(sums, sums[-1])))
+    inside = np.cumsum(weights[at * block : (at + 1) * block])
+    rest = max(0.0, target - float(sums[at - 1])) if at else target
+    token = min(int(np.searchsorted(inside, rest, side="right")), int(np.searchsorted(inside, inside[-1])))
+    return at * block + token
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -136,10 +147,23 @@ def _filter(row: Row, params: SamplingParams) -> None:
     if 0 < params.top_k < len(row):
         row[row < np.partition(row, -params.top_k)[-params.top_k]] = -np.inf
     if params.top_p < 1:
-        order = np.argsort(-row, kind="stable")
-        steps = np.cumsum(np.exp(row[order]))
-        needed = int(np.searchsorted(steps, params.top_p * steps[-1], side="left")) + 1
-        row[order[needed:]] = -np.inf
+        needed = params.top_p * float(np.exp(row).sum())
+        keep = _nucleus(row, needed, 1024)
+        mask = np.full(len(row), -np.inf)
+        mask[keep] = row[keep]
+        row[:] = mask
+
+
+def _nucleus(row: Row, needed: float, near: int) -> NDArray[np.int64]:
+    """The fewest likeliest tokens whose weights reach `needed`, looked for among the `near` likeliest first:
+    sorting the whole vocabulary takes milliseconds."""
+    near = min(near, len(row))
+    ids = np.flatnonzero((row >= np.partition(row, -near)[-near]) & (row > -np.inf))
+    order = ids[np.argsort(-row[ids], kind="stable")]
+    steps = np.cumsum(np.exp(row[order]))
+    if steps[-1] < needed and near < len(row):
+        return _nucleus(row, needed, near * 8)
+    return order[: int(np.searchsorted(steps, needed, side="left")) + 1]
 
 
 def logprob(logits_V: NDArray[np.float32], token: int, top: int) -> TokenLogprob:

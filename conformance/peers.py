@@ -1,0 +1,65 @@
+"""Third-party clients, each unmodified in a virtual environment of its own."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent / "peers"
+
+
+class Missing(Exception):
+    """A client cannot be installed here."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An installed client."""
+
+    name: str
+    folder: Path
+
+    def run(self, *command: str, cwd: Path, log: Path, **environment: str) -> int:
+        """Run one of its programs with output to `log`; returns the exit status."""
+        program = str(self.folder / "bin" / command[0])
+        with log.open("w") as sink:
+            sink.write(" ".join(command) + "\n")
+            sink.flush()
+            env = {**os.environ, **environment}
+            return subprocess.run(
+                [program, *command[1:]], cwd=cwd, env=env, stdout=sink, stderr=sink, timeout=1800, check=False
+            ).returncode
+
+    def version(self, package: str) -> str:
+        """Version of the client's package."""
+        code = f"from importlib.metadata import version; print(version({package!r}))"
+        python = str(self.folder / "bin" / "python")
+        return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def install(name: str) -> Peer:
+    """The client of `requirements/NAME.txt`, installed anew when that file has changed.
+
+    Raises:
+        Missing: pip cannot install it; the message ends with pip's last words.
+    """
+    wanted = HERE / "requirements" / f"{name}.txt"
+    folder = PEERS / name
+    mark = folder / "installed.sha256"
+    digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
+    if mark.is_file() and mark.read_text() == digest:
+        return Peer(name, folder)
+    sys.stderr.write(f"installing {name} into {folder}: minutes, once\n")
+    PEERS.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
+    index = os.environ.get("TORCH_INDEX")
+    extra = ["--extra-index-url", index] if index else []
+    done = subprocess.run([*pip, *extra, "-r", str(wanted)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Missing(f"pip cannot install {name}: {done.stderr.strip()[-500:]}")
+    mark.write_text(digest)
+    return Peer(name, folder)
