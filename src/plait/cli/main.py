@@ -9,6 +9,7 @@ from plait import __version__
 from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
+from plait.cli.doctor import doctor
 from plait.cli.pull import pull
 from plait.cli.replay import replay
 from plait.cli.serve import serve
@@ -41,6 +42,7 @@ app.command()(chat)
 app.command()(demo)
 app.command()(simulate)
 app.command()(replay)
+app.command()(doctor)
 app.add_typer(bench, name="bench")
 
 

@@ -2,8 +2,10 @@
 
 The memory test is the sorted-remaining rule of LightLLM and LoongServe (research: LoongServe 5.1):
 if rows decode in lockstep and leave when their tokens are used up, memory peaks at one of the
-moments just before a row leaves. A row whose prompt is not computed yet does not grow in lockstep,
-so it counts with the most it can ever hold.
+moments just before a row leaves. Two things make the others larger than that at this moment, and
+both are counted: slots come in pages, whose edges rows reach at different steps; and with several
+steps in flight the others grow on while the last step of the row that leaves is not answered. A row
+whose prompt is not computed yet does not grow in lockstep, so it counts with the most it can hold.
 """
 
 import heapq
@@ -35,12 +37,16 @@ class AdmissionConfig:
 class Admission:
     """Keeps the requests that wait. Oldest first; a preempted request goes before younger ones."""
 
-    def __init__(self, config: AdmissionConfig, ledger: KvLedger) -> None:
+    def __init__(self, config: AdmissionConfig, ledger: KvLedger, ahead: int = 0) -> None:
+        """`ahead`: steps that are planned at most after a row's last one and before its answer."""
         self.config = config
         self._ledger = ledger
+        self._ahead = ledger.whole(ledger.page - 1 + ahead)
         self._queue: deque[Live] = deque()
         self.version = 0
         """Changes when another request may come into an instance's view of the queue."""
+        self._open_ended = True
+        """An instance has looked at the whole queue in vain: what joins at the end comes into its view."""
         self._deadlines: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -58,8 +64,9 @@ class Admission:
         """A new request joins at the end."""
         live.presumed = self._ledger.whole(self._presumed(live))
         self._queue.append(live)
-        if len(self._queue) <= 1 + self.config.look:
+        if self._open_ended:
             self.version += 1
+            self._open_ended = False
 
     def put_back(self, live: Live) -> None:
         """A request that ran before takes its place among the older ones again."""
@@ -101,6 +108,8 @@ class Admission:
             look -= 1
             if look < 0 or first.bypassed >= self.config.bypass:
                 break
+        else:
+            self._open_ended = True
         seat.blocked = self.version
         return None
 
@@ -137,8 +146,7 @@ class Admission:
         peak, run = 0, 0
         for count, (grown, private) in enumerate(lockstep, 1):
             run += private
-            # Rows still there are at most a page ahead of lockstep, because slots come in pages.
-            peak = max(peak, run + (grown + ledger.page - 1) * count)
+            peak = max(peak, run + grown * count + self._ahead * (count - 1))
         return shared + fixed + peak
 
     def watch(self, live: Live) -> None:

@@ -16,7 +16,8 @@ class BatcherConfig:
     """How large steps are, and how many are in flight."""
 
     step_tokens: int = 512
-    """Tokens that a step computes at most, decoding rows counted."""
+    """Tokens that a step computes at most, decoding rows counted. Where more rows than this decode,
+    they all go along, and no prompt does."""
     depth: int = 2
     """Steps in flight on one instance: 2 plans the next one while one runs."""
     prefix_cache: bool = True

@@ -53,7 +53,7 @@ class GlobalManager:
     def __init__(self, config: ManagerConfig) -> None:
         self.config = config
         self.ledger = KvLedger(config.page)
-        self.admission = Admission(config.admission, self.ledger)
+        self.admission = Admission(config.admission, self.ledger, config.batcher.depth - 1)
         self.router = Router(self.ledger)
         self.counts = Counts()
         self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
@@ -149,7 +149,7 @@ class GlobalManager:
         seat = flight.seat
         for live in flight.lives:
             live.flying -= 1
-            live.attempts += 1
+            live.attempts += not live.leaving  # steps in flight that fail together are one loss
         # Rows that share a prefix with a failed one hold KV that was never computed, and steps
         # already in flight may read it.
         self.ledger.forget(seat.instance)
@@ -179,7 +179,7 @@ class GlobalManager:
         self._flights = {step: flight for step, flight in self._flights.items() if flight.seat is not seat}
         for live in tuple(seat.lives.values()):
             live.flying = 0
-            live.attempts += 1
+            live.attempts += not live.leaving
             self._lose(seat, live)
         del self.seats[event.instance]
         self.ledger.remove(event.instance)

@@ -1,0 +1,110 @@
+"""A manager with workers on paper: steps wait in order until a test answers them, one token a draw."""
+
+from collections import deque
+from dataclasses import replace
+
+from plait.serving.admission import AdmissionConfig
+from plait.serving.batcher import BatcherConfig
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.command import Command, End, Token, Wake
+from plait.spec.event import Arrived, Event, StepDone, StepFailed, WorkerLost, WorkerUp
+from plait.spec.request import EndReason, Request
+from plait.spec.step import Step
+
+
+class Cell:
+    """`slots` are those of instances 0, 1, ...; settings go to whichever config has them."""
+
+    def __init__(self, *slots: int, page: int = 1, retries: int = 2, **settings: object) -> None:
+        admission, batcher = AdmissionConfig(), BatcherConfig()
+        for name, value in settings.items():
+            if hasattr(admission, name):
+                admission = replace(admission, **{name: value})
+            else:
+                batcher = replace(batcher, **{name: value})
+        self.manager = GlobalManager(
+            ManagerConfig(page=page, retries=retries, admission=admission, batcher=batcher)
+        )
+        self.now = 0
+        self.inbox: dict[int, deque[Step]] = {}
+        self.ends: dict[int, End] = {}
+        self.drawn: dict[int, int] = {}
+        self.wakes: list[int] = []
+        self.started: list[int] = []
+        """Requests in the order in which an instance first saw them."""
+        self._requests = 0
+        for instance, count in enumerate(slots):
+            self.up(instance, count)
+
+    def send(self, event: Event, now: int | None = None) -> list[Command]:
+        """One event; time goes on by 1 ns unless told."""
+        self.now = self.now + 1 if now is None else now
+        out = self.manager.handle(event, self.now)
+        for command in out:
+            match command:
+                case Step(group=(instance,)):
+                    self.inbox[instance].append(command)
+                    self.started += command.opened
+                case End():
+                    assert command.request not in self.ends, "ended twice"
+                    self.ends[command.request] = command
+                case Token():
+                    for request in command.requests:
+                        self.drawn[request] = self.drawn.get(request, 0) + 1
+                case Wake():
+                    self.wakes.append(command.at_ns)
+        self.manager.check()
+        return out
+
+    def up(self, instance: int, slots: int, epoch: int = 1) -> None:
+        self.inbox[instance] = deque()
+        self.send(WorkerUp(instance, epoch, slots))
+
+    def lose(self, instance: int, epoch: int = 1) -> None:
+        self.inbox[instance].clear()
+        self.send(WorkerLost(instance, epoch))
+
+    def arrive(
+        self, prompt: int, max_tokens: int, hashes: tuple[int, ...] = (), deadline_ns: int | None = None
+    ) -> int:
+        """A new request; returns its id: 0, 1, ... in the order of calls."""
+        request = Request(self._requests, prompt, max_tokens, hashes, deadline_ns)
+        self._requests += 1
+        self.send(Arrived(request))
+        return request.id
+
+    def answer(self, instance: int = 0, stopped: tuple[int, ...] = ()) -> Step:
+        """The oldest step of an instance succeeds."""
+        step = self.inbox[instance].popleft()
+        tokens = (*(int(row.draws) for row in step.rows), *(1 for _ in step.again))
+        self.send(StepDone(step.id, tokens, stopped))
+        return step
+
+    def fail(self, instance: int = 0) -> Step:
+        """The oldest step of an instance fails."""
+        step = self.inbox[instance].popleft()
+        self.send(StepFailed(step.id, "made to fail"))
+        return step
+
+    def run(self, limit: int = 10_000) -> int:
+        """Answer steps, instances in turn, until none is left; returns how many."""
+        count = 0
+        while any(self.inbox.values()):
+            for instance, steps in self.inbox.items():
+                if steps:
+                    self.answer(instance)
+                    count += 1
+            assert count < limit, "no end in sight"
+        return count
+
+    def reason(self, request: int) -> EndReason | None:
+        """How a request ended; None: it has not."""
+        return self.ends[request].reason if request in self.ends else None
+
+    def seated(self, instance: int = 0) -> list[int]:
+        """Requests on an instance, in the order in which they came."""
+        return list(self.manager.seats[instance].lives)
+
+    def waiting(self) -> list[int]:
+        """Requests in the queue, in its order."""
+        return [live.id for live in self.manager.admission]
