@@ -25,10 +25,11 @@ def decoding(
     for number, (prompt, max_tokens, drawn) in enumerate(rows):
         live = Live(Request(number, prompt, max_tokens), number)
         live.drawn = min(drawn, max_tokens - 1)
+        live.most = ledger.whole(live.longest)
         ledger.open(0, live.id)
         assert ledger.grow(0, live.id, live.known - 1 or 1) is not None
         seat.lives[live.id] = seat.decoding[live.id] = live
-        seat.promised += ledger.whole(live.longest)
+        seat.promised += live.most
     return admission, seat
 
 

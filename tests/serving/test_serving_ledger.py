@@ -70,8 +70,8 @@ def test_a_shared_prefix_is_held_once():
     made.open(HERE, 2, (11, 12))
     assert made.extents(HERE, 2) == (Extent(0, 4),)
     assert made.used(HERE) == 6
-    assert made.private(HERE, 1) == 2, "only its third page comes back for certain"
-    assert made.private(HERE, 2) == 0
+    assert made.holdings(HERE)[1].private == 1, "only its third page comes back for certain"
+    assert made.holdings(HERE)[2].private == 0
     made.release(HERE, 1)
     assert made.used(HERE) == 4
     made.check()
@@ -256,7 +256,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(sorted(self.slots)))
-        before, private = self.ledger.used(HERE), self.ledger.private(HERE, request)
+        before, private = (
+            self.ledger.used(HERE),
+            self.ledger.page * self.ledger.holdings(HERE)[request].private,
+        )
         self.ledger.release(HERE, request)
         del self.slots[request]
         assert before - self.ledger.used(HERE) >= private, "less came back than was certain"
@@ -274,7 +277,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.check()
         held = {slot for slots in self.slots.values() for slot in slots}
         assert self.ledger.used(HERE) == len(held)
-        private = sum(self.ledger.private(HERE, request) for request in self.slots)
+        private = sum(
+            self.ledger.page * self.ledger.holdings(HERE)[request].private for request in self.slots
+        )
         assert private <= len(held), "a slot is private to two"
         for request, slots in self.slots.items():
             assert self.named(self.ledger.extents(HERE, request)) == slots

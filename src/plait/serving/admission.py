@@ -12,6 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
@@ -47,6 +48,8 @@ class Admission:
         """Changes when another request may come into an instance's view of the queue."""
         self._open_ended = True
         """An instance has looked at the whole queue in vain: what joins at the end comes into its view."""
+        self._least = (-1, 0)
+        """Version of the queue, and the fewest slots that a request in the view of it asks for."""
         self._deadlines: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -62,7 +65,7 @@ class Admission:
 
     def push(self, live: Live) -> None:
         """A new request joins at the end."""
-        live.presumed = self._ledger.whole(self._presumed(live))
+        self._measure(live)
         self._queue.append(live)
         if self._open_ended:
             self.version += 1
@@ -73,7 +76,7 @@ class Admission:
         at = 0
         while at < len(self._queue) and self._queue[at].order < live.order:
             at += 1
-        live.presumed = self._ledger.whole(self._presumed(live))
+        self._measure(live)
         self._queue.insert(at, live)
         self.version += 1
 
@@ -86,13 +89,23 @@ class Admission:
         """The request whose turn it is."""
         return self._queue[0] if self._queue else None
 
+    def hopeless(self, seat: Seat) -> bool:
+        """Cheaply: nothing in the queue can go to `seat` before something there changes."""
+        if seat.blocked == self.version or len(seat.lives) >= self.config.max_rows:
+            return True
+        if seat.room is None or self._ledger.capacity(seat.instance) < self._ledger.most:
+            return False  # a smaller instance looks past requests that it could never hold
+        if self._least[0] != self.version:
+            view = islice(self._queue, self.config.look + 1)
+            self._least = (self.version, min((live.presumed for live in view), default=0))
+            self._open_ended |= len(self._queue) <= self.config.look + 1
+        return seat.room < self._least[1]
+
     def take(self, seat: Seat) -> Live | None:
         """The next request that `seat` can run now, removed from the queue; None if none fits.
 
         A request that the whole of `seat` could not hold stands in nobody's way there.
         """
-        if len(seat.lives) >= self.config.max_rows:
-            return None
         first: Live | None = None
         look = self.config.look
         for at, live in enumerate(self._queue):
@@ -122,7 +135,11 @@ class Admission:
 
     def fits_alone(self, seat: Seat, live: Live) -> bool:
         """Whether `live` could ever run on `seat`."""
-        return self._ledger.whole(live.longest) <= self._ledger.capacity(seat.instance)
+        return live.most <= self._ledger.capacity(seat.instance)
+
+    def _measure(self, live: Live) -> None:
+        live.most = self._ledger.whole(live.longest)
+        live.presumed = self._ledger.whole(self._presumed(live))
 
     def _presumed(self, live: Live) -> int:
         left = live.longest - live.known + 1
@@ -130,18 +147,21 @@ class Admission:
 
     def _peak(self, seat: Seat) -> int:
         """Slots at the worst coming moment."""
-        ledger, instance = self._ledger, seat.instance
+        page, holdings = self._ledger.page, self._ledger.holdings(seat.instance)
+        whole_share = self.config.output_share == 1.0
         lockstep: list[tuple[int, int]] = []
         fixed, mine = 0, 0
-        for live in seat.lives.values():
-            private = ledger.private(instance, live.id)
+        for id, live in seat.lives.items():
+            holding = holdings[id]
+            private = holding.private * page
             mine += private
-            grown = max(0, ledger.whole(self._presumed(live)) - ledger.held(instance, live.id))
-            if live.id in seat.decoding:
+            final = live.most if whole_share else self._ledger.whole(self._presumed(live))
+            grown = max(0, final - len(holding.pages) * page)
+            if id in seat.decoding:
                 lockstep.append((grown, private))
             else:
                 fixed += private + grown
-        shared = ledger.used(instance) - mine
+        shared = self._ledger.used(seat.instance) - mine
         lockstep.sort(reverse=True)
         peak, run = 0, 0
         for count, (grown, private) in enumerate(lockstep, 1):

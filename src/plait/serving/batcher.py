@@ -46,8 +46,8 @@ class Batcher:
         live.instance, live.planned = seat.instance, len(hashes) * page
         live.room, live.opened, live.leaving = 0, False, False
         seat.lives[live.id] = seat.prefilling[live.id] = live
-        seat.promised += self._ledger.whole(live.longest)
-        seat.stir()
+        seat.promised += live.most
+        seat.taken(live)
         self._counts.prefix_queries += request.prompt_tokens
         self._counts.prefix_hits += live.planned
 
@@ -58,7 +58,7 @@ class Batcher:
         self.idle(seat, live)
         live.leaving = False
         del seat.lives[live.id]
-        seat.promised -= self._ledger.whole(live.longest)
+        seat.promised -= live.most
         seat.stir()
         live.instance = -1
         if live.opened:

@@ -10,6 +10,7 @@ of three places, so that free + cached + owned = total after every event:
 A request's `pages` list is its positions in order: position p lies in pages[p // page].
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from plait.spec.step import Extent
@@ -22,6 +23,11 @@ class Holding:
     pages: list[int] = field(default_factory=list)
     shared: int = 0
     """How many of `pages` may outlive the request because another one may hold them."""
+
+    @property
+    def private(self) -> int:
+        """Pages that come back for certain when the request ends."""
+        return len(self.pages) - self.shared
 
 
 @dataclass(slots=True)
@@ -50,12 +56,15 @@ class KvLedger:
         assert page >= 1
         self.page = page
         self._pools: dict[int, Pool] = {}
+        self.most = 0
+        """Slots of the largest instance that ever joined."""
 
     def add(self, instance: int, slots: int) -> None:
         """An instance joins with an empty pool of `slots` slots (whole pages count)."""
         assert instance not in self._pools
         pages = slots // self.page
         self._pools[instance] = Pool(pages, list(range(pages - 1, -1, -1)), [0] * pages, [-1] * pages)
+        self.most = max(self.most, pages * self.page)
 
     def remove(self, instance: int) -> None:
         """An instance is gone, with all that was held on it."""
@@ -74,10 +83,9 @@ class KvLedger:
         """Slots that a request holds, shared ones included."""
         return len(self._pools[instance].holdings[request].pages) * self.page
 
-    def private(self, instance: int, request: int) -> int:
-        """Slots that come back for certain when this request ends."""
-        holding = self._pools[instance].holdings[request]
-        return (len(holding.pages) - holding.shared) * self.page
+    def holdings(self, instance: int) -> Mapping[int, Holding]:
+        """What each request holds here; to be read only."""
+        return self._pools[instance].holdings
 
     def whole(self, tokens: int) -> int:
         """Slots of the pages that `tokens` tokens need."""

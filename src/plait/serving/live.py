@@ -22,6 +22,7 @@ class Live:
         "instance",
         "leaving",
         "max_tokens",
+        "most",
         "opened",
         "order",
         "over",
@@ -55,6 +56,8 @@ class Live:
         """It goes back to the queue once its steps in flight are answered."""
         self.attempts = 0
         """Times that it was lost with a worker or a step."""
+        self.most = 0
+        """Slots that it may ever hold; known once it was queued."""
         self.presumed = 0
         """Slots that it is presumed to need in all, while it waits."""
         self.bypassed = 0
@@ -96,10 +99,16 @@ class Seat:
     promised: int = 0
     """Slots that its requests hold if all draw all their tokens and share nothing."""
     room: int | None = None
-    """Slots that a newcomer may come to hold; None: to be computed again, because a request came,
-    left or began to decode."""
+    """Slots that a newcomer may come to hold; None: to be computed again, because a
+    request left or began to decode."""
     blocked: int = -1
     """Version of the queue of which nothing fitted into `room`."""
+
+    def taken(self, live: Live) -> None:
+        """A newcomer counts with all that it is presumed to need."""
+        self.blocked = -1
+        if self.room is not None:
+            self.room -= live.presumed
 
     def stir(self) -> None:
         """What the instance may take has changed."""

@@ -64,7 +64,6 @@ class GlobalManager:
         self._flights: dict[int, Flight] = {}
         self._steps = 0
         self._arrivals = 0
-        self._most_slots = 0
         self._wake_ns: int | None = None
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -99,7 +98,7 @@ class GlobalManager:
         self.lives[live.id] = live
         if self.draining:
             self._end(live, EndReason.DRAINING)
-        elif self._most_slots and self.ledger.whole(live.longest) > self._most_slots:
+        elif self.ledger.most and self.ledger.whole(live.longest) > self.ledger.most:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
@@ -167,9 +166,8 @@ class GlobalManager:
         self.seats[event.instance] = Seat(event.instance, event.epoch)
         self.seats = dict(sorted(self.seats.items()))
         self.ledger.add(event.instance, event.slots)
-        self._most_slots = max(self._most_slots, self.ledger.capacity(event.instance))
         for live in tuple(self.admission):
-            if self.ledger.whole(live.longest) > self._most_slots:
+            if live.most > self.ledger.most:
                 self._end(live, EndReason.TOO_LONG)
 
     def _worker_lost(self, event: WorkerLost) -> None:
@@ -266,11 +264,11 @@ class GlobalManager:
     def _ready(self) -> list[Seat]:
         """Instances worth trying. One whose prompts would keep a newcomer waiting for more than a
         step is not: in the common queue it may still go where there is room first."""
-        limit, version = self.config.batcher.step_tokens, self.admission.version
+        limit, hopeless = self.config.batcher.step_tokens, self.admission.hopeless
         return [
             seat
             for seat in self.seats.values()
-            if seat.blocked != version and not (seat.prefilling and seat.backlog >= limit)
+            if not hopeless(seat) and not (seat.prefilling and seat.backlog >= limit)
         ]
 
     def _watch(self) -> None:
