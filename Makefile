@@ -47,5 +47,9 @@ bench: $(VENV)/.dev  ## every claim's quick run
 conformance: $(VENV)/.dev  ## third-party clients, unmodified, against our server: minutes the first time
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python conformance/run.py $(CLIENTS)
 
+docs: $(VENV)/.dev  ## the reference in docs/reference, and the tests that run what the documents show
+	$(BIN)/python docs/build.py
+	$(BIN)/python -m pytest tests/docs
+
 clean:
-	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist runs docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis

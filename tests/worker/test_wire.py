@@ -45,23 +45,31 @@ messages = st.one_of(
 )
 
 
+def driver(identity: bytes = b"0.1", secret: bytes = SECRET) -> Codec:
+    return Codec(secret, identity, worker=False)
+
+
+def worker(identity: bytes = b"0.1", secret: bytes = SECRET) -> Codec:
+    return Codec(secret, identity, worker=True)
+
+
 @given(st.lists(messages, max_size=5))
 def test_messages_come_through_unchanged(sent):
-    here, there = Codec(SECRET), Codec(SECRET)
+    here, there = driver(), worker()
     assert [there.decode(here.encode(message)) for message in sent] == sent
 
 
 @given(st.data())
 def test_a_changed_frame_is_refused(data):
-    frame = bytearray(Codec(SECRET).encode(data.draw(messages)))
+    frame = bytearray(worker().encode(data.draw(messages)))
     at = data.draw(st.integers(0, len(frame) - 1))
     frame[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(WireError):
-        Codec(SECRET).decode(bytes(frame))
+        driver().decode(bytes(frame))
 
 
 def test_frames_are_neither_replayed_nor_left_out():
-    here, there = Codec(SECRET), Codec(SECRET)
+    here, there = worker(), driver()
     first, second, third = (here.encode(Beat()) for _ in range(3))
     there.decode(first)
     with pytest.raises(WireError, match="follows frame"):
@@ -73,16 +81,26 @@ def test_frames_are_neither_replayed_nor_left_out():
 
 def test_another_secret_is_refused():
     with pytest.raises(WireError, match="not signed"):
-        Codec(b"another secret of some length").decode(Codec(SECRET).encode(Beat()))
+        driver(secret=b"another secret of some length").decode(worker().encode(Beat()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [worker(b"1.1"), worker(b"0.2"), driver()],
+    ids=["another worker's", "an earlier epoch's", "the driver's own"],
+)
+def test_frames_of_other_connections_are_refused(other):
+    with pytest.raises(WireError, match="not signed"):
+        driver().decode(other.encode(Beat()))
 
 
 @pytest.mark.parametrize("secret", [b"", b"short"])
 def test_an_empty_or_short_secret_fails_closed(secret):
     with pytest.raises(ValueError, match="16 bytes"):
-        Codec(secret)
+        worker(secret=secret)
 
 
 @given(st.binary(max_size=80))
 def test_rubbish_is_refused(frame):
     with pytest.raises(WireError):
-        Codec(SECRET).decode(frame)
+        driver().decode(frame)

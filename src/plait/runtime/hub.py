@@ -35,7 +35,7 @@ class Hub:
 
     def expect(self, identity: bytes) -> None:
         """A worker of this identity may connect."""
-        self._codecs[identity] = Codec(self._secret)
+        self._codecs[identity] = Codec(self._secret, identity, worker=False)
 
     def forget(self, identity: bytes) -> None:
         """Messages of this worker count no more."""

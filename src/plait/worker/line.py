@@ -28,7 +28,7 @@ class Line:
         """Orders in the order of their ids; None: there will be no more."""
         self._config = config
         self._orphaned = orphaned
-        self._codec = Codec(bytes.fromhex(config.secret))
+        self._codec = Codec(bytes.fromhex(config.secret), config.identity, worker=True)
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._wakeup, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._serve, name="line", daemon=True)

@@ -1,8 +1,9 @@
 """Messages between a driver and its workers: msgpack over ZeroMQ, signed, never pickle.
 
 A frame is `mac + body`; body is msgpack of `(sequence, kind, record)`. The MAC is keyed BLAKE2b over
-the body under the run's secret, and `sequence` rises by one in each direction, so that a frame can
-be neither forged nor replayed nor left out unseen. An empty secret is refused.
+the body. Its key is derived from the run's secret for each worker, epoch and direction, and `sequence`
+rises by one, so that a frame can be neither forged nor left out unseen, nor replayed: not later on its
+connection, nor on another one, nor to its sender. An empty secret is refused.
 """
 
 import hashlib
@@ -81,13 +82,20 @@ Message = Order | Quit | Hello | Refusal | Answer | Fault | Beat
 
 
 class Codec:
-    """One direction pair of one connection: signs what goes out, checks what comes in."""
+    """One end of one connection: signs what goes out, checks what comes in."""
 
-    def __init__(self, secret: bytes) -> None:
-        """Raises ValueError for a secret under 16 bytes: without one anybody could give orders."""
+    def __init__(self, secret: bytes, identity: bytes, *, worker: bool) -> None:
+        """The end of the worker with this identity, or the driver's end of the same connection.
+
+        Raises:
+            ValueError: the secret is under 16 bytes; without one anybody could give orders.
+        """
         if len(secret) < 16:
             raise ValueError("the run's secret must have at least 16 bytes")
-        self._secret = secret
+        orders, answers = (
+            hashlib.blake2b(identity, key=secret[:64], person=way).digest() for way in (b"orders", b"answers")
+        )
+        self._send_key, self._receive_key = (answers, orders) if worker else (orders, answers)
         self._sent = 0
         self._seen = 0
         self._encoder = msgspec.msgpack.Encoder()
@@ -99,7 +107,7 @@ class Codec:
         """The next frame to send."""
         self._sent += 1
         body = self._encoder.encode((self._sent, type(message).__name__, message))
-        return self._mac(body) + body
+        return _mac(self._send_key, body) + body
 
     def decode(self, frame: bytes) -> Message:
         """The message in the next frame received.
@@ -108,7 +116,7 @@ class Codec:
             WireError: the frame is not signed with the secret, not the next one, or malformed.
         """
         mac, body = frame[:MAC_BYTES], frame[MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(body)):
+        if not hmac.compare_digest(mac, _mac(self._receive_key, body)):
             raise WireError("a frame is not signed with this run's secret")
         try:
             sequence, kind, raw = self._envelope.decode(body)
@@ -120,5 +128,6 @@ class Codec:
         self._seen = sequence
         return message
 
-    def _mac(self, body: bytes) -> bytes:
-        return hashlib.blake2b(body, digest_size=MAC_BYTES, key=self._secret[:64]).digest()
+
+def _mac(key: bytes, body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=MAC_BYTES, key=key).digest()
