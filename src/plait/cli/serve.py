@@ -52,6 +52,7 @@ Timeout = Annotated[float | None, typer.Option(min=0.001, help="Seconds for requ
 Drain = Annotated[float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")]
 Journal = Annotated[Path | None, typer.Option(help="Write every event and command to this file.")]
 Cluster = Annotated[str | None, typer.Option(help="Start workers with Ray: local, or a cluster's address.")]
+Interface = Annotated[str, typer.Option(help="Address on which the driver listens for its workers.")]
 Pace = Annotated[
     str | None, typer.Option(help="Answer no earlier than this cost file says; results are 'paced'.")
 ]
@@ -82,6 +83,7 @@ def serve(
     drain: Drain = 30.0,
     journal: Journal = None,
     cluster: Cluster = None,
+    interface: Interface = "127.0.0.1",
     pace: Pace = None,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
@@ -117,7 +119,7 @@ def serve(
         journal=journal,
         cluster=cluster,
         pace=cost_named(pace) if pace else None,
-        fleet=FleetConfig(instances=instances),
+        fleet=FleetConfig(instances=instances, interface=interface),
     )
     uvloop.run(_run(config, server, began))
 
