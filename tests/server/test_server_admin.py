@@ -60,6 +60,11 @@ async def test_metrics_have_the_names_that_dashboards_know(site):
         "e2e_request_latency_seconds",
         "request_prompt_tokens",
         "request_generation_tokens",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "request_inference_time_seconds",
+        "iteration_tokens_total",
     ):
         assert f"vllm:{name}" in families
     values = {
@@ -69,6 +74,8 @@ async def test_metrics_have_the_names_that_dashboards_know(site):
     assert values["vllm:request_generation_tokens_sum", None] == 4
     assert values["vllm:time_to_first_token_seconds_count", None] == 1
     assert values["vllm:kv_cache_usage_perc", None] == 0
+    assert values["vllm:iteration_tokens_total_sum", None] == 2 + 3, "two of the prompt, three drawn ones"
+    assert values["vllm:request_queue_time_seconds_count", None] == 1
     assert "plait:instance_kv_slots" in families
 
 

@@ -183,7 +183,8 @@ class Driver:
         states = []
         for request in step.opened:
             stream = self.streams[request]
-            stream.cached_tokens = first[request]
+            if stream.begun_s is None:
+                stream.begun_s, stream.cached_tokens = time.perf_counter(), first[request]
             states.append(
                 Opened(
                     request=request,

@@ -22,7 +22,7 @@ from plait.spec.event import Drain
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
 from plait.text.tokenizer import Tokenizer
-from plait.workload.journal import Journal
+from plait.workload.journal import Journal, Observer
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,10 @@ class Engine:
             generation_tokens=self.driver.drawn_tokens,
             finished=dict(self.driver.ends),
         )
+
+    def watch(self, observer: Observer) -> None:
+        """Call `observer` after every call of the core."""
+        self.driver.observers.append(observer)
 
     def drain(self) -> None:
         """Take no new requests; those that were accepted go on."""

@@ -4,6 +4,7 @@ The driver pushes what was drawn; text comes of it here, and here stop strings a
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from plait.runtime.ask import Ask, Piece
@@ -52,6 +53,9 @@ class Stream:
         """Every token that ends the row."""
         self.tokens: list[int] = list(ask.prompt)
         """Prompt and everything drawn so far."""
+        self.submitted_s = time.perf_counter()
+        self.begun_s: float | None = None
+        """When its first step was issued."""
         self._detokenizer = Detokenizer(tokenizer, ask.skip_special_tokens)
         self._stops = StopSearch(sampling.stop, sampling.include_stop)
         self._abort = abort

@@ -4,17 +4,21 @@ Counts that the engine keeps are read when a scraper asks; only durations are ob
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from plait.spec.command import Command
+from plait.spec.event import Event
 from plait.spec.request import REFUSALS, EndReason
+from plait.spec.step import Step
 
 if TYPE_CHECKING:
     from plait.runtime.engine import Engine, Stats
+    from plait.runtime.stream import Stream
 
 FINISHED = {EndReason.STOP: "stop", EndReason.LENGTH: "length", EndReason.ABORTED: "abort"}
 """vLLM's words for our reasons; every other ending is "error"."""
@@ -29,14 +33,27 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(engine))
         self._labels = (engine.card.name, "0")
+        engine.watch(self._see)
         self.ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", SECONDS)
         self.itl = self._histogram("inter_token_latency_seconds", "Between a request's tokens.", SECONDS)
         self.tpot = self._histogram("request_time_per_output_token_seconds", "Mean after the first.", SECONDS)
         self.e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token.", SECONDS)
+        self.queue = self._histogram("request_queue_time_seconds", "Arrival to first step.", SECONDS)
+        self.prefill = self._histogram("request_prefill_time_seconds", "First step to first token.", SECONDS)
+        self.decode = self._histogram("request_decode_time_seconds", "First token to last.", SECONDS)
+        self.inference = self._histogram(
+            "request_inference_time_seconds", "First step to last token.", SECONDS
+        )
+        self.steps = self._histogram("iteration_tokens_total", "Tokens that a step computes.", COUNTS)
         self.prompt = self._histogram("request_prompt_tokens", "Tokens of prompts.", COUNTS)
         self.generated = self._histogram("request_generation_tokens", "Tokens drawn.", COUNTS)
         self.n = self._histogram("request_params_n", "Choices asked for.", COUNTS)
         self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens asked for.", COUNTS)
+
+    def _see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Step):
+                self.steps.observe(command.new_tokens)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -52,28 +69,39 @@ class Metrics:
 class Timer:
     """Observes one sequence as its pieces come."""
 
-    def __init__(self, metrics: Metrics, prompt_tokens: int) -> None:
+    def __init__(self, metrics: Metrics, stream: "Stream") -> None:
         self._metrics = metrics
-        self._began_s = self._last_s = time.perf_counter()
+        self._stream = stream
+        self._last_s = stream.submitted_s
         self._first_s = 0.0
         self._tokens = 0
-        metrics.prompt.observe(prompt_tokens)
+        metrics.prompt.observe(stream.prompt_tokens)
 
     def piece(self, tokens: int, last: bool) -> None:
         """`tokens` more arrived; `last`: the sequence is finished."""
         now_s = time.perf_counter()
         if tokens and not self._tokens:
             self._first_s = now_s
-            self._metrics.ttft.observe(now_s - self._began_s)
+            self._metrics.ttft.observe(now_s - self._stream.submitted_s)
         elif tokens:
             self._metrics.itl.observe((now_s - self._last_s) / tokens)
         self._last_s = now_s if tokens else self._last_s
         self._tokens += tokens
         if last:
-            self._metrics.e2e.observe(now_s - self._began_s)
+            self._metrics.e2e.observe(now_s - self._stream.submitted_s)
             self._metrics.generated.observe(self._tokens)
-            if self._tokens > 1:
-                self._metrics.tpot.observe((self._last_s - self._first_s) / (self._tokens - 1))
+            self._phases()
+
+    def _phases(self) -> None:
+        begun_s = self._stream.begun_s
+        if begun_s is None or not self._tokens:
+            return
+        self._metrics.queue.observe(begun_s - self._stream.submitted_s)
+        self._metrics.prefill.observe(self._first_s - begun_s)
+        self._metrics.decode.observe(self._last_s - self._first_s)
+        self._metrics.inference.observe(self._last_s - begun_s)
+        if self._tokens > 1:
+            self._metrics.tpot.observe((self._last_s - self._first_s) / (self._tokens - 1))
 
 
 class _EngineCollector(Collector):

@@ -37,7 +37,7 @@ class Run:
         except BaseException:
             self.close()
             raise
-        timers = [Timer(front.metrics, len(ask.prompt)) for ask in asks]
+        timers = [Timer(front.metrics, stream) for stream in self.streams]
         self.pieces = self._one(timers[0]) if len(asks) == 1 else self._merged(timers)
 
     def close(self) -> None:
