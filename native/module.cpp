@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_bind.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -118,4 +119,5 @@ NB_MODULE(_native, m) {
   m.def("pack", &plait::pack);
   m.def("store_kv", &plait::store_kv);
   m.def("attend", &plait::attend);
+  plait::bind_attention(m, plait::crew());
 }

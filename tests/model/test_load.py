@@ -139,7 +139,7 @@ def test_sharded_weights_are_loaded(tmp_path):
 
 def test_bfloat16_is_served(tmp_path):
     model = Model(ModelConfig(str(tiny_folder(tmp_path)), slots=64, dtype="bfloat16"))
-    assert model.pool.layers[0][0].dtype == torch.bfloat16
+    assert model.pool.layers[0].dtype == torch.bfloat16
 
 
 def test_a_model_that_computes_something_else_is_refused():

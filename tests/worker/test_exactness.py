@@ -69,8 +69,8 @@ def test_schedules_change_no_bit(family, tmp_path):
     for page, threads in ((1, 1), (16, 2)):
         model = Model(ModelConfig(str(folder), slots=2048, page=page, threads=threads, exact=True))
         for name, habits in HABITS.items():
-            for pool_part in (part for layer in model.pool.layers for part in layer):
-                pool_part.fill_(torch.nan)
+            for kv_BKXE in model.pool.layers:
+                kv_BKXE.fill_(torch.nan)
             script = Script(Executor(model, 3), work, habits, rng.randrange(2**32))
             got = [drawn(draws) for draws in script.run()]
             want = want or got

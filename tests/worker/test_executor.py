@@ -116,10 +116,10 @@ def test_a_fault_forgets_the_rows_of_its_step_and_no_others(executor, bad, words
 
 def test_logits_that_are_not_finite_are_a_fault(executor):
     start(executor, 0)
-    executor.model.pool.layers[0][0][3] = torch.nan
+    executor.model.pool.layers[0][0] = torch.nan
     with pytest.raises(StepFault, match="finite"):
         executor.run(step(1, again=(0,)), ())
-    executor.model.pool.layers[0][0][3] = 0
+    executor.model.pool.layers[0][0] = 0
 
 
 def test_rows_grow_and_are_used_again():

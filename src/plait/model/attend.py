@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from plait.kernels import ops
+from plait.kernels import attention as kernels
 from plait.model.inputs import Current
 from plait.model.pool import KvPool
 from plait.spec.errors import Unsupported
@@ -18,10 +18,10 @@ HARMLESS = frozenset(("dropout", "is_causal", "position_ids", "use_cache"))
 class Attend:
     """One layer's attention: stores the new keys and values, then attends over the paged pool."""
 
-    __slots__ = ("current", "k_SKD", "page", "threads", "v_SKD")
+    __slots__ = ("current", "kv_BKXE", "page", "threads")
 
-    def __init__(self, k_SKD: Tensor, v_SKD: Tensor, page: int, current: Current, threads: int) -> None:
-        self.k_SKD, self.v_SKD, self.page = k_SKD, v_SKD, page
+    def __init__(self, kv_BKXE: Tensor, page: int, current: Current, threads: int) -> None:
+        self.kv_BKXE, self.page = kv_BKXE, page
         self.current, self.threads = current, threads
 
     def __call__(
@@ -30,17 +30,18 @@ class Attend:
         """Attention output [T, H, D] and log-sum-exp [T, H] of the current step's tokens."""
         step = self.current.inputs
         assert step is not None, "attention outside of Model.forward"
-        ops.store_kv(k_TKD, v_TKD, step.slots_T, self.k_SKD, self.v_SKD)
-        return ops.attend(
+        kernels.paged_store(k_TKD, v_TKD, step.slots_T, self.kv_BKXE)
+        return kernels.paged_attend(
             q_THD,
-            self.k_SKD,
-            self.v_SKD,
+            self.kv_BKXE,
             step.tables_RP,
             step.rows_R,
             step.starts_R,
             step.lens_R,
             step.positions_T,
             self.page,
+            0,
+            1,
             scale,
             window,
             softcap,
@@ -113,5 +114,5 @@ def hang(module: nn.Module, pool: KvPool, current: Current, threads: int) -> Non
             "with attention in each layer",
             "model",
         )
-    for index, (k_SKD, v_SKD) in enumerate(pool.layers):
-        found[index].__dict__["attend"] = Attend(k_SKD, v_SKD, pool.page, current, threads)
+    for index, kv_BKXE in enumerate(pool.layers):
+        found[index].__dict__["attend"] = Attend(kv_BKXE, pool.page, current, threads)

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from plait.kernels.attention import pool_shape
 from plait.spec.shape import ModelShape
 
 
 class KvPool:
-    """One [S, K, D] tensor of keys and one of values for each layer (S slots, K heads, D head size).
+    """One tensor of keys and values for each layer, in the layout of `plait.kernels.attention`.
 
     Slots belong to tokens; `page` neighbouring slots, starting at a multiple of it, hold neighbouring
     positions of one request.
@@ -21,7 +22,5 @@ class KvPool:
         """
         assert slots % page == 0, f"{slots} slots are no whole number of pages of {page}"
         self.slots, self.page = slots, page
-        sizes = [(slots, layer.kv_heads, layer.head_dim) for layer in shape.layers]
-        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
-            (torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype)) for size in sizes
-        )
+        sizes = [pool_shape(slots, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
+        self.layers: tuple[Tensor, ...] = tuple(torch.empty(size, dtype=dtype) for size in sizes)

@@ -1,0 +1,191 @@
+// Plans the work of paged attention and binds it. Addresses and sizes were checked by the callers in
+// plait.kernels.attention, which keep the tensors alive.
+#include "attention.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention_bind.h"
+#include "parallel.h"
+
+namespace nb = nanobind;
+using Address = uintptr_t;
+
+namespace plait {
+namespace {
+
+constexpr int64_t kAlone = 48 << 10;  // bytes of keys and values below which one thread is faster
+
+std::vector<const AttentionIsa*> usable() {
+  std::vector<const AttentionIsa*> all;
+#if defined(PLAIT_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx512bf16")) all.push_back(&kAttentionAvx512Bf16);
+    all.push_back(&kAttentionAvx512);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&kAttentionAvx2);
+#endif
+  all.push_back(&kAttentionBaseline);
+  return all;
+}
+
+const AttentionIsa& isa(const std::string& name) {
+  static const auto all = usable();
+  for (const AttentionIsa* each : all)
+    if (name == each->name) return *each;
+  throw std::invalid_argument("this CPU does not run " + name);
+}
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+int64_t segments_of(const PagedArgs& a, int64_t row) {
+  return std::max<int64_t>(1, (a.lens[row] + kSegment - 1) / kSegment);
+}
+
+// The items of one call, and how the results of those that were split are joined.
+struct Plan {
+  std::vector<AttendItem> items, joins;
+  std::vector<float> partials;
+};
+
+// Cuts one token's keys after every `most` segments.
+void split(const AttendItem& whole, int64_t most, Plan& plan) {
+  plan.joins.push_back(whole);
+  for (int64_t s = 0; s < whole.past_segment; s += most) {
+    plan.items.push_back(whole);
+    plan.items.back().segment = s;
+    plan.items.back().past_segment = std::min(s + most, whole.past_segment);
+  }
+}
+
+// Gives the pieces of each split item, which stand in the order of `joins`, their room.
+void make_room(const PagedArgs& a, Plan& plan) {
+  const int64_t part = a.heads / a.kv_heads * (padded(a.size) + 16);
+  int64_t floats = 0;
+  for (const AttendItem& whole : plan.joins) floats += whole.past_segment * part;
+  plan.partials.resize(size_t(floats));
+  float* room = plan.partials.data();
+  size_t next = 0;
+  for (AttendItem& whole : plan.joins) {
+    whole.partial = room;
+    for (bool last = false; !last; next++) {
+      AttendItem& piece = plan.items[next];
+      if (piece.token != whole.token || piece.kv_head != whole.kv_head) continue;
+      piece.partial = room + piece.segment * part;
+      last = piece.past_segment == whole.past_segment;
+    }
+    room += whole.past_segment * part;
+  }
+}
+
+// Prompts are cut by tokens, their last ones, which see most, first; a single token whose keys are a
+// large share of all is cut by segments.
+void draw_up(const PagedArgs& a, int64_t count, int threads, Plan& plan) {
+  plan.items.clear();
+  plan.joins.clear();
+  const int64_t block = std::clamp<int64_t>(kItemRows / (a.heads / a.kv_heads), 1, 32);
+  int64_t all = 0;
+  for (int64_t r = 0; r < count; r++) all += segments_of(a, r);
+  const int64_t most = threads == 1 ? INT64_MAX : std::max<int64_t>(1, all * a.kv_heads / (threads * 8));
+  for (int64_t r = 0; r < count; r++) {
+    const int64_t segments = segments_of(a, r), start = a.starts[r];
+    for (int64_t past = a.starts[r + 1]; past > start; past -= block) {
+      const int64_t token = std::max(start, past - block);
+      for (int64_t h = 0; h < a.kv_heads; h++) {
+        const AttendItem item{int32_t(r), int32_t(token), int32_t(past - token), int32_t(h), 0, segments, nullptr};
+        if (item.count == 1 && segments > most)
+          split(item, most, plan);
+        else
+          plan.items.push_back(item);
+      }
+    }
+  }
+  make_room(a, plan);
+}
+
+void attend(Crew& crew, const std::string& name, const PagedArgs& a, int64_t count, int threads) {
+  const AttentionIsa& kernels = isa(name);
+  int64_t keys = 0;
+  for (int64_t r = 0; r < count; r++) keys += int64_t(a.lens[r]) * std::max(1, a.starts[r + 1] - a.starts[r]);
+  if (keys * a.kv_heads * a.size * 2 * (a.bf16 ? 2 : 4) < kAlone) threads = 1;
+  static thread_local Plan work;
+  draw_up(a, count, threads, work);
+  crew.run(threads, int64_t(work.items.size()), [&, items = work.items.data()](int64_t first, int64_t past) {
+    for (int64_t i = first; i < past; i++) kernels.attend(a, items[i]);
+  });
+  for (const AttendItem& item : work.joins) kernels.join(a, item);
+}
+
+// Puts keys and values of new tokens into their slots; `bytes` of an element is 2 or 4.
+template <class T>
+void store(const T* k, const T* v, int64_t k_stride, int64_t v_stride, const int32_t* slots, T* kv, int64_t tokens,
+           int64_t heads, int64_t size, int64_t lanes) {
+  constexpr int64_t pack = 4 / int64_t(sizeof(T));
+  const int64_t width = padded(size), part = lanes * width;
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t h = 0; h < heads; h++) {
+      const int64_t lane = slots[t] % lanes;
+      T* keys = kv + (slots[t] / lanes * heads + h) * 2 * part;
+      const T* from = k + t * k_stride + h * size;
+      for (int64_t d = 0; d < size / pack; d++) std::memcpy(keys + (d * lanes + lane) * pack, from + d * pack, 4);
+      std::memcpy(keys + part + lane * width, v + t * v_stride + h * size, size_t(size) * sizeof(T));
+    }
+}
+
+void store_kv(Address k, Address v, int64_t k_stride, int64_t v_stride, Address slots, Address kv, int64_t tokens,
+              int64_t heads, int64_t size, int64_t lanes, bool bf16) {
+  if (bf16)
+    store(at<uint16_t>(k), at<uint16_t>(v), k_stride, v_stride, at<int32_t>(slots), at<uint16_t>(kv), tokens, heads,
+          size, lanes);
+  else
+    store(at<float>(k), at<float>(v), k_stride, v_stride, at<int32_t>(slots), at<float>(kv), tokens, heads, size, lanes);
+}
+
+void merge(const std::string& name, const std::vector<Address>& outs, const std::vector<Address>& lses, int64_t items,
+           int64_t size, bool bf16, Address out, Address lse) {
+  std::vector<const void*> from;
+  std::vector<const float*> levels;
+  for (Address each : outs) from.push_back(at<void>(each));
+  for (Address each : lses) levels.push_back(at<float>(each));
+  isa(name).merge(from.data(), levels.data(), int64_t(from.size()), items, size, bf16, at<void>(out), at<float>(lse));
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& m, Crew& crew) {
+  m.def("attention_isas", [] {
+    std::vector<std::string> names;
+    for (const auto* each : usable()) names.emplace_back(each->name);
+    return names;
+  }, "Instruction sets of paged attention that this CPU runs, best first.");
+  m.def("paged_attend", [&crew](const std::string& name, Address q, int64_t q_stride, Address kv, Address tables,
+                                int64_t table_stride, Address rows, Address starts, Address lens, Address positions,
+                                Address out, Address lse, int64_t count, int64_t heads, int64_t kv_heads, int64_t size,
+                                int64_t lanes, int64_t page, int64_t first, int64_t stride, float scale, int64_t window,
+                                float softcap, bool bf16, int threads) {
+    const PagedArgs args{at<void>(q),        q_stride,        at<void>(kv),       at<int32_t>(tables),
+                         table_stride,       at<int32_t>(rows), at<int32_t>(starts), at<int32_t>(lens),
+                         at<int64_t>(positions), at<void>(out), at<float>(lse),   heads,
+                         kv_heads,           size,            lanes,              page,
+                         first,              stride,          window,             scale,
+                         softcap,            bf16};
+    nb::gil_scoped_release release;
+    attend(crew, name, args, count, threads);
+  });
+  m.def("paged_store", &store_kv);
+  m.def("merge_attention", &merge);
+}
+
+}  // namespace plait

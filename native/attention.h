@@ -1,0 +1,63 @@
+// Attention over paged keys and values. Legend: T tokens, R rows, H query heads, K key-value heads,
+// D head size, P pages of a table, B blocks of the pool, L lanes (tokens of a block: 16, or 1).
+//
+// The pool is kv[B][K][2][L * W] with W = D rounded up to 16: of each block and head first the keys,
+// ordered [D / E][L][E] where E elements fill 4 bytes, then the values, [L][W]. So 64 bytes hold
+// the same part of 16 keys, and keys and values of a block and head lie side by side.
+#pragma once
+#include <cstdint>
+
+namespace plait {
+
+constexpr int64_t kLanes = 16;      // tokens of a packed block
+constexpr int64_t kSegment = 256;   // keys whose result is complete before it is merged with others'
+constexpr int64_t kMaxHead = 256;   // largest head size
+constexpr int64_t kItemRows = 96;   // most (token, head) pairs that read the same keys together
+
+struct PagedArgs {
+  const void* q;  // [T, H, D], tokens q_stride elements apart
+  int64_t q_stride;
+  const void* kv;
+  const int32_t* tables;  // [rows, table_stride] pages
+  int64_t table_stride;
+  const int32_t* rows;       // [R]
+  const int32_t* starts;     // [R + 1]
+  const int32_t* lens;       // [R]
+  const int64_t* positions;  // [T]
+  void* out;                 // [T, H, D]
+  float* lse;                // [T, H]
+  int64_t heads, kv_heads, size, lanes, page;
+  int64_t first, stride;  // key j of a row stands at position first + j * stride
+  int64_t window;         // 0: none
+  float scale, softcap;   // softcap 0: none
+  bool bf16;              // type of q, kv and out; else float32
+};
+
+// Tokens of a row and the query heads of one key-value head; keys [segment * kSegment, past * kSegment).
+struct AttendItem {
+  int32_t row, token, count, kv_head;
+  int64_t segment, past_segment;
+  float* partial;  // null: the item is whole and writes its result; else (best, sum, out[W]) of each
+                   // head and segment, for `merge`
+};
+
+struct AttentionIsa {
+  const char* name;
+  void (*attend)(const PagedArgs&, const AttendItem&);
+  // Joins the partial results of one token and key-value head in ascending order and writes the result.
+  void (*join)(const PagedArgs&, const AttendItem&);
+  // Partial results o[n][D] with their lse, of N parts, into one; in ascending order.
+  void (*merge)(const void* const* outs, const float* const* lses, int64_t parts, int64_t items, int64_t size,
+                bool bf16, void* out, float* lse);
+};
+
+extern const AttentionIsa kAttentionBaseline;
+#if defined(PLAIT_X86)
+extern const AttentionIsa kAttentionAvx2;
+extern const AttentionIsa kAttentionAvx512;
+extern const AttentionIsa kAttentionAvx512Bf16;
+#endif
+
+inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+
+}  // namespace plait

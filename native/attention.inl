@@ -1,0 +1,404 @@
+// Body of paged attention; compiled once per instruction set. Decoding and prefill are the same code:
+// a few (token, head) pairs, the rows of a tile, read 64 keys together.
+//
+// A result does not depend on what is computed beside it: keys are taken in blocks of 64 and segments of
+// kSegment counted from key 0, a score is one chain over the head size, an output one chain over the
+// keys of its segment, and segments are merged in ascending order. What is beyond a row's own keys adds
+// an exact zero. Functions that both round and could be fused in two ways are compiled once (noinline, noclone).
+#include <cmath>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "attention.h"
+
+namespace plait {
+namespace {
+
+#include "vectors.inl"
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 6, kTilePages = 4, kTileColumns = 4;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int kTileRows = 4, kTilePages = 1, kTileColumns = 1;
+#else
+constexpr int kTileRows = 2, kTilePages = 1, kTileColumns = 1;
+#endif
+constexpr int kBlock = 64;  // keys between two looks at the running maximum
+constexpr int kPages = kBlock / kLanes;
+
+// Running state of the rows of an item.
+struct State {
+  float best[kItemRows], sum[kItemRows];
+  alignas(64) float out[kItemRows * kMaxHead];
+};
+
+// Packed keys and values of a block, wherever they lie.
+template <class T>
+struct Tiles {
+  const T *keys[kPages], *values[kPages];
+};
+
+// Copies of scattered tokens, packed.
+template <class T>
+struct Scratch {
+  alignas(64) T keys[kPages][kLanes * kMaxHead];
+  alignas(64) T values[kPages][kLanes * kMaxHead];
+};
+
+inline V16 add_product(V16 sum, const float* q, const float* key, int64_t d) {
+  return sum + q[d] * read16(key + d * kLanes);
+}
+
+inline V16 add_product(V16 sum, const uint16_t* q, const uint16_t* key, int64_t d) {
+#if defined(__AVX512BF16__)
+  const __m512bh pair = (__m512bh)_mm512_set1_epi32(read<int32_t>(q + 2 * d));
+  return (V16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(key + 2 * d * kLanes), pair);
+#else
+  const U16 both = read<U16>(key + 2 * d * kLanes);
+  sum += widen(q[2 * d]) * cast<V16>(both << 16);
+  return sum + widen(q[2 * d + 1]) * cast<V16>(both & 0xffff0000u);
+#endif
+}
+
+// Scores of M rows against P pages.
+template <int M, int P, class T>
+inline void score(const T* const* q, const T* const* keys, int64_t size, float* s) {
+  V16 sum[M][P] = {};
+  const int64_t steps = size * int64_t(sizeof(T)) / 4;
+  for (int64_t d = 0; d < steps; d++)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 6
+      for (int m = 0; m < M; m++) sum[m][p] = add_product(sum[m][p], q[m], keys[p], d);
+  for (int m = 0; m < M; m++)
+    for (int p = 0; p < P; p++) write(s + m * kBlock + p * kLanes, sum[m][p]);
+}
+
+template <int M, class T>
+void scores(const T* const* q, const Tiles<T>& tiles, int page, int past, int64_t size, float* s) {
+  while (past - page >= kTilePages) {
+    score<M, kTilePages>(q, tiles.keys + page, size, s + page * kLanes);
+    page += kTilePages;
+  }
+  for (; page < past; page++) score<M, 1>(q, tiles.keys + page, size, s + page * kLanes);
+}
+
+// Outputs of M rows and C vectors of columns: adds keys [first, past) by their weights.
+template <int M, int C, class T>
+inline void value(const float* weights, const Tiles<T>& tiles, int first, int past, int64_t width, float* out,
+                  int64_t column) {
+  V16 sum[M][C];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sum[m][c] = read16(out + m * width + column + c * 16);
+  for (int j = first; j < past;) {
+    const T* v = tiles.values[j / kLanes] + (j % kLanes) * width + column;
+    const int page_past = (j / int(kLanes) + 1) * int(kLanes), end = page_past < past ? page_past : past;
+    for (; j < end; j++, v += width) {
+      V16 part[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) part[c] = read16(v + c * 16);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; m++) {
+        const float weight = weights[m * kBlock + j];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) sum[m][c] += weight * part[c];
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) write(out + m * width + column + c * 16, sum[m][c]);
+}
+
+template <int M, class T>
+void values(const float* weights, const Tiles<T>& tiles, int first, int past, int64_t width, float* out) {
+  int64_t column = 0;
+  for (; column + kTileColumns * 16 <= width; column += kTileColumns * 16)
+    value<M, kTileColumns>(weights, tiles, first, past, width, out, column);
+  for (; column < width; column += 16) value<M, 1>(weights, tiles, first, past, width, out, column);
+}
+
+// Turns the scores of a row into weights: keys [first, past) of the block count, the others weigh 0.
+__attribute__((noinline, noclone)) void weigh(const PagedArgs& a, float* s, int first, int past, float* best, float* sum,
+                                     float* out, int64_t width) {
+  V16 part[kPages], most = splat(-INFINITY);
+  for (int p = 0; p < kPages; p++) {
+    part[p] = read16(s + p * kLanes) * a.scale;
+    if (a.softcap > 0) part[p] = tanh16(part[p] * (1.f / a.softcap)) * a.softcap;
+    const V16 at = kIota + float(p * kLanes);
+    part[p] = at < float(first) ? splat(-INFINITY) : part[p];
+    part[p] = at < float(past) ? part[p] : splat(-INFINITY);
+    most = greater(part[p], most);
+  }
+  const float now = greatest(most);
+  if (now > *best) {
+    const float shrink = *best == -INFINITY ? 0.f : exp16(splat(*best - now))[0];
+    *sum *= shrink;
+    for (int64_t d = 0; d < width; d += 16) write(out + d, read16(out + d) * shrink);
+    *best = now;
+  }
+  const float level = *best == -INFINITY ? 0.f : *best;
+  for (int p = 0; p < kPages; p++) {
+    part[p] = exp16(part[p] - level);
+    write(s + p * kLanes, part[p]);
+  }
+  *sum += total((part[0] + part[1]) + (part[2] + part[3]));
+}
+
+// Adds a part (its best, sum, out) to a state. A part without keys has sum 0.
+__attribute__((noinline, noclone)) void add_part(float* best, float* sum, float* out, float part_best, float part_sum,
+                                        const float* part, int64_t width) {
+  if (part_sum == 0) return;
+  if (*sum == 0) {
+    *best = part_best;
+    *sum = part_sum;
+    std::memcpy(out, part, size_t(width) * sizeof(float));
+    return;
+  }
+  const float most = part_best > *best ? part_best : *best;
+  const V16 gaps = {*best - most, part_best - most};
+  const V16 shares = exp16(gaps);
+  const float share = shares[0], part_share = shares[1];
+  *best = most;
+  *sum *= share;
+  *sum += part_sum * part_share;
+  for (int64_t d = 0; d < width; d += 16) {
+    V16 scaled = read16(part + d) * part_share;
+    write(out + d, read16(out + d) * share + scaled);
+  }
+}
+
+template <class T>
+void finish(const PagedArgs& a, float best, float sum, const float* out, int64_t token, int64_t head) {
+  T* to = static_cast<T*>(a.out) + (token * a.heads + head) * a.size;
+  const bool any = sum != 0;  // what is not a number stays so
+  const float factor = any ? 1.f / sum : 0.f;
+  int64_t d = 0;
+  for (; d + 16 <= a.size; d += 16) write16(to + d, any ? read16(out + d) * factor : V16{});
+  for (; d < a.size; d++) put(to + d, any ? out[d] * factor : 0.f);
+  a.lse[token * a.heads + head] = any ? best + std::log(sum) : -INFINITY;
+}
+
+// Keys that a token sees: [first, past).
+struct Range {
+  int64_t first, past;
+};
+
+inline Range seen(const PagedArgs& a, int64_t row, int64_t token) {
+  const int64_t ahead = a.positions[token] - a.first;
+  const int64_t own = ahead < 0 ? 0 : ahead / a.stride + 1;
+  const int64_t past = own < a.lens[row] ? own : a.lens[row];
+  const int64_t hidden = a.window > 0 ? ahead - a.window + 1 : 0;
+  return {hidden > 0 ? (hidden + a.stride - 1) / a.stride : 0, past};
+}
+
+template <class T>
+void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, int64_t size, int64_t width) {
+  constexpr int64_t pack = 4 / int64_t(sizeof(T));
+  for (int64_t d = 0; d < size / pack; d++) std::memcpy(keys + (d * kLanes + lane) * pack, key + d * pack, 4);
+  std::memcpy(values + lane * width, value, size_t(width) * sizeof(T));
+}
+
+// Finds the pages of keys [start, past), start on a page's border; scattered tokens are copied.
+template <class T>
+void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, Tiles<T>& tiles,
+          Scratch<T>* scratch) {
+  const int64_t width = padded(a.size), part = a.lanes * width;
+  const auto at = [&](int64_t key) {
+    const int64_t slot = table[key / a.page] * a.page + key % a.page;
+    return static_cast<const T*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
+  };
+  for (int64_t key = start; key < past; key += kLanes) {
+    const int64_t page = key % kBlock / kLanes;
+    if (a.lanes == kLanes) {
+      tiles.keys[page] = at(key);
+      tiles.values[page] = at(key) + part;
+      continue;
+    }
+    tiles.keys[page] = scratch->keys[page];
+    tiles.values[page] = scratch->values[page];
+    for (int64_t lane = 0; lane < kLanes && key + lane < past; lane++) {
+      const T* token = at(key + lane);
+      pack_token(token, token + part, scratch->keys[page], scratch->values[page], lane, a.size, width);
+    }
+  }
+}
+
+// The rows of an item: pairs of a token and a query head that share a key-value head.
+template <class T>
+struct Rows {
+  int count;
+  const T* q[kItemRows];
+  Range keys[kItemRows];
+  int64_t first, past;  // of all rows
+};
+
+template <class T>
+Rows<T> rows_of(const PagedArgs& a, const AttendItem& item, int64_t head, int64_t heads) {
+  Rows<T> rows{0, {}, {}, INT64_MAX, 0};
+  for (int64_t t = item.token; t < item.token + item.count; t++) {
+    const Range keys = seen(a, item.row, t);
+    if (keys.first < keys.past) {
+      rows.first = keys.first < rows.first ? keys.first : rows.first;
+      rows.past = keys.past > rows.past ? keys.past : rows.past;
+    }
+    for (int64_t h = head; h < head + heads; h++) {
+      rows.q[rows.count] = static_cast<const T*>(a.q) + t * a.q_stride + h * a.size;
+      rows.keys[rows.count++] = keys;
+    }
+  }
+  return rows;
+}
+
+inline int clip(int64_t at) { return int(at < 0 ? 0 : at > kBlock ? kBlock : at); }
+
+// Up to kTileRows rows from row `m` on take the block of keys at `start`.
+template <int M, class T>
+void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+  int firsts[M], pasts[M], first = kBlock, past = 0;
+  for (int i = 0; i < M; i++) {
+    firsts[i] = clip(rows.keys[m + i].first - start);
+    pasts[i] = clip(rows.keys[m + i].past - start);
+    if (firsts[i] >= pasts[i]) continue;
+    first = firsts[i] < first ? firsts[i] : first;
+    past = pasts[i] > past ? pasts[i] : past;
+  }
+  if (first >= past) return;
+  const int64_t width = padded(a.size);
+  alignas(64) float s[M * kBlock];
+  scores<M>(rows.q + m, tiles, first / int(kLanes), (past + int(kLanes) - 1) / int(kLanes), a.size, s);
+  for (int i = 0; i < M; i++)
+    weigh(a, s + i * kBlock, firsts[i], pasts[i], &state.best[m + i], &state.sum[m + i],
+          state.out + (m + i) * width, width);
+  values<M>(s, tiles, first, past, width, state.out + m * width);
+}
+
+template <int M, class T>
+void take_rest(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+  if constexpr (M > 0) {
+    if (rows.count - m == M)
+      take_tile<M>(a, rows, m, start, tiles, state);
+    else
+      take_rest<M - 1>(a, rows, m, start, tiles, state);
+  }
+}
+
+void clear(State& state, int64_t rows, int64_t width) {
+  for (int64_t m = 0; m < rows; m++) {
+    state.best[m] = -INFINITY;
+    state.sum[m] = 0;
+  }
+  std::memset(state.out, 0, size_t(rows * width) * sizeof(float));
+}
+
+// All keys of a segment that the rows see.
+template <class T>
+void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& rows, int64_t segment, State& state,
+                  Scratch<T>* scratch) {
+  const int32_t* table = a.tables + a.rows[item.row] * a.table_stride;
+  const int64_t begin = segment * kSegment, end = begin + kSegment;
+  clear(state, rows.count, padded(a.size));
+  for (int64_t start = begin; start < end && start < rows.past; start += kBlock) {
+    if (start + kBlock <= rows.first) continue;
+    Tiles<T> tiles;
+    const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
+    const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
+    find(a, table, item.kv_head, first, past, tiles, scratch);
+    int m = 0;
+    for (; m + kTileRows <= rows.count; m += kTileRows) take_tile<kTileRows>(a, rows, m, start, tiles, state);
+    take_rest<kTileRows - 1>(a, rows, m, start, tiles, state);
+  }
+}
+
+template <class T>
+void attend_heads(const PagedArgs& a, const AttendItem& item, int64_t head, int64_t heads) {
+  const Rows<T> rows = rows_of<T>(a, item, head, heads);
+  const int64_t width = padded(a.size), share = a.heads / a.kv_heads;
+  State whole, part;
+  Scratch<T>* scratch = nullptr;
+  Scratch<T> copies;
+  if (a.lanes == 1) scratch = &copies;
+  clear(whole, rows.count, width);
+  for (int64_t segment = item.segment; segment < item.past_segment; segment++) {
+    take_segment(a, item, rows, segment, part, scratch);
+    for (int m = 0; m < rows.count; m++) {
+      if (item.partial) {
+        float* to = item.partial + ((segment - item.segment) * share + head % share + m) * (width + 16);
+        to[0] = part.best[m];
+        to[1] = part.sum[m];
+        std::memcpy(to + 16, part.out + m * width, size_t(width) * sizeof(float));
+      } else {
+        add_part(&whole.best[m], &whole.sum[m], whole.out + m * width, part.best[m], part.sum[m],
+                 part.out + m * width, width);
+      }
+    }
+  }
+  if (item.partial) return;
+  for (int m = 0; m < rows.count; m++)
+    finish<T>(a, whole.best[m], whole.sum[m], whole.out + m * width, item.token + m / heads, head + m % heads);
+}
+
+void attend(const PagedArgs& a, const AttendItem& item) {
+  const int64_t share = a.heads / a.kv_heads, most = kItemRows / item.count;
+  for (int64_t head = item.kv_head * share; head < (item.kv_head + 1) * share;) {
+    const int64_t left = (item.kv_head + 1) * share - head, heads = left < most ? left : most;
+    if (a.bf16)
+      attend_heads<uint16_t>(a, item, head, heads);
+    else
+      attend_heads<float>(a, item, head, heads);
+    head += heads;
+  }
+}
+
+void join(const PagedArgs& a, const AttendItem& item) {
+  const int64_t share = a.heads / a.kv_heads, width = padded(a.size);
+  for (int64_t h = 0; h < share; h++) {
+    alignas(64) float out[kMaxHead] = {};
+    float best = -INFINITY, sum = 0;
+    for (int64_t segment = item.segment; segment < item.past_segment; segment++) {
+      const float* part = item.partial + ((segment - item.segment) * share + h) * (width + 16);
+      add_part(&best, &sum, out, part[0], part[1], part + 16, width);
+    }
+    if (a.bf16)
+      finish<uint16_t>(a, best, sum, out, item.token, item.kv_head * share + h);
+    else
+      finish<float>(a, best, sum, out, item.token, item.kv_head * share + h);
+  }
+}
+
+template <class T>
+void merge_parts(const void* const* outs, const float* const* lses, int64_t parts, int64_t items, int64_t size,
+                 void* out, float* lse) {
+  for (int64_t n = 0; n < items; n++) {
+    float most = -INFINITY;
+    for (int64_t p = 0; p < parts; p++) most = lses[p][n] > most ? lses[p][n] : most;
+    float sum = 0, shares[64];
+    for (int64_t p = 0; p < parts; p++) {
+      shares[p] = lses[p][n] == -INFINITY ? 0.f : exp16(splat(lses[p][n] - most))[0];
+      sum += shares[p];
+    }
+    for (int64_t d = 0; d < size; d++) {
+      float value = 0;
+      for (int64_t p = 0; p < parts; p++)  // an empty part may hold anything
+        if (shares[p] != 0) value += shares[p] / sum * widen(static_cast<const T*>(outs[p])[n * size + d]);
+      put(static_cast<T*>(out) + n * size + d, value);
+    }
+    lse[n] = sum == 0 ? -INFINITY : most + std::log(sum);
+  }
+}
+
+void merge(const void* const* outs, const float* const* lses, int64_t parts, int64_t items, int64_t size, bool bf16,
+           void* out, float* lse) {
+  if (bf16)
+    merge_parts<uint16_t>(outs, lses, parts, items, size, out, lse);
+  else
+    merge_parts<float>(outs, lses, parts, items, size, out, lse);
+}
+
+}  // namespace
+}  // namespace plait

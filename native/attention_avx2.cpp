@@ -1,0 +1,5 @@
+#include "attention.inl"
+
+namespace plait {
+const AttentionIsa kAttentionAvx2{"AVX2", attend, join, merge};
+}

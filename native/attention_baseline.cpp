@@ -1,0 +1,5 @@
+#include "attention.inl"
+
+namespace plait {
+const AttentionIsa kAttentionBaseline{"baseline", attend, join, merge};
+}
