@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention_bind.h"
+#include "elementwise.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -120,4 +121,5 @@ NB_MODULE(_native, m) {
   m.def("store_kv", &plait::store_kv);
   m.def("attend", &plait::attend);
   plait::bind_attention(m, plait::crew());
+  plait::bind_elementwise(m, plait::crew());
 }
