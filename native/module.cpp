@@ -1,56 +1,31 @@
-// Python bindings. Tensors come as addresses with their sizes: the callers in plait.kernels.native have
-// checked types and strides, and keep the tensors alive.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+<<<<<<< HEAD
 #include "attention_bind.h"
 #include "elementwise.h"
+=======
+#include "bind.h"
+#include "cpu.h"
+>>>>>>> helper-e
 #include "kernels.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
-using Address = uintptr_t;
 
 namespace plait {
 namespace {
 
-std::vector<const Isa*> usable() {
-  std::vector<const Isa*> all;
+// The kernels of that instruction set, or of the best one below it that they are written for.
+const Isa& isa(const std::string& set) {
+  static const std::vector<const Isa*> known{
 #if defined(PLAIT_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-    all.push_back(&kAvx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&kAvx2);
+      &kAvx512, &kAvx2,
 #endif
-  all.push_back(&kBaseline);
-  return all;
-}
-
-// The best instruction set of this CPU, or the one of that name.
-const Isa& isa(const std::string& name = "") {
-  static const auto all = usable();
-  if (name.empty()) return *all[0];
-  for (const Isa* each : all)
-    if (name == each->name) return *each;
-  throw std::invalid_argument("this CPU does not run " + name);
-}
-
-Crew& crew() {
-  static Crew the_crew;
-  return the_crew;
-}
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+      &kBaseline};
+  return pick(known, set);
 }
 
 void linear(const std::string& name, Address x, int64_t x_stride, Address packed, Address bias, Address out,
@@ -63,16 +38,16 @@ void linear(const std::string& name, Address x, int64_t x_stride, Address packed
              [&](int64_t first, int64_t past) { kernels.linear(args, first, past); });
 }
 
-// Puts a weight [outputs, inputs] into panels from row `offset` on.
+// Puts rows of 32-bit words [outputs, inputs] into panels from row `offset` on.
 void pack(Address weight, Address packed, int64_t offset, int64_t outputs, int64_t inputs) {
-  const float* from = at<float>(weight);
-  float* to = at<float>(packed);
-  constexpr int64_t step = 16;  // a cache line of inputs at a time
+  const uint32_t* from = at<uint32_t>(weight);
+  uint32_t* to = at<uint32_t>(packed);
+  constexpr int64_t step = 16;  // a cache line of words at a time
   nb::gil_scoped_release release;
   for (int64_t n0 = 0; n0 < outputs;) {
     const int64_t row = offset + n0, column = row % kPanel;
     const int64_t width = std::min(kPanel - column, outputs - n0);
-    float* panel = to + (row - column) * inputs + column;
+    uint32_t* panel = to + (row - column) * inputs + column;
     for (int64_t i0 = 0; i0 < inputs; i0 += step)
       for (int64_t i = i0; i < std::min(i0 + step, inputs); i++)
         for (int64_t n = 0; n < width; n++) panel[i * kPanel + n] = from[(n0 + n) * inputs + i];
@@ -111,15 +86,12 @@ void attend(const std::string& name, Address q, int64_t q_stride, Address k_pool
 NB_MODULE(_native, m) {
   m.doc() = "Plait's native kernels and searches.";
   m.attr("panel") = plait::kPanel;
-  m.def("isas", [] {
-    std::vector<std::string> names;
-    for (const auto* each : plait::usable()) names.emplace_back(each->name);
-    return names;
-  }, "Instruction sets that this CPU runs, best first.");
+  m.def("isas", &plait::usable_sets, "Instruction sets that this CPU runs, best first.");
   m.def("linear", &plait::linear);
   m.def("pack", &plait::pack);
   m.def("store_kv", &plait::store_kv);
   m.def("attend", &plait::attend);
+  plait::bind_linear(m);
   plait::bind_attention(m, plait::crew());
   plait::bind_elementwise(m, plait::crew());
 }

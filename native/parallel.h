@@ -2,6 +2,7 @@
 // the parts must not depend on each other.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -11,16 +12,15 @@
 
 namespace plait {
 
+// A loop is open while threads may join it. Its caller closes it when no part is left and waits for
+// those inside only: a thread that wakes too late never holds it up.
 class Crew {
  public:
   using Body = std::function<void(int64_t first, int64_t past)>;
 
   ~Crew() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    start_.notify_all();
+    stop_ = true;
+    wake();
     for (auto& thread : threads_) thread.join();
   }
 
@@ -28,55 +28,95 @@ class Crew {
   void run(int threads, int64_t items, const Body& body) {
     if (threads <= 1 || items <= 1) return body(0, items);
     std::lock_guard one(turn_);
-    {
-      std::lock_guard lock(mutex_);
-      while (int(threads_.size()) < threads - 1) {
-        const int id = int(threads_.size());
-        threads_.emplace_back([this, id, round = round_] { live(id, round); });
-      }
-      body_ = &body;
-      items_ = items;
-      part_ = (items + threads * 4 - 1) / (threads * 4);
-      next_ = 0;
-      wanted_ = threads - 1;
-      left_ = wanted_;
-      round_++;
-    }
-    start_.notify_all();
+    while (int(threads_.size()) < threads - 1) threads_.emplace_back([this] { live(); });
+    body_ = &body;
+    items_ = items;
+    sharers_ = 2 * threads;
+    next_ = 0;
+    state_ = (round(state_) + 1) * kRound + uint64_t(threads - 1) * kPlace;
+    if (sleepers_ > 0) wake();
     work();
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return left_ == 0; });
+    uint64_t state = state_;
+    while (!state_.compare_exchange_weak(state, state - places(state) * kPlace)) {
+    }
+    for (int i = 1; state_ % kPlace; i++) relax(i);
   }
 
  private:
-  void live(int id, uint64_t seen) {
-    std::unique_lock lock(mutex_);
-    while (true) {
-      start_.wait(lock, [&] { return stop_ || round_ != seen; });
-      if (stop_) return;
-      seen = round_;
-      if (id >= wanted_) continue;
-      lock.unlock();
+  // One word: the number of the loop, places left in it, threads inside it.
+  static constexpr uint64_t kPlace = 1 << 8, kRound = 1 << 16;
+  // Longer than the gaps between the kernels of a step, shorter than anybody notices.
+  static constexpr std::chrono::microseconds kAwake{50};
+
+  static uint64_t round(uint64_t state) { return state / kRound; }
+  static uint64_t places(uint64_t state) { return state % kRound / kPlace; }
+
+  // Lets the core rest; now and then lets another thread have it, which may be the one waited for.
+  static void relax(int turn) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (turn % 64 == 0) std::this_thread::yield();
+  }
+
+  void live() {
+    for (uint64_t seen = 0; !stop_;) {
+      uint64_t state = await(seen);
+      if (round(state) == seen || !places(state)) continue;
+      if (!state_.compare_exchange_strong(state, state - kPlace + 1)) continue;
+      seen = round(state);
       work();
-      lock.lock();
-      if (--left_ == 0) done_.notify_one();
+      state_--;
     }
   }
 
+  // The state once a loop other than `seen` is open: watches for a while, then sleeps.
+  uint64_t await(uint64_t seen) {
+    const auto open = [&](uint64_t state) { return round(state) != seen && places(state); };
+    const auto patience = std::chrono::steady_clock::now() + kAwake;
+    do {
+      for (int i = 1; i <= 64; relax(i++))
+        if (const uint64_t state = state_; open(state)) return state;
+    } while (std::chrono::steady_clock::now() < patience);
+    std::unique_lock lock(mutex_);
+    sleepers_++;  // before the last look at the state: either we see the loop or its caller sees us
+    start_.wait(lock, [&] { return stop_ || open(state_); });
+    sleepers_--;
+    return state_;
+  }
+
+  void wake() {
+    { std::lock_guard lock(mutex_); }
+    start_.notify_all();
+  }
+
+  // Takes parts until none is left: large ones first, for long runs of memory, then ever smaller
+  // ones, so that all threads end together.
   void work() {
-    for (int64_t first; (first = next_.fetch_add(part_)) < items_;)
-      (*body_)(first, first + part_ < items_ ? first + part_ : items_);
+    int64_t first = next_;
+    while (first < items_) {
+      const int64_t part = (items_ - first + sharers_ - 1) / sharers_;
+      if (!next_.compare_exchange_weak(first, first + part)) continue;
+      (*body_)(first, first + part);
+      first = next_;
+    }
   }
 
   std::mutex turn_, mutex_;
-  std::condition_variable start_, done_;
+  std::condition_variable start_;
   std::vector<std::thread> threads_;
   const Body* body_ = nullptr;
-  int64_t items_ = 0, part_ = 1;
+  int64_t items_ = 0, sharers_ = 1;
   std::atomic<int64_t> next_{0};
-  int wanted_ = 0, left_ = 0;
-  uint64_t round_ = 0;
-  bool stop_ = false;
+  alignas(64) std::atomic<uint64_t> state_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
 };
+
+// The threads of this process.
+inline Crew& crew() {
+  static Crew the_crew;
+  return the_crew;
+}
 
 }  // namespace plait

@@ -1,8 +1,10 @@
 """Our ops, registered with torch under `torch.ops.plait`: native where built, else the references."""
 
+from types import ModuleType
+
 import torch
 
-from plait.kernels import reference
+from plait.kernels import linear_reference, reference
 from plait.kernels.choice import choose
 
 SCHEMAS = (
@@ -12,18 +14,35 @@ SCHEMAS = (
     "pack(Tensor[] weights) -> Tensor",
     "linear(Tensor x, Tensor packed, Tensor? bias, int outputs, int threads) -> Tensor",
 )
+LINEAR_SCHEMAS = (
+    "pack_bf16(Tensor[] weights) -> Tensor",
+    "pack_int8(Tensor[] codes) -> Tensor",
+    "pack_int4(Tensor[] codes) -> Tensor",
+    "pack_scales(Tensor scales) -> Tensor",
+    "linear_bf16(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide, int threads) -> Tensor",
+    "linear_int8(Tensor x, Tensor packed, Tensor scales, Tensor? bias, int outputs, bool wide, int threads) "
+    "-> Tensor",
+    "linear_int4(Tensor x, Tensor packed, Tensor scales, Tensor? bias, int outputs, int group, bool wide, "
+    "int threads) -> Tensor",
+)
+
+
+def _bodies() -> tuple[tuple[tuple[str, ...], ModuleType], ...]:
+    """Schemas, and the module that has their bodies."""
+    if choose().native is None:
+        return (SCHEMAS, reference), (LINEAR_SCHEMAS, linear_reference)
+    from plait.kernels import linear, native
+
+    return (SCHEMAS, native), (LINEAR_SCHEMAS, linear)
 
 
 def _register() -> torch.library.Library:
-    if choose().native is None:
-        bodies = reference
-    else:
-        from plait.kernels import native as bodies
     library = torch.library.Library("plait", "DEF")
-    for schema in SCHEMAS:
-        library.define(schema)
-        name = schema.partition("(")[0]
-        library.impl(name, getattr(bodies, name), "CPU")
+    for schemas, bodies in _bodies():
+        for schema in schemas:
+            library.define(schema)
+            name = schema.partition("(")[0]
+            library.impl(name, getattr(bodies, name), "CPU")
     return library
 
 
@@ -34,5 +53,10 @@ store_kv = torch.ops.plait.store_kv.default
 attend = torch.ops.plait.attend.default
 pack = torch.ops.plait.pack.default
 linear = torch.ops.plait.linear.default
-
-__all__ = ["LIBRARY", "attend", "linear", "pack", "store_kv"]
+pack_bf16 = torch.ops.plait.pack_bf16.default
+pack_int8 = torch.ops.plait.pack_int8.default
+pack_int4 = torch.ops.plait.pack_int4.default
+pack_scales = torch.ops.plait.pack_scales.default
+linear_bf16 = torch.ops.plait.linear_bf16.default
+linear_int8 = torch.ops.plait.linear_int8.default
+linear_int4 = torch.ops.plait.linear_int4.default

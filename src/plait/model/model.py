@@ -58,7 +58,7 @@ class Model:
             reason = "its rotary embedding depends on the batch"
         if reason:
             raise Unsupported(f"{Path(config.folder).name} has no exact mode: {reason}", "exact")
-        packed = dtype == torch.float32 and (config.exact or kernels.native is not None)
+        packed = config.exact or kernels.native is not None  # the float32 reference is exact as well
         pack.install(module, packed, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)

@@ -40,6 +40,26 @@ class PackedProduct:
         return out_TN.view(*x.shape[:-1], self.outputs)
 
 
+class Bf16Product:
+    """A bf16 product by our own kernel: sums in float32 in a fixed order, rounded to bf16 once.
+
+    It reads a reordered copy of the weights at the speed of memory. Torch's own product may round
+    the sum before it adds a bias, and sums in another order: the two differ by a rounding of bf16.
+    """
+
+    __slots__ = ("bias_N", "outputs", "packed", "threads")
+
+    def __init__(self, members: list[nn.Module], threads: int) -> None:
+        weights_NI, bias_N = [_weight(member).detach() for member in members], _bias(members)
+        self.packed, self.bias_N = ops.pack_bf16(weights_NI), None if bias_N is None else bias_N.float()
+        self.outputs, self.threads = sum(len(weight) for weight in weights_NI), threads
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        out_TN = ops.linear_bf16(x_TI, self.packed, self.bias_N, self.outputs, False, self.threads)
+        return out_TN.view(*x.shape[:-1], self.outputs)
+
+
 class TorchProduct:
     """The same by torch: any type, and sums whose order follows the batch.
 
@@ -100,11 +120,14 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
     """Give every linear layer its serving forward; returns how many products a forward makes.
 
     Args:
-        packed: by our float32 kernel, else by torch.
+        packed: by our kernels for float32 and bf16, else by torch.
     """
 
     def product(members: list[nn.Module]) -> Product:
-        return PackedProduct(members, threads) if packed else TorchProduct(members)
+        if not packed:
+            return TorchProduct(members)
+        wide = members[0].weight.dtype == torch.float32
+        return PackedProduct(members, threads) if wide else Bf16Product(members, threads)
 
     taken: set[int] = set()
     count = 0

@@ -1,0 +1,324 @@
+// Packed linear layers for CPUs with bf16 and int8 dot products.
+// bf16: each output of each token is one chain over the inputs, so batch, tiling and threads change
+// no bit. int8 and int4: sums of each 64 inputs (or each group) are exact integers, added in order.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "linear.h"
+
+namespace plait {
+namespace {
+
+constexpr int64_t kBlockTiles = 16;  // tokens of so many tiles go through all panels together
+constexpr int64_t kRun = 2048;       // words of a panel that all tiles of a block use before the next
+
+inline __m512 widen16(const uint16_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// Adds the bias and writes 32 outputs of one token, or as many as there are.
+inline void finish(const PackedArgs& a, const __m512* sums, int64_t token, int64_t panel) {
+  for (int c = 0; c < 2; c++) {
+    const int64_t first = panel * kPanel + c * 16, left = a.outputs - first;
+    if (left <= 0) return;
+    const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+    __m512 v = sums[c];
+    if (a.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, a.bias + first));
+    const int64_t at = token * a.outputs + first;
+    if (a.wide)
+      _mm512_mask_storeu_ps(static_cast<float*>(a.out) + at, mask, v);
+    else
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.out) + at, mask, __m256i(_mm512_cvtneps_pbh(v)));
+  }
+}
+
+// Calls f.template operator()<M>() for M == count.
+template <int M, class F>
+inline void with_height(int64_t count, const F& f) {
+  if constexpr (M > 0) {
+    if (count == M)
+      f.template operator()<M>();
+    else
+      with_height<M - 1>(count, f);
+  }
+}
+
+namespace bf16 {
+
+constexpr int kTile = 14;  // 28 sums, 2 vectors of weights and a broadcast fill the registers
+
+int64_t words_of(const PackedArgs& a) { return (a.inputs + 1) / 2; }
+int64_t row_bytes(const PackedArgs& a) { return words_of(a) * 4; }
+
+// Activations of a tile as pairs [words][tokens of the tile].
+void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
+  const int64_t tiles = tile_count(a, kTile), words = words_of(a);
+  for (int64_t t = first_tile; t < past_tile; t++) {
+    const int64_t first = tile_row(a, t, tiles), count = tile_row(a, t + 1, tiles) - first;
+    uint32_t* to = reinterpret_cast<uint32_t*>(a.prepared) + first * words;
+    for (int64_t m = 0; m < count; m++) {
+      const uint16_t* from = a.x + (first + m) * a.x_stride;
+      for (int64_t i = 0; i < a.inputs / 2; i++) std::memcpy(to + i * count + m, from + 2 * i, 4);
+      if (a.inputs % 2) to[(words - 1) * count + m] = from[a.inputs - 1];
+    }
+  }
+}
+
+// Sums of a tile over words [first, past) of a panel; between runs of words they rest in `carry`.
+template <int M>
+void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int64_t past, float* carry) {
+  const int64_t words = words_of(a);
+  __m512 sum[M][2];
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++) {
+    sum[m][0] = first ? _mm512_loadu_ps(carry + m * kPanel) : _mm512_setzero_ps();
+    sum[m][1] = first ? _mm512_loadu_ps(carry + m * kPanel + 16) : _mm512_setzero_ps();
+  }
+  const uint32_t* w = a.words + (panel * words + first) * kPanel;
+  const uint32_t* x = reinterpret_cast<const uint32_t*>(a.prepared) + token * words + first * M;
+#pragma GCC unroll 2
+  for (int64_t word = first; word < past; word++, w += kPanel, x += M) {
+    const __m512bh w0 = __m512bh(_mm512_loadu_si512(w)), w1 = __m512bh(_mm512_loadu_si512(w + 16));
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) {
+      const __m512bh pair = __m512bh(_mm512_set1_epi32(int(x[m])));
+      sum[m][0] = _mm512_dpbf16_ps(sum[m][0], w0, pair);
+      sum[m][1] = _mm512_dpbf16_ps(sum[m][1], w1, pair);
+    }
+  }
+  if (past == words) {
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) finish(a, sum[m], token + m, panel);
+    return;
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++) {
+    _mm512_storeu_ps(carry + m * kPanel, sum[m][0]);
+    _mm512_storeu_ps(carry + m * kPanel + 16, sum[m][1]);
+  }
+}
+
+void multiply(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
+  alignas(64) float carry[kBlockTiles * kTile * kPanel];
+  const int64_t tiles = tile_count(a, kTile), words = words_of(a);
+  for (int64_t block = 0; block < tiles; block += kBlockTiles) {
+    const int64_t past_tile = block + kBlockTiles < tiles ? block + kBlockTiles : tiles;
+    const int64_t run = past_tile - block > 1 ? kRun : words;
+    for (int64_t panel = first_panel; panel < past_panel; panel++)
+      for (int64_t first = 0; first < words; first += run) {
+        const int64_t past = first + run < words ? first + run : words;
+        for (int64_t t = block; t < past_tile; t++) {
+          const int64_t token = tile_row(a, t, tiles);
+          with_height<kTile>(tile_row(a, t + 1, tiles) - token, [&]<int M>() {
+            tile<M>(a, token, panel, first, past, carry + (t - block) * kTile * kPanel);
+          });
+        }
+      }
+  }
+}
+
+}  // namespace bf16
+
+// Activations become two planes of int8, high and low, of 15-bit whole numbers that share a scale
+// among the inputs of a span. Weights stand unsigned with an offset, which the start of each sum takes
+// away again.
+namespace planes {
+
+constexpr int kTile = 6;  // 24 sums, 2 vectors of weights, 2 broadcasts
+constexpr float kLargest = 127 * 128;
+
+struct Int8 {
+  static constexpr int kInputs = 4, kOffset = 128;
+  static constexpr bool kGrouped = false;  // one scale an output
+  static int64_t span(const PackedArgs&) { return 64; }
+};
+
+struct Int4 {
+  static constexpr int kInputs = 8, kOffset = 8;
+  static constexpr bool kGrouped = true;
+  static int64_t span(const PackedArgs& a) { return a.group; }
+};
+
+// One token's span in a prepared tile: [words of a row][tokens][high, low] come first, these after.
+struct Span {
+  float scale;
+  int32_t start;  // what every sum of this span starts from
+};
+
+template <class Format>
+struct Layout {
+  int64_t quads, span_quads, spans;  // four inputs of one token, as one 32-bit number each plane
+
+  explicit Layout(const PackedArgs& a) {
+    constexpr int64_t inputs = Format::kInputs;
+    quads = (a.inputs + inputs - 1) / inputs * (inputs / 4);
+    span_quads = Format::span(a) / 4;
+    spans = (quads + span_quads - 1) / span_quads;
+  }
+  int64_t row() const { return quads * 8 + spans * int64_t(sizeof(Span)); }
+};
+
+template <class Format>
+int64_t row_bytes(const PackedArgs& a) {
+  return Layout<Format>(a).row();
+}
+
+// The planes of inputs [first, first + count) of one token.
+Span split(const uint16_t* x, int64_t count, int offset, int8_t* high, int8_t* low) {
+  uint32_t top = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const uint32_t size = x[i] & 0x7fffu;
+    top = size > top ? size : top;
+  }
+  if (top == 0) {
+    std::memset(high, 0, size_t(count));
+    std::memset(low, 0, size_t(count));
+    return {0.f, 0};
+  }
+  const uint32_t bits = top << 16;
+  float largest;
+  std::memcpy(&largest, &bits, 4);
+  const bool finite = top < 0x7f80u;
+  const float inverse = finite ? kLargest / largest : 0.f;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const uint32_t word = uint32_t(x[i]) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    const float scaled = finite ? value * inverse : 0.f;
+    const int32_t whole = int32_t(__builtin_rintf(scaled));
+    const int32_t upper = (whole + 64) >> 7;
+    high[i] = int8_t(upper);
+    low[i] = int8_t(whole - upper * 128);
+    sum += whole;
+  }
+  return {finite ? largest / kLargest : __builtin_nanf(""), -offset * sum};
+}
+
+template <class Format>
+void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
+  const Layout<Format> layout(a);
+  const int64_t tiles = tile_count(a, kTile);
+  for (int64_t t = first_tile; t < past_tile; t++) {
+    const int64_t first = tile_row(a, t, tiles), count = tile_row(a, t + 1, tiles) - first;
+    char* base = a.prepared + first * layout.row();
+    auto* planes = reinterpret_cast<uint32_t*>(base);
+    auto* spans = reinterpret_cast<Span*>(base + layout.quads * count * 8);
+    for (int64_t m = 0; m < count; m++)
+      for (int64_t s = 0; s < layout.spans; s++) {
+        const int64_t quad = s * layout.span_quads;
+        const int64_t past = quad + layout.span_quads < layout.quads ? quad + layout.span_quads : layout.quads;
+        const int64_t left = a.inputs - quad * 4;
+        alignas(64) int8_t high[128], low[128];
+        const int64_t inputs = left < (past - quad) * 4 ? left : (past - quad) * 4;
+        std::memset(high + inputs, 0, size_t((past - quad) * 4 - inputs));
+        std::memset(low + inputs, 0, size_t((past - quad) * 4 - inputs));
+        spans[s * count + m] =
+            split(a.x + (first + m) * a.x_stride + quad * 4, inputs, Format::kOffset, high, low);
+        for (int64_t q = quad; q < past; q++) {
+          std::memcpy(planes + (q * count + m) * 2, high + (q - quad) * 4, 4);
+          std::memcpy(planes + (q * count + m) * 2 + 1, low + (q - quad) * 4, 4);
+        }
+      }
+  }
+}
+
+inline __m512 scales_at(const PackedArgs& a, int64_t at) {
+  if (a.scales_bf16) return widen16(static_cast<const uint16_t*>(a.scales) + at);
+  return _mm512_loadu_ps(static_cast<const float*>(a.scales) + at);
+}
+
+template <int M>
+inline void add_quad(__m512i (&high)[M][2], __m512i (&low)[M][2], __m512i w0, __m512i w1, const uint32_t* x) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++) {
+    const __m512i upper = _mm512_set1_epi32(int(x[2 * m])), lower = _mm512_set1_epi32(int(x[2 * m + 1]));
+    high[m][0] = _mm512_dpbusd_epi32(high[m][0], w0, upper);
+    high[m][1] = _mm512_dpbusd_epi32(high[m][1], w1, upper);
+    low[m][0] = _mm512_dpbusd_epi32(low[m][0], w0, lower);
+    low[m][1] = _mm512_dpbusd_epi32(low[m][1], w1, lower);
+  }
+}
+
+template <class Format, int M>
+void tile(const PackedArgs& a, int64_t token, int64_t panel) {
+  const Layout<Format> layout(a);
+  const char* base = a.prepared + token * layout.row();
+  const auto* x = reinterpret_cast<const uint32_t*>(base);
+  const auto* spans = reinterpret_cast<const Span*>(base + layout.quads * M * 8);
+  const int64_t scale_row = panel * (Format::kGrouped ? layout.spans : 1) * kPanel;
+  const uint32_t* w = a.words + panel * (layout.quads * 4 / Format::kInputs) * kPanel;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  __m512 total[M][2];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++) total[m][0] = total[m][1] = _mm512_setzero_ps();
+  for (int64_t s = 0; s < layout.spans; s++, spans += M) {
+    __m512i high[M][2], low[M][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++) {
+      high[m][0] = high[m][1] = _mm512_setzero_si512();
+      low[m][0] = low[m][1] = _mm512_set1_epi32(spans[m].start);
+    }
+    const int64_t first = s * layout.span_quads;
+    const int64_t past = first + layout.span_quads < layout.quads ? first + layout.span_quads : layout.quads;
+    for (int64_t quad = first; quad < past; quad += Format::kInputs / 4, w += kPanel, x += Format::kInputs / 2 * M) {
+      const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 16);
+      if constexpr (Format::kInputs == 4) {
+        add_quad<M>(high, low, w0, w1, x);
+      } else {
+        add_quad<M>(high, low, _mm512_and_si512(w0, nibble), _mm512_and_si512(w1, nibble), x);
+        const __m512i u0 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), nibble);
+        const __m512i u1 = _mm512_and_si512(_mm512_srli_epi16(w1, 4), nibble);
+        add_quad<M>(high, low, u0, u1, x + 2 * M);
+      }
+    }
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; c++) {
+      __m512 weight_scale = _mm512_set1_ps(1.f);
+      if constexpr (Format::kGrouped) weight_scale = scales_at(a, scale_row + s * kPanel + c * 16);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; m++) {
+        const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high[m][c], 7), low[m][c]);
+        __m512 scale = _mm512_set1_ps(spans[m].scale);
+        if constexpr (Format::kGrouped) scale = _mm512_mul_ps(scale, weight_scale);
+        total[m][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, total[m][c]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++) {
+    if constexpr (!Format::kGrouped)
+      for (int c = 0; c < 2; c++)
+        total[m][c] = _mm512_mul_ps(total[m][c], scales_at(a, scale_row + c * 16));
+    finish(a, total[m], token + m, panel);
+  }
+}
+
+template <class Format>
+void multiply(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
+  const int64_t tiles = tile_count(a, kTile);
+  for (int64_t panel = first_panel; panel < past_panel; panel++)
+    for (int64_t t = 0; t < tiles; t++) {
+      const int64_t token = tile_row(a, t, tiles);
+      with_height<kTile>(tile_row(a, t + 1, tiles) - token, [&]<int M>() { tile<Format, M>(a, token, panel); });
+    }
+}
+
+template <class Format>
+constexpr PackedKernel kernel() {
+  return {kTile, row_bytes<Format>, prepare<Format>, multiply<Format>};
+}
+
+}  // namespace planes
+}  // namespace
+
+const PackedIsa kPackedAvx512Bf16{
+    "AVX-512-bf16",
+    {bf16::kTile, bf16::row_bytes, bf16::prepare, bf16::multiply},
+    planes::kernel<planes::Int8>(),
+    planes::kernel<planes::Int4>(),
+};
+
+}  // namespace plait
