@@ -12,43 +12,27 @@
 #include <string>
 #include <vector>
 
-#include "attention_bind.h"
+#include "bind.h"
+#include "cpu.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
-using Address = uintptr_t;
 
 namespace plait {
 namespace {
 
 constexpr int64_t kAlone = 48 << 10;  // bytes of keys and values below which one thread is faster
 
-std::vector<const AttentionIsa*> usable() {
-  std::vector<const AttentionIsa*> all;
+const std::vector<const AttentionIsa*>& known() {
+  static const std::vector<const AttentionIsa*> all{
 #if defined(PLAIT_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
-    if (__builtin_cpu_supports("avx512bf16")) all.push_back(&kAttentionAvx512Bf16);
-    all.push_back(&kAttentionAvx512);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&kAttentionAvx2);
+      &kAttentionAvx512Bf16, &kAttentionAvx512, &kAttentionAvx2,
 #endif
-  all.push_back(&kAttentionBaseline);
+      &kAttentionBaseline};
   return all;
 }
 
-const AttentionIsa& isa(const std::string& name) {
-  static const auto all = usable();
-  for (const AttentionIsa* each : all)
-    if (name == each->name) return *each;
-  throw std::invalid_argument("this CPU does not run " + name);
-}
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+const AttentionIsa& isa(const std::string& set) { return pick(known(), set); }
 
 int64_t segments_of(const PagedArgs& a, int64_t row) {
   return std::max<int64_t>(1, (a.lens[row] + kSegment - 1) / kSegment);
@@ -164,13 +148,8 @@ void merge(const std::string& name, const std::vector<Address>& outs, const std:
 
 }  // namespace
 
-void bind_attention(nb::module_& m, Crew& crew) {
-  m.def("attention_isas", [] {
-    std::vector<std::string> names;
-    for (const auto* each : usable()) names.emplace_back(each->name);
-    return names;
-  }, "Instruction sets of paged attention that this CPU runs, best first.");
-  m.def("paged_attend", [&crew](const std::string& name, Address q, int64_t q_stride, Address kv, Address tables,
+void bind_attention(nb::module_& m) {
+  m.def("paged_attend", [](const std::string& name, Address q, int64_t q_stride, Address kv, Address tables,
                                 int64_t table_stride, Address rows, Address starts, Address lens, Address positions,
                                 Address out, Address lse, int64_t count, int64_t heads, int64_t kv_heads, int64_t size,
                                 int64_t lanes, int64_t page, int64_t first, int64_t stride, float scale, int64_t window,
@@ -182,7 +161,7 @@ void bind_attention(nb::module_& m, Crew& crew) {
                          first,              stride,          window,             scale,
                          softcap,            bf16};
     nb::gil_scoped_release release;
-    attend(crew, name, args, count, threads);
+    attend(crew(), name, args, count, threads);
   });
   m.def("paged_store", &store_kv);
   m.def("merge_attention", &merge);

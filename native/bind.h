@@ -15,5 +15,7 @@ T* at(Address address) {
 }
 
 void bind_linear(nanobind::module_& m);
+void bind_attention(nanobind::module_& m);
+void bind_elementwise(nanobind::module_& m);
 
 }  // namespace plait

@@ -2,33 +2,30 @@
 // and keep the tensors alive.
 #include "elementwise.h"
 
-#include <nanobind/stl/vector.h>
-
 #include <cstring>
 
 #include <functional>
 #include <utility>
 #include <vector>
 
+#include "bind.h"
+#include "cpu.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
-using Address = uintptr_t;
 
 namespace plait {
 namespace {
 
 constexpr int64_t kAlone = 1 << 15;  // elements below which one thread is faster
 
-const ElementwiseIsa& isa() {
+const ElementwiseIsa& isa(const std::string& set) {
+  static const std::vector<const ElementwiseIsa*> known{
 #if defined(PLAIT_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq"))
-    return kElementwiseAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kElementwiseAvx2;
+      &kElementwiseAvx512, &kElementwiseAvx2,
 #endif
-  return kElementwiseBaseline;
+      &kElementwiseBaseline};
+  return pick(known, set);
 }
 
 int64_t width(Type type) { return type == Type::kFloat32 ? 4 : 2; }
@@ -75,8 +72,8 @@ void lines(const std::vector<int64_t>& sizes, int64_t first, int64_t past, F bod
   }
 }
 
-Work map_work(Crew& crew, Map kind, std::vector<int64_t> sizes, Operand a, Operand b, Operand out, int threads) {
-  const ElementwiseIsa& set = isa();
+Work map_work(const std::string& name, Map kind, std::vector<int64_t> sizes, Operand a, Operand b, Operand out, int threads) {
+  const ElementwiseIsa& set = isa(name);
   const int64_t inner = sizes.empty() ? 1 : sizes.back();
   int64_t outer = 1;
   for (size_t d = 0; d + 1 < sizes.size(); d++) outer *= sizes[d];
@@ -88,26 +85,26 @@ Work map_work(Crew& crew, Map kind, std::vector<int64_t> sizes, Operand a, Opera
     });
   };
   if (threads <= 1 || outer * inner < kAlone) return {[part, outer] { part(0, outer); }};
-  return {[part, outer, threads, &crew] { crew.run(threads, outer, part); }};
+  return {[part, outer, threads] { crew().run(threads, outer, part); }};
 }
 
 }  // namespace
 
-void bind_elementwise(nb::module_& m, Crew& crew) {
+void bind_elementwise(nb::module_& m) {
   nb::class_<Work>(m, "Work").def("__call__", &Work::run);
   m.def(
       "map_work",
-      [&crew](int kind, std::vector<int64_t> sizes, Address a, int a_type, std::vector<int64_t> a_strides, Address b,
+      [](const std::string& name, int kind, std::vector<int64_t> sizes, Address a, int a_type, std::vector<int64_t> a_strides, Address b,
               int b_type, std::vector<int64_t> b_strides, Address out, int out_type, std::vector<int64_t> out_strides,
               int threads) {
-        return map_work(crew, Map(kind), std::move(sizes), {a, Type(a_type), std::move(a_strides)},
+        return map_work(name, Map(kind), std::move(sizes), {a, Type(a_type), std::move(a_strides)},
                         {b, Type(b_type), std::move(b_strides)}, {out, Type(out_type), std::move(out_strides)}, threads);
       },
       "out = map(a, b), element by element; b = 0: of one argument.");
   m.def(
       "mean_work",
-      [](int64_t rows, int64_t n, Address a, int type, int64_t stride, Address out) {
-        return Work{[&set = isa(), rows, n, a, type, stride, out] {
+      [](const std::string& name, int64_t rows, int64_t n, Address a, int type, int64_t stride, Address out) {
+        return Work{[&set = isa(name), rows, n, a, type, stride, out] {
           for (int64_t r = 0; r < rows; r++) {
             const Line line{reinterpret_cast<const void*>(a + r * stride * width(Type(type))), Type(type), 1};
             const float mean = set.sum(line, n) / float(n);
@@ -119,8 +116,9 @@ void bind_elementwise(nb::module_& m, Crew& crew) {
       "out[r] = mean of row r, in its own type.");
   m.def(
       "layer_norm_work",
-      [](int64_t rows, int64_t n, Address a, int type, Address weight, Address bias, float eps, Address out) {
-        return Work{[&set = isa(), rows, n, a, type, weight, bias, eps, out] {
+      [](const std::string& name, int64_t rows, int64_t n, Address a, int type, Address weight, Address bias, float eps,
+         Address out) {
+        return Work{[&set = isa(name), rows, n, a, type, weight, bias, eps, out] {
           const Type t = Type(type);
           for (int64_t r = 0; r < rows; r++)
             set.layer_norm({reinterpret_cast<const void*>(a + r * n * width(t)), t, 1},

@@ -1,7 +1,5 @@
 // Strided elementwise work, prepared once and carried out again and again over the same addresses.
 #pragma once
-#include <nanobind/nanobind.h>
-
 #include <cstdint>
 
 namespace plait {
@@ -18,6 +16,7 @@ struct Line {
 };
 
 struct ElementwiseIsa {
+  const char* name;
   // out[i] = map(a[i], b[i]); maps of one argument ignore b.
   void (*map)(Map map, Line a, Line b, void* out, Type out_type, int64_t out_stride, int64_t n);
   float (*sum)(Line a, int64_t n);
@@ -30,8 +29,5 @@ extern const ElementwiseIsa kElementwiseBaseline;
 extern const ElementwiseIsa kElementwiseAvx2;
 extern const ElementwiseIsa kElementwiseAvx512;
 #endif
-
-class Crew;
-void bind_elementwise(nanobind::module_& m, Crew& crew);
 
 }  // namespace plait

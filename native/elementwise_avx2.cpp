@@ -1,4 +1,4 @@
 #include "elementwise.inl"
 
-const ElementwiseIsa kElementwiseAvx2{map, sum, layer_norm};
+const ElementwiseIsa kElementwiseAvx2{"AVX2", map, sum, layer_norm};
 }  // namespace plait

@@ -1,4 +1,4 @@
 #include "elementwise.inl"
 
-const ElementwiseIsa kElementwiseBaseline{map, sum, layer_norm};
+const ElementwiseIsa kElementwiseBaseline{"baseline", map, sum, layer_norm};
 }  // namespace plait

@@ -3,13 +3,8 @@
 #include <string>
 #include <vector>
 
-<<<<<<< HEAD
-#include "attention_bind.h"
-#include "elementwise.h"
-=======
 #include "bind.h"
 #include "cpu.h"
->>>>>>> helper-e
 #include "kernels.h"
 #include "parallel.h"
 
@@ -92,6 +87,6 @@ NB_MODULE(_native, m) {
   m.def("store_kv", &plait::store_kv);
   m.def("attend", &plait::attend);
   plait::bind_linear(m);
-  plait::bind_attention(m, plait::crew());
-  plait::bind_elementwise(m, plait::crew());
+  plait::bind_attention(m);
+  plait::bind_elementwise(m);
 }

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from plait.kernels import attention
 from plait.kernels.attention import Native, Reference
+from plait.kernels.choice import choose
 
 REFERENCE = Reference()
-ISAS = Native.isas()
+ISAS = choose().native.isas() if choose().native else []
 needs_native = pytest.mark.skipif(not ISAS, reason="no native kernels")
 MOST_KEYS = 600
 

@@ -8,8 +8,6 @@ Slot s is lane s % L of block s // L.
 Legend: T tokens of all rows, R rows, H query heads, K key-value heads, D head size, J keys of a row.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -36,16 +34,10 @@ class Native:
     """The compiled ops, over addresses of tensors; signatures are those of `Reference`."""
 
     def __init__(self, isa: str | None = None) -> None:
-        """For one instruction set of those in `isas()`; None: what PLAIT_KERNELS names, else the best."""
-        self.native, known = choose().native, self.isas()
-        wanted = isa or os.environ.get("PLAIT_KERNELS", "")
-        self.isa = wanted if wanted in known else known[0]
-
-    @staticmethod
-    def isas() -> list[str]:
-        """Instruction sets that this CPU runs, best first; none without native kernels."""
-        native = choose().native
-        return [] if native is None else native.attention_isas()
+        """For one instruction set of those that this CPU runs; None: the one in use."""
+        choice = choose()
+        assert choice.native is not None, "make this only where native kernels are in use"
+        self.native, self.isa = choice.native, isa or choice.isa
 
     def paged_store(self, k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, kv_BKXE: Tensor) -> None:
         """Write the keys and values of new tokens into their slots."""
@@ -263,7 +255,7 @@ def _dense(x_THD: Tensor) -> Tensor:
 
 
 def _register() -> torch.library.Library:
-    bodies = Native() if Native.isas() else Reference()
+    bodies = Native() if choose().native else Reference()
     library = torch.library.Library("plait", "FRAGMENT")
     for schema in SCHEMAS:
         library.define(schema)
