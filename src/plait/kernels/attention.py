@@ -255,15 +255,17 @@ def _dense(x_THD: Tensor) -> Tensor:
 
 
 def _register() -> torch.library.Library:
-    bodies = Native() if choose().native else Reference()
     library = torch.library.Library("plait", "FRAGMENT")
     for schema in SCHEMAS:
         library.define(schema)
-        name = schema.partition("(")[0]
-        library.impl(name, getattr(bodies, name), "CPU")
+    for name, body in BODIES.items():
+        library.impl(name, body, "CPU")
     return library
 
 
+_OPS = Native() if choose().native else Reference()
+BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
+"""Name of each op -> the function that carries it out."""
 LIBRARY = _register()
 """Keeps the registration alive."""
 

@@ -2,21 +2,23 @@
 
 import os
 from dataclasses import dataclass
-from types import ModuleType
 
+from plait.kernels.calls import Calls
 from plait.spec.errors import UserError
 
 try:
-    from plait import _native
+    from plait import _native as _module
 except ImportError:  # built without a compiler: the references stand in
-    _native = None  # type: ignore[assignment]
+    _native = None
+else:
+    _native = Calls(_module)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The kernels in use."""
 
-    native: ModuleType | None
+    native: Calls | None
     """The compiled module; None: the torch references stand in."""
     isa: str
     """Instruction set of the native kernels, or "reference"."""

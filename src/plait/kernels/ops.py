@@ -1,6 +1,8 @@
 """Our ops, registered with torch under `torch.ops.plait`: native where built, else the references."""
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -27,25 +29,32 @@ LINEAR_SCHEMAS = (
 )
 
 
-def _bodies() -> tuple[tuple[tuple[str, ...], ModuleType], ...]:
-    """Schemas, and the module that has their bodies."""
+def _bodies() -> dict[str, Callable[..., Any]]:
+    """The body of each op."""
     if choose().native is None:
-        return (SCHEMAS, reference), (LINEAR_SCHEMAS, linear_reference)
-    from plait.kernels import linear, native
+        modules: tuple[ModuleType, ModuleType] = (reference, linear_reference)
+    else:
+        from plait.kernels import linear, native
 
-    return (SCHEMAS, native), (LINEAR_SCHEMAS, linear)
+        modules = (native, linear)
+    return {
+        schema.partition("(")[0]: getattr(module, schema.partition("(")[0])
+        for schemas, module in zip((SCHEMAS, LINEAR_SCHEMAS), modules, strict=True)
+        for schema in schemas
+    }
 
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("plait", "DEF")
-    for schemas, bodies in _bodies():
-        for schema in schemas:
-            library.define(schema)
-            name = schema.partition("(")[0]
-            library.impl(name, getattr(bodies, name), "CPU")
+    for schema in (*SCHEMAS, *LINEAR_SCHEMAS):
+        library.define(schema)
+    for name, body in BODIES.items():
+        library.impl(name, body, "CPU")
     return library
 
 
+BODIES = _bodies()
+"""Name of each op -> the function that carries it out."""
 LIBRARY = _register()
 """Keeps the registration alive."""
 

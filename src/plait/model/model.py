@@ -13,6 +13,7 @@ from torch import Tensor
 from plait.kernels.choice import choose
 from plait.model import attend, check, pack, rope
 from plait.model.config import ModelConfig
+from plait.model.decode import DecodeTapes
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module
 from plait.model.pool import KvPool
@@ -46,7 +47,11 @@ class Model:
         self.pool = KvPool(self.shape, config.slots, config.page, dtype)
         self.module = load_module(folder, hf_config, dtype, config.seed)
         self._current = Current()
+        self._tapes: DecodeTapes | None = None
         self._install(dtype)
+        native = choose().native
+        if native is not None and not config.exact:
+            self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
 
     def _install(self, dtype: torch.dtype) -> None:
         config, module, kernels = self.config, self.module, choose()
@@ -84,7 +89,15 @@ class Model:
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """Float32 logits [L, V] of the wanted tokens; stores the keys and values of all."""
+        """Float32 logits [L, V] of the wanted tokens; stores the keys and values of all.
+
+        They are valid until the next forward. Steps of one token a row are played from a tape where
+        there is one; in exact mode there is none, so that every step sums in the same order.
+        """
+        logits_LV = None if self._tapes is None else self._tapes.play(inputs)
+        return self._compute(inputs) if logits_LV is None else logits_LV
+
+    def _compute(self, inputs: StepInputs) -> Tensor:
         self._current.inputs = inputs
         try:
             with torch.inference_mode(), _torch_threads(1 if self.config.exact else self.config.threads):

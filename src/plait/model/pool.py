@@ -22,5 +22,7 @@ class KvPool:
         """
         assert slots % page == 0, f"{slots} slots are no whole number of pages of {page}"
         self.slots, self.page = slots, page
-        sizes = [pool_shape(slots, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
+        self.spare = slots
+        """First slot of one page more, which nobody owns: idle rows of a decode step use it."""
+        sizes = [pool_shape(slots + page, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
         self.layers: tuple[Tensor, ...] = tuple(torch.empty(size, dtype=dtype) for size in sizes)

@@ -1,0 +1,40 @@
+"""`Calls`: the compiled module, whose calls can be written down and made again without Python around them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments: numbers, and addresses of tensors that somebody keeps alive."""
+
+
+class Calls:
+    """Behaves like the module it stands for."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._written: list[Call] | None = None
+
+    @contextmanager
+    def writing(self) -> Iterator[list[Call]]:
+        """Every call is made as always, and put into the list that this gives."""
+        assert self._written is None, "calls are being written down already"
+        self._written = []
+        try:
+            yield self._written
+        finally:
+            self._written = None
+
+    def __getattr__(self, name: str) -> Any:
+        body = getattr(self._module, name)
+        if not callable(body):
+            return body
+
+        def call(*args: Any) -> Any:
+            if self._written is not None:
+                self._written.append((body, args))
+            return body(*args)
+
+        self.__dict__[name] = call  # found without this detour from now on
+        return call
