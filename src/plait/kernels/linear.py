@@ -55,7 +55,7 @@ def linear_bf16(
     return _linear("bf16", x_TI, packed, None, bias_N, outputs, _ONE_GROUP, wide, threads)
 
 
-def linear_int8(  # noqa: PLR0913 - an op has a flat signature
+def linear_int8(
     x_TI: Tensor,
     packed: Tensor,
     scales: Tensor,
@@ -69,7 +69,7 @@ def linear_int8(  # noqa: PLR0913 - an op has a flat signature
     return _linear("int8", x_TI, packed, scales, bias_N, outputs, _ONE_GROUP, wide, threads)
 
 
-def linear_int4(  # noqa: PLR0913 - an op has a flat signature
+def linear_int4(
     x_TI: Tensor,
     packed: Tensor,
     scales: Tensor,

@@ -43,7 +43,7 @@ def linear_bf16(
     return _linear(x_TI, packed.float(), bias_N, outputs, wide)
 
 
-def linear_int8(  # noqa: PLR0913 - an op has a flat signature
+def linear_int8(
     x_TI: Tensor,
     packed: Tensor,
     scales: Tensor,
@@ -56,7 +56,7 @@ def linear_int8(  # noqa: PLR0913 - an op has a flat signature
     return _linear(x_TI, packed.float() * scales.float(), bias_N, outputs, wide)
 
 
-def linear_int4(  # noqa: PLR0913 - an op has a flat signature
+def linear_int4(
     x_TI: Tensor,
     packed: Tensor,
     scales: Tensor,
