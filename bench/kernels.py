@@ -3,8 +3,7 @@
     python bench/kernels.py [--quick]
 
 Reads of plain memory, our kernels and torch take turns in every round, over weights that rotate through
-more than the caches hold; a share of bandwidth is the median of the rounds' own ratios, and every line gives
-the worst of its shapes. --quick takes fewer shapes and rounds.
+more than the caches hold; a ratio is the median of the rounds' own. --quick takes fewer shapes and rounds.
 """
 
 import kernels_linear
