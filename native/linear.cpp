@@ -61,9 +61,9 @@ void packed_linear(const std::string& set, const std::string& format, Address x,
                   nullptr};
   args.prepared = room(tokens * chosen.row_bytes(args));
   crew().run(tokens <= alone ? 1 : threads, tile_count(args, chosen.tile),
-             [&](int64_t first, int64_t past) { chosen.prepare(args, first, past); });
+             [&](int64_t first, int64_t past) { chosen.prepare(args, first, past); }, true);
   crew().run(threads, (outputs + kPanel - 1) / kPanel,
-             [&](int64_t first, int64_t past) { chosen.multiply(args, first, past); });
+             [&](int64_t first, int64_t past) { chosen.multiply(args, first, past); }, true);
 }
 
 // Reads whole parts of memory on `threads` threads, as the kernels read weights: what they are measured
@@ -75,7 +75,7 @@ float read(const std::string& set, Address from, int64_t bytes, int threads) {
   nb::gil_scoped_release release;
   crew().run(threads, bytes / part, [&](int64_t first, int64_t past) {
     total += isa.read(at<char>(from) + first * part, (past - first) * part);
-  });
+  }, true);
   return total;
 }
 
