@@ -204,10 +204,11 @@ void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, 
   std::memcpy(values + lane * width, value, size_t(width) * sizeof(T));
 }
 
-// Finds the pages of keys [start, past), start on a page's border; scattered tokens are copied.
+// Finds the pages of keys [start, past), start on a page's border. Scattered tokens are copied, and those
+// of the next block, up to key `last`, are asked for: no pattern tells the processor where they are.
 template <class T>
-void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, Tiles<T>& tiles,
-          Scratch<T>* scratch) {
+void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
+          Tiles<T>& tiles, Scratch<T>* scratch) {
   const int64_t width = padded(a.size), part = a.lanes * width;
   const auto at = [&](int64_t key) {
     const int64_t slot = table[key / a.page] * a.page + key % a.page;
@@ -224,6 +225,10 @@ void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t sta
     tiles.values[page] = scratch->values[page];
     for (int64_t lane = 0; lane < kLanes && key + lane < past; lane++) {
       const T* token = at(key + lane);
+      if (key + lane + kBlock < last) {
+        const char* next = reinterpret_cast<const char*>(at(key + lane + kBlock));
+        for (int64_t byte = 0; byte < 2 * part * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(next + byte);
+      }
       pack_token(token, token + part, scratch->keys[page], scratch->values[page], lane, a.size, width);
     }
   }
@@ -308,7 +313,7 @@ void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& row
     Tiles<T> tiles;
     const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
     const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
-    find(a, table, item.kv_head, first, past, tiles, scratch);
+    find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
     int m = 0;
     for (; m + kTileRows <= rows.count; m += kTileRows) take_tile<kTileRows>(a, rows, m, start, tiles, state);
     take_rest<kTileRows - 1>(a, rows, m, start, tiles, state);

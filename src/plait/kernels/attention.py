@@ -32,6 +32,15 @@ def pool_shape(slots: int, kv_heads: int, size: int, page: int) -> tuple[int, in
     return slots // lanes, kv_heads, 2, lanes * _padded(size)
 
 
+def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for pools, on large pages where the system has them; it is taken as it is first written."""
+    kv_BKXE = torch.empty(shape, dtype=dtype)
+    native = choose().native
+    if native is not None:
+        native.advise_large(kv_BKXE.data_ptr(), kv_BKXE.nbytes)
+    return kv_BKXE
+
+
 class Native:
     """The compiled ops, over addresses of tensors; signatures are those of `Reference`."""
 

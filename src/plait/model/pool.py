@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plait.kernels.attention import pool_shape
+from plait.kernels.attention import empty_pool, pool_shape
 from plait.spec.shape import ModelShape
 
 
@@ -23,4 +23,4 @@ class KvPool:
         assert slots % page == 0, f"{slots} slots are no whole number of pages of {page}"
         self.slots, self.page = slots, page
         sizes = [pool_shape(slots, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
-        self.layers: tuple[Tensor, ...] = tuple(torch.empty(size, dtype=dtype) for size in sizes)
+        self.layers: tuple[Tensor, ...] = tuple(empty_pool(size, dtype) for size in sizes)
