@@ -120,4 +120,5 @@ NB_MODULE(_native, m) {
   m.def("store_kv", &plait::store_kv);
   m.def("attend", &plait::attend);
   plait::bind_attention(m, plait::crew());
+  plait::bind_pointwise(m, plait::crew());
 }

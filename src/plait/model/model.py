@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.choice import choose
-from plait.model import attend, check, pack, rope
+from plait.model import attend, check, fuse, pack, rope
 from plait.model.config import ModelConfig
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module
@@ -60,6 +60,8 @@ class Model:
             raise Unsupported(f"{Path(config.folder).name} has no exact mode: {reason}", "exact")
         packed = dtype == torch.float32 and (config.exact or kernels.native is not None)
         pack.install(module, packed, config.threads)
+        if kernels.native is not None:
+            fuse.install(module, dtype, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
         try:
