@@ -5,6 +5,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -146,6 +149,15 @@ void merge(const std::string& name, const std::vector<Address>& outs, const std:
   isa(name).merge(from.data(), levels.data(), int64_t(from.size()), items, size, bf16, at<void>(out), at<float>(lse));
 }
 
+// Asks for large pages where the system gives them on request: scattered reads then miss fewer translations.
+void advise_large(Address from, int64_t bytes) {
+#if defined(__linux__)
+  constexpr Address large = 2 << 20;
+  const Address first = (from + large - 1) / large * large, past = (from + Address(bytes)) / large * large;
+  if (first < past) madvise(at<void>(first), past - first, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -163,6 +175,7 @@ void bind_attention(nb::module_& m) {
     nb::gil_scoped_release release;
     attend(crew(), name, args, count, threads);
   });
+  m.def("advise_large", &advise_large);
   m.def("paged_store", &store_kv);
   m.def("merge_attention", &merge);
 }

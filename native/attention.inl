@@ -38,6 +38,7 @@ struct State {
 template <class T>
 struct Tiles {
   const T *keys[kPages], *values[kPages];
+  const T* ahead[kPages];  // keys and values of the next block, to be asked for while this one is read; or null
 };
 
 // Copies of scattered tokens, packed.
@@ -85,6 +86,12 @@ void scores(const T* const* q, const Tiles<T>& tiles, int page, int past, int64_
   for (; page < past; page++) score<M, 1>(q, tiles.keys + page, size, s + page * kLanes);
 }
 
+// Asks for memory that is read soon.
+template <class T>
+inline void ask(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i, 0, 2);
+}
+
 // Outputs of M rows and C vectors of columns: adds keys [first, past) by their weights.
 template <int M, int C, class T>
 inline void value(const float* weights, const Tiles<T>& tiles, int first, int past, int64_t width, float* out,
@@ -97,7 +104,9 @@ inline void value(const float* weights, const Tiles<T>& tiles, int first, int pa
   for (int j = first; j < past;) {
     const T* v = tiles.values[j / kLanes] + (j % kLanes) * width + column;
     const int page_past = (j / int(kLanes) + 1) * int(kLanes), end = page_past < past ? page_past : past;
+    const T* ahead = column ? nullptr : tiles.ahead[j / kLanes];
     for (; j < end; j++, v += width) {
+      if (ahead) ask(ahead + 2 * (j % kLanes) * width, 2 * width);
       V16 part[C];
 #pragma GCC unroll 4
       for (int c = 0; c < C; c++) part[c] = read16(v + c * 16);
@@ -204,10 +213,11 @@ void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, 
   std::memcpy(values + lane * width, value, size_t(width) * sizeof(T));
 }
 
-// Finds the pages of keys [start, past), start on a page's border; scattered tokens are copied.
+// Finds the pages of keys [start, past), start on a page's border. Scattered tokens are copied. The
+// next block, up to key `last`, is asked for early: no pattern tells the processor where it is.
 template <class T>
-void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, Tiles<T>& tiles,
-          Scratch<T>* scratch) {
+void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
+          Tiles<T>& tiles, Scratch<T>* scratch) {
   const int64_t width = padded(a.size), part = a.lanes * width;
   const auto at = [&](int64_t key) {
     const int64_t slot = table[key / a.page] * a.page + key % a.page;
@@ -215,6 +225,7 @@ void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t sta
   };
   for (int64_t key = start; key < past; key += kLanes) {
     const int64_t page = key % kBlock / kLanes;
+    tiles.ahead[page] = a.lanes == kLanes && key + kBlock < last ? at(key + kBlock) : nullptr;
     if (a.lanes == kLanes) {
       tiles.keys[page] = at(key);
       tiles.values[page] = at(key) + part;
@@ -224,6 +235,7 @@ void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t sta
     tiles.values[page] = scratch->values[page];
     for (int64_t lane = 0; lane < kLanes && key + lane < past; lane++) {
       const T* token = at(key + lane);
+      if (key + lane + kBlock < last) ask(at(key + lane + kBlock), 2 * part);
       pack_token(token, token + part, scratch->keys[page], scratch->values[page], lane, a.size, width);
     }
   }
@@ -308,9 +320,12 @@ void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& row
     Tiles<T> tiles;
     const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
     const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
-    find(a, table, item.kv_head, first, past, tiles, scratch);
+    find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
     int m = 0;
-    for (; m + kTileRows <= rows.count; m += kTileRows) take_tile<kTileRows>(a, rows, m, start, tiles, state);
+    for (; m + kTileRows <= rows.count; m += kTileRows) {
+      take_tile<kTileRows>(a, rows, m, start, tiles, state);
+      for (const T*& page : tiles.ahead) page = nullptr;
+    }
     take_rest<kTileRows - 1>(a, rows, m, start, tiles, state);
   }
 }

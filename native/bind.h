@@ -16,6 +16,7 @@ T* at(Address address) {
 
 void bind_linear(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
+void bind_pointwise(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
 
 }  // namespace plait

@@ -61,23 +61,21 @@ void packed_linear(const std::string& set, const std::string& format, Address x,
                   nullptr};
   args.prepared = room(tokens * chosen.row_bytes(args));
   crew().run(tokens <= alone ? 1 : threads, tile_count(args, chosen.tile),
-             [&](int64_t first, int64_t past) { chosen.prepare(args, first, past); });
+             [&](int64_t first, int64_t past) { chosen.prepare(args, first, past); }, true);
   crew().run(threads, (outputs + kPanel - 1) / kPanel,
-             [&](int64_t first, int64_t past) { chosen.multiply(args, first, past); });
+             [&](int64_t first, int64_t past) { chosen.multiply(args, first, past); }, true);
 }
 
-// Reads memory from end to end on `threads` threads, as kernels read weights; the sum of its words.
-uint64_t read_sum(Address from, int64_t bytes, int threads) {
+// Reads whole parts of memory on `threads` threads, as the kernels read weights: what they are measured
+// against. The sum of what was read, so that nothing is left out.
+float read(const std::string& set, Address from, int64_t bytes, int threads) {
   constexpr int64_t part = 1 << 16;
-  std::atomic<uint64_t> total{0};
+  const PackedIsa& isa = pick(known(), set);
+  std::atomic<float> total{0};
   nb::gil_scoped_release release;
   crew().run(threads, bytes / part, [&](int64_t first, int64_t past) {
-    uint64_t sums[16] = {};
-    const uint64_t* p = at<uint64_t>(from) + first * (part / 8);
-    for (int64_t i = 0; i < (past - first) * (part / 8); i += 16)
-      for (int j = 0; j < 16; j++) sums[j] += p[i + j];
-    for (const uint64_t sum : sums) total += sum;
-  });
+    total += isa.read(at<char>(from) + first * part, (past - first) * part);
+  }, true);
   return total;
 }
 
@@ -85,7 +83,7 @@ uint64_t read_sum(Address from, int64_t bytes, int threads) {
 
 void bind_linear(nb::module_& m) {
   m.def("packed_linear", &packed_linear);
-  m.def("read_sum", &read_sum);
+  m.def("read", &read);
 }
 
 }  // namespace plait

@@ -43,6 +43,8 @@ static inline int64_t tile_row(const PackedArgs& a, int64_t tile, int64_t tiles)
 struct PackedIsa {
   const char* name;
   PackedKernel bf16, int8, int4;
+  // Reads memory from end to end and does nothing else; bytes is a multiple of 512.
+  float (*read)(const char* from, int64_t bytes);
 };
 
 extern const PackedIsa kPackedBaseline;

@@ -160,6 +160,22 @@ void multiply(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
       }
 }
 
+float read(const char* from, int64_t bytes) {
+  constexpr int ahead = 8;
+  Vec sums[ahead] = {};
+  for (int64_t i = 0; i < bytes; i += ahead * int64_t(sizeof(Vec)))
+#pragma GCC unroll 8
+    for (int j = 0; j < ahead; j++) {
+      Vec v;
+      std::memcpy(&v, from + i + j * int64_t(sizeof(Vec)), sizeof v);
+      sums[j] += v;
+    }
+  for (int j = 1; j < ahead; j++) sums[0] += sums[j];
+  float sum = 0;
+  for (int n = 0; n < LANES; n++) sum += sums[0][n];
+  return sum;
+}
+
 template <class Format>
 constexpr PackedKernel kernel() {
   return {kTile, row_bytes<Format>, prepare<Format>, multiply<Format>};

@@ -13,6 +13,16 @@ namespace {
 constexpr int64_t kBlockTiles = 16;  // tokens of so many tiles go through all panels together
 constexpr int64_t kRun = 2048;       // words of a panel that all tiles of a block use before the next
 
+// With products to do between its reads a core no longer runs ahead by itself. bf16 weights of one or
+// two tokens are little more than reading, which this only hurts.
+constexpr int64_t kAhead = 2048;  // words
+
+template <_mm_hint Where>
+inline void fetch(const uint32_t* words) {
+  _mm_prefetch(reinterpret_cast<const char*>(words), Where);
+  _mm_prefetch(reinterpret_cast<const char*>(words + 16), Where);
+}
+
 inline __m512 widen16(const uint16_t* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
@@ -58,16 +68,20 @@ void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
   for (int64_t t = first_tile; t < past_tile; t++) {
     const int64_t first = tile_row(a, t, tiles), count = tile_row(a, t + 1, tiles) - first;
     uint32_t* to = reinterpret_cast<uint32_t*>(a.prepared) + first * words;
-    for (int64_t m = 0; m < count; m++) {
-      const uint16_t* from = a.x + (first + m) * a.x_stride;
-      for (int64_t i = 0; i < a.inputs / 2; i++) std::memcpy(to + i * count + m, from + 2 * i, 4);
-      if (a.inputs % 2) to[(words - 1) * count + m] = from[a.inputs - 1];
-    }
+    const uint16_t* from = a.x + first * a.x_stride;
+    with_height<kTile>(count, [&]<int M>() {
+      for (int64_t i = 0; i < a.inputs / 2; i++)
+#pragma GCC unroll 14
+        for (int m = 0; m < M; m++) std::memcpy(to + i * M + m, from + m * a.x_stride + 2 * i, 4);
+      if (a.inputs % 2)
+        for (int m = 0; m < M; m++) to[(words - 1) * M + m] = from[m * a.x_stride + a.inputs - 1];
+    });
   }
 }
 
 // Sums of a tile over words [first, past) of a panel; between runs of words they rest in `carry`.
-template <int M>
+// With `Ahead` it asks for the next panel's words as it goes.
+template <int M, bool Ahead>
 void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int64_t past, float* carry) {
   const int64_t words = words_of(a);
   __m512 sum[M][2];
@@ -81,6 +95,10 @@ void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int6
 #pragma GCC unroll 2
   for (int64_t word = first; word < past; word++, w += kPanel, x += M) {
     const __m512bh w0 = __m512bh(_mm512_loadu_si512(w)), w1 = __m512bh(_mm512_loadu_si512(w + 16));
+    if constexpr (Ahead)
+      fetch<_MM_HINT_T1>(w + words * kPanel);
+    else if constexpr (M > 2)
+      fetch<_MM_HINT_T0>(w + kAhead);
 #pragma GCC unroll 14
     for (int m = 0; m < M; m++) {
       const __m512bh pair = __m512bh(_mm512_set1_epi32(int(x[m])));
@@ -111,8 +129,14 @@ void multiply(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
         const int64_t past = first + run < words ? first + run : words;
         for (int64_t t = block; t < past_tile; t++) {
           const int64_t token = tile_row(a, t, tiles);
+          float* rest = carry + (t - block) * kTile * kPanel;
+          // The first tile reads from memory, the others from cache: the last one has time to fetch.
+          const bool ahead = t > block && t + 1 == past_tile && panel + 1 < past_panel;
           with_height<kTile>(tile_row(a, t + 1, tiles) - token, [&]<int M>() {
-            tile<M>(a, token, panel, first, past, carry + (t - block) * kTile * kPanel);
+            if (ahead)
+              tile<M, true>(a, token, panel, first, past, rest);
+            else
+              tile<M, false>(a, token, panel, first, past, rest);
           });
         }
       }
@@ -128,6 +152,7 @@ namespace planes {
 
 constexpr int kTile = 6;  // 24 sums, 2 vectors of weights, 2 broadcasts
 constexpr float kLargest = 127 * 128;
+constexpr float kLeast = 1e-30f;  // spans of smaller numbers count as zero
 
 struct Int8 {
   static constexpr int kInputs = 4, kOffset = 128;
@@ -165,36 +190,28 @@ int64_t row_bytes(const PackedArgs& a) {
   return Layout<Format>(a).row();
 }
 
-// The planes of inputs [first, first + count) of one token.
+// The planes of `count` inputs of one token, written in steps of 16 and filled up with zeros.
 Span split(const uint16_t* x, int64_t count, int offset, int8_t* high, int8_t* low) {
-  uint32_t top = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const uint32_t size = x[i] & 0x7fffu;
-    top = size > top ? size : top;
+  __m512i tops = _mm512_setzero_si512(), sums = _mm512_setzero_si512();
+  const auto load = [&](int64_t i) {
+    const __mmask16 mask = count - i >= 16 ? __mmask16(0xffff) : __mmask16((1u << (count - i)) - 1);
+    return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i)), 16);
+  };
+  const __m512i size = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t i = 0; i < count; i += 16) tops = _mm512_max_epu32(tops, _mm512_and_si512(load(i), size));
+  const float largest = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(_mm512_reduce_max_epu32(tops)))));
+  const bool finite = largest <= 3.4e38f;
+  const __m512 inverse = _mm512_set1_ps(largest >= kLeast && finite ? kLargest / largest : 0.f);
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(load(i)), inverse));
+    const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(64)), 7);
+    const __m512i lower = _mm512_sub_epi32(whole, _mm512_slli_epi32(upper, 7));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high + i), _mm512_cvtepi32_epi8(upper));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low + i), _mm512_cvtepi32_epi8(lower));
+    sums = _mm512_add_epi32(sums, whole);
   }
-  if (top == 0) {
-    std::memset(high, 0, size_t(count));
-    std::memset(low, 0, size_t(count));
-    return {0.f, 0};
-  }
-  const uint32_t bits = top << 16;
-  float largest;
-  std::memcpy(&largest, &bits, 4);
-  const bool finite = top < 0x7f80u;
-  const float inverse = finite ? kLargest / largest : 0.f;
-  int32_t sum = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const uint32_t word = uint32_t(x[i]) << 16;
-    float value;
-    std::memcpy(&value, &word, 4);
-    const float scaled = finite ? value * inverse : 0.f;
-    const int32_t whole = int32_t(__builtin_rintf(scaled));
-    const int32_t upper = (whole + 64) >> 7;
-    high[i] = int8_t(upper);
-    low[i] = int8_t(whole - upper * 128);
-    sum += whole;
-  }
-  return {finite ? largest / kLargest : __builtin_nanf(""), -offset * sum};
+  if (!finite) return {__builtin_nanf(""), 0};  // the whole span's share of every sum is not a number
+  return {largest / kLargest, -offset * _mm512_reduce_add_epi32(sums)};
 }
 
 template <class Format>
@@ -213,8 +230,7 @@ void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
         const int64_t left = a.inputs - quad * 4;
         alignas(64) int8_t high[128], low[128];
         const int64_t inputs = left < (past - quad) * 4 ? left : (past - quad) * 4;
-        std::memset(high + inputs, 0, size_t((past - quad) * 4 - inputs));
-        std::memset(low + inputs, 0, size_t((past - quad) * 4 - inputs));
+        if (past == layout.quads) std::memset(high, 0, sizeof high), std::memset(low, 0, sizeof low);
         spans[s * count + m] =
             split(a.x + (first + m) * a.x_stride + quad * 4, inputs, Format::kOffset, high, low);
         for (int64_t q = quad; q < past; q++) {
@@ -265,6 +281,7 @@ void tile(const PackedArgs& a, int64_t token, int64_t panel) {
     const int64_t past = first + layout.span_quads < layout.quads ? first + layout.span_quads : layout.quads;
     for (int64_t quad = first; quad < past; quad += Format::kInputs / 4, w += kPanel, x += Format::kInputs / 2 * M) {
       const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 16);
+      fetch<_MM_HINT_T0>(w + kAhead);
       if constexpr (Format::kInputs == 4) {
         add_quad<M>(high, low, w0, w1, x);
       } else {
@@ -312,6 +329,16 @@ constexpr PackedKernel kernel() {
 }
 
 }  // namespace planes
+
+float read(const char* from, int64_t bytes) {
+  constexpr int ahead = 8;
+  __m512 sums[ahead] = {};
+  for (int64_t i = 0; i < bytes; i += ahead * 64)
+#pragma GCC unroll 8
+    for (int j = 0; j < ahead; j++) sums[j] = _mm512_add_ps(sums[j], _mm512_loadu_ps(from + i + j * 64));
+  for (int j = 1; j < ahead; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
+  return _mm512_reduce_add_ps(sums[0]);
+}
 }  // namespace
 
 const PackedIsa kPackedAvx512Bf16{
@@ -319,6 +346,7 @@ const PackedIsa kPackedAvx512Bf16{
     {bf16::kTile, bf16::row_bytes, bf16::prepare, bf16::multiply},
     planes::kernel<planes::Int8>(),
     planes::kernel<planes::Int4>(),
+    read,
 };
 
 }  // namespace plait

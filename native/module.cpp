@@ -88,5 +88,6 @@ NB_MODULE(_native, m) {
   m.def("attend", &plait::attend);
   plait::bind_linear(m);
   plait::bind_attention(m);
+  plait::bind_pointwise(m);
   plait::bind_elementwise(m);
 }

@@ -25,13 +25,14 @@ class Crew {
   }
 
   // Runs body over [0, items) in parts, on `threads` threads with the caller's; one loop at a time.
-  void run(int threads, int64_t items, const Body& body) {
+  // Where items cost alike (`even`) first parts are whole shares: the longest runs of memory.
+  void run(int threads, int64_t items, const Body& body, bool even = false) {
     if (threads <= 1 || items <= 1) return body(0, items);
     std::lock_guard one(turn_);
     while (int(threads_.size()) < threads - 1) threads_.emplace_back([this] { live(); });
     body_ = &body;
     items_ = items;
-    sharers_ = 2 * threads;
+    sharers_ = even ? threads : 2 * threads;
     next_ = 0;
     state_ = (round(state_) + 1) * kRound + uint64_t(threads - 1) * kPlace;
     if (sleepers_ > 0) wake();

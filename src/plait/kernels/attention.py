@@ -30,6 +30,15 @@ def pool_shape(slots: int, kv_heads: int, size: int, page: int) -> tuple[int, in
     return slots // lanes, kv_heads, 2, lanes * _padded(size)
 
 
+def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for pools, on large pages where the system has them; it is taken as it is first written."""
+    kv_BKXE = torch.empty(shape, dtype=dtype)
+    native = choose().native
+    if native is not None:
+        native.advise_large(kv_BKXE.data_ptr(), kv_BKXE.nbytes)
+    return kv_BKXE
+
+
 class Native:
     """The compiled ops, over addresses of tensors; signatures are those of `Reference`."""
 
@@ -44,7 +53,7 @@ class Native:
         assert slots_T.dtype == torch.int32, "slots are int32"
         tokens, heads, size = k_TKD.shape
         assert heads == kv_BKXE.shape[1], "keys do not fit the pool"
-        k_TKD, v_TKD = (_dense(new_TKD.to(kv_BKXE.dtype)) for new_TKD in (k_TKD, v_TKD))
+        k_TKD, v_TKD = (dense(new_TKD.to(kv_BKXE.dtype)) for new_TKD in (k_TKD, v_TKD))
         self.native.paged_store(
             k_TKD.data_ptr(),
             v_TKD.data_ptr(),
@@ -55,7 +64,7 @@ class Native:
             tokens,
             heads,
             size,
-            _lanes(kv_BKXE, size),
+            lanes_of(kv_BKXE, size),
             kv_BKXE.dtype == torch.bfloat16,
         )
 
@@ -78,14 +87,14 @@ class Native:
     ) -> tuple[Tensor, Tensor]:
         """Causal attention over paged keys and values; see `Reference.paged_attend`."""
         tokens, heads, size = q_THD.shape
-        lanes = _lanes(kv_BKXE, size)
+        lanes = lanes_of(kv_BKXE, size)
         assert size in range(8, 257, 8), f"head size {size} is not a multiple of 8 up to 256"
         assert q_THD.dtype == kv_BKXE.dtype, "queries and pool of one type"
         assert q_THD.dtype in (torch.float32, torch.bfloat16), f"no attention in {q_THD.dtype}"
         assert page % lanes == 0, "a page is no whole number of blocks"
         assert tables_RP.dtype == torch.int32, "tables are int32"
         assert positions_T.dtype == torch.int64, "positions are int64"
-        q_THD = _dense(q_THD)
+        q_THD = dense(q_THD)
         out_THD = torch.empty((tokens, heads, size), dtype=q_THD.dtype)
         lse_TH = torch.empty((tokens, heads))
         self.native.paged_attend(
@@ -235,7 +244,8 @@ def _padded(size: int) -> int:
     return -(-size // 16) * 16
 
 
-def _lanes(kv_BKXE: Tensor, size: int) -> int:
+def lanes_of(kv_BKXE: Tensor, size: int) -> int:
+    """Tokens of a block of this pool."""
     lanes = kv_BKXE.shape[3] // _padded(size)
     assert kv_BKXE.is_contiguous() and lanes in (1, LANES), "not a pool for heads of this size"  # noqa: PT018
     return lanes
@@ -243,13 +253,13 @@ def _lanes(kv_BKXE: Tensor, size: int) -> int:
 
 def _views(kv_BKXE: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Keys [B, L, K, D / e, e] and values [B, L, K, D] as they lie in the pool."""
-    lanes, pack = _lanes(kv_BKXE, size), 4 // kv_BKXE.element_size()
+    lanes, pack = lanes_of(kv_BKXE, size), 4 // kv_BKXE.element_size()
     keys = kv_BKXE[:, :, 0, : size * lanes].unflatten(-1, (size // pack, lanes, pack))
     values = kv_BKXE[:, :, 1].unflatten(-1, (lanes, -1))[..., :size]
     return keys.permute(0, 3, 1, 2, 4), values.permute(0, 2, 1, 3)
 
 
-def _dense(x_THD: Tensor) -> Tensor:
+def dense(x_THD: Tensor) -> Tensor:
     """The same with each token's heads side by side, though tokens may be apart."""
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 

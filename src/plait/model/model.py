@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.choice import choose
-from plait.model import attend, check, pack, rope
+from plait.model import attend, check, fuse, pack, rope
 from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
 from plait.model.inputs import Current, StepInputs
@@ -64,7 +64,12 @@ class Model:
         if reason:
             raise Unsupported(f"{Path(config.folder).name} has no exact mode: {reason}", "exact")
         packed = config.exact or kernels.native is not None  # the float32 reference is exact as well
+        # Our threads and torch's would wait for each other's cores: where the products are ours, so are
+        # the threads.
+        self._threads_of_torch = 1 if packed else config.threads
         pack.install(module, packed, config.threads)
+        if kernels.native is not None:
+            fuse.install(module, dtype, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
         try:
@@ -100,7 +105,7 @@ class Model:
     def _compute(self, inputs: StepInputs) -> Tensor:
         self._current.inputs = inputs
         try:
-            with torch.inference_mode(), _torch_threads(1 if self.config.exact else self.config.threads):
+            with torch.inference_mode(), _torch_threads(self._threads_of_torch):
                 output = self.module(
                     input_ids=inputs.tokens_T[None],
                     position_ids=inputs.positions_T[None],

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plait.kernels.attention import pool_shape
+from plait.kernels.attention import empty_pool, pool_shape
 from plait.spec.shape import ModelShape
 
 
@@ -25,4 +25,4 @@ class KvPool:
         self.spare = slots
         """First slot of one page more, which nobody owns: idle rows of a decode step use it."""
         sizes = [pool_shape(slots + page, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
-        self.layers: tuple[Tensor, ...] = tuple(torch.empty(size, dtype=dtype) for size in sizes)
+        self.layers: tuple[Tensor, ...] = tuple(empty_pool(size, dtype) for size in sizes)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.kernels import attention, elementwise, ops
+from plait.kernels import attention, elementwise, ops, pointwise
 from plait.kernels.calls import Call, Calls
 from plait.kernels.elementwise import Map
 
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
         self._native, self._threads = native, threads
         self._calls: list[Call] = []
         self._kept: list[object] = []
-        self._bodies = {**ops.BODIES, **attention.BODIES}
+        self._bodies = {**ops.BODIES, **attention.BODIES, **pointwise.BODIES}
         self._special: dict[str, Callable[..., Tensor]] = {
             "pow": self._pow,
             "gelu": self._gelu,

@@ -1,0 +1,5 @@
+#include "pointwise.inl"
+
+namespace plait {
+const PointwiseIsa kPointwiseAvx2{"AVX2", norm, gate, rope};
+}

@@ -1,0 +1,5 @@
+#include "pointwise.inl"
+
+namespace plait {
+const PointwiseIsa kPointwiseBaseline{"baseline", norm, gate, rope};
+}
