@@ -58,8 +58,9 @@ def check(isa: str, x_TI: Tensor, name: str, theirs: tuple, ours: tuple) -> None
     if want.numel():
         # A sum's error is a share of the largest, not of what is left after things cancel out.
         assert (one.float() - want.float()).abs().max() <= 1e-2 * want.float().abs().max()
-        norm = want.float().norm()
-        assert (one.float() - want.float()).norm() <= 4e-3 * norm
+        # Over many sums it averages out; of a few, one rounding to bf16 (2 ** -7) may be all there is.
+        share = 4e-3 if want.numel() >= 64 else 2**-7
+        assert (one.float() - want.float()).norm() <= share * want.float().norm()
 
 
 @needs_native
