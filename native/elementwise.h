@@ -6,7 +6,7 @@ namespace plait {
 
 enum class Type : int32_t { kFloat32, kBfloat16 };
 
-enum class Map : int32_t { kCopy, kNeg, kSquare, kRsqrt, kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kTanh, kAdd, kMul, kSub };
+enum class Map : int32_t { kCopy, kNeg, kSquare, kRsqrt, kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kTanh, kAdd, kMul, kSub, kDiv };
 
 // One line of work: n elements, `stride` elements apart (0: the same one again and again).
 struct Line {

@@ -83,6 +83,7 @@ void apply(Map map, float* x, const float* y, int64_t n) {
     case Map::kAdd: return over(x, y, n, [](V16 a, V16 b) { return a + b; });
     case Map::kMul: return over(x, y, n, [](V16 a, V16 b) { return a * b; });
     case Map::kSub: return over(x, y, n, [](V16 a, V16 b) { return a - b; });
+    case Map::kDiv: return over(x, y, n, [](V16 a, V16 b) { return a / b; });
   }
 }
 

@@ -29,6 +29,7 @@ class Map(IntEnum):
     ADD = 10
     MUL = 11
     SUB = 12
+    DIV = 13
 
 
 def map_work(kind: Map, out: Tensor, a: Tensor, b: Tensor | None = None, threads: int = 1) -> Any:

@@ -22,9 +22,11 @@ aten = torch.ops.aten
 VIEWS = {
     *("view", "reshape", "transpose", "permute", "t", "select", "slice", "unsqueeze", "squeeze", "split"),
     *("split_with_sizes", "expand", "detach", "alias", "unbind", "chunk", "to", "contiguous", "narrow"),
-    *("unflatten", "flatten"),
+    *("unflatten", "flatten", "lift_fresh"),
 }
 """Ops that give a view where they can; whether they did is seen from the result."""
+FACTORIES = {"ones", "zeros", "full", "arange", "scalar_tensor", "empty"}
+"""Ops that make a tensor of nothing but numbers: the same one in every step of a batch size."""
 UNARY = {
     "neg": Map.NEG,
     "rsqrt": Map.RSQRT,
@@ -33,7 +35,7 @@ UNARY = {
     "sigmoid": Map.SIGMOID,
     "tanh": Map.TANH,
 }
-BINARY = {"add": Map.ADD, "mul": Map.MUL, "sub": Map.SUB}
+BINARY = {"add": Map.ADD, "mul": Map.MUL, "sub": Map.SUB, "div": Map.DIV}
 
 
 class CannotRecord(Exception):
@@ -78,6 +80,8 @@ class Recorder(TorchDispatchMode):
         self._native, self._threads = native, threads
         self._calls: list[Call] = []
         self._kept: list[object] = []
+        self._constants: set[int] = set()
+        """Storages of tensors that are the same in every step."""
         self._bodies = {**ops.BODIES, **attention.BODIES, **pointwise.BODIES}
         self._special: dict[str, Callable[..., Tensor]] = {
             "pow": self._pow,
@@ -108,7 +112,21 @@ class Recorder(TorchDispatchMode):
             return self._map(BINARY[name], *args)
         if name in self._special:
             return self._special[name](*args, **kwargs)
-        raise CannotRecord(f"{func} is not among the ops that a tape can hold")
+        if name == "dropout" and not args[2]:
+            return args[0]
+        return self._constant_result(func, name, args, kwargs)
+
+    def _constant_result(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """What depends on constants alone is computed once and for all."""
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        known = all(x.untyped_storage().data_ptr() in self._constants for x in tensors)
+        if name not in FACTORIES and not (tensors and known):
+            raise CannotRecord(f"{func} is not among the ops that a tape can hold")
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._constants.add(result.untyped_storage().data_ptr())
+        self._kept.append(result)
+        return result
 
     def _ours(self, name: str, args: Any) -> Any:
         with self._native.writing() as calls, Within(self):
