@@ -6,9 +6,6 @@ from plait.kernels import reference
 from plait.kernels.choice import choose
 
 SCHEMAS = (
-    "store_kv(Tensor k, Tensor v, Tensor slots, Tensor(a!) k_pool, Tensor(b!) v_pool) -> ()",
-    "attend(Tensor q, Tensor k_pool, Tensor v_pool, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
-    "Tensor positions, int page, float scale, int window, float softcap, int threads) -> (Tensor, Tensor)",
     "pack(Tensor[] weights) -> Tensor",
     "linear(Tensor x, Tensor packed, Tensor? bias, int outputs, int threads) -> Tensor",
 )
@@ -30,9 +27,7 @@ def _register() -> torch.library.Library:
 LIBRARY = _register()
 """Keeps the registration alive."""
 
-store_kv = torch.ops.plait.store_kv.default
-attend = torch.ops.plait.attend.default
 pack = torch.ops.plait.pack.default
 linear = torch.ops.plait.linear.default
 
-__all__ = ["LIBRARY", "attend", "linear", "pack", "store_kv"]
+__all__ = ["LIBRARY", "linear", "pack"]
