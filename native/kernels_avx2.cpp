@@ -2,5 +2,5 @@
 #include "kernels.inl"
 
 namespace plait {
-const Isa kAvx2{"AVX2", linear, attend};
+const Isa kAvx2{"AVX2", linear};
 }

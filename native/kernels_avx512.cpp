@@ -2,5 +2,5 @@
 #include "kernels.inl"
 
 namespace plait {
-const Isa kAvx512{"AVX-512", linear, attend};
+const Isa kAvx512{"AVX-512", linear};
 }

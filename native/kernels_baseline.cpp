@@ -2,5 +2,5 @@
 #include "kernels.inl"
 
 namespace plait {
-const Isa kBaseline{"baseline", linear, attend};
+const Isa kBaseline{"baseline", linear};
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -50,31 +49,6 @@ void pack(Address weight, Address packed, int64_t offset, int64_t outputs, int64
   }
 }
 
-void store_kv(Address from, int64_t stride, Address slots, Address pool, int64_t tokens, int64_t token_bytes) {
-  const int32_t* slot = at<int32_t>(slots);
-  for (int64_t t = 0; t < tokens; t++)
-    std::memcpy(at<char>(pool) + slot[t] * token_bytes, at<char>(from) + t * stride, size_t(token_bytes));
-}
-
-void attend(const std::string& name, Address q, int64_t q_stride, Address k_pool, Address v_pool, Address tables,
-            int64_t table_stride, Address rows, Address starts, Address lens, Address positions, Address out,
-            Address lse, int64_t count, int64_t heads, int64_t kv_heads, int64_t size, int64_t page, float scale,
-            int64_t window, float softcap, bool bf16, int threads) {
-  const Isa& kernels = isa(name);
-  nb::gil_scoped_release release;
-  const int32_t* start = at<int32_t>(starts);
-  std::vector<int32_t> row_of(size_t(start[count]), 0);
-  for (int64_t r = 0; r < count; r++)
-    for (int32_t t = start[r]; t < start[r + 1]; t++) row_of[size_t(t)] = int32_t(r);
-  const AttendArgs args{at<void>(q),       q_stride,          at<void>(k_pool),   at<void>(v_pool),
-                        at<int32_t>(tables), table_stride,    at<int32_t>(rows),  at<int32_t>(lens),
-                        row_of.data(),     at<int64_t>(positions), at<void>(out), at<float>(lse),
-                        heads,             kv_heads,          size,               page,
-                        scale,             window,            softcap,            bf16};
-  crew().run(threads, int64_t(row_of.size()) * kv_heads,
-             [&](int64_t first, int64_t past) { kernels.attend(args, first, past); });
-}
-
 }  // namespace
 }  // namespace plait
 
@@ -84,8 +58,6 @@ NB_MODULE(_native, m) {
   m.def("isas", &plait::usable_sets, "Instruction sets that this CPU runs, best first.");
   m.def("linear", &plait::linear);
   m.def("pack", &plait::pack);
-  m.def("store_kv", &plait::store_kv);
-  m.def("attend", &plait::attend);
   plait::bind_linear(m);
   plait::bind_attention(m);
   plait::bind_pointwise(m);

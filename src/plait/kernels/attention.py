@@ -131,6 +131,7 @@ class Native:
         outs = [out_THD.contiguous() for out_THD in outs]
         lses = [lse_TH.contiguous() for lse_TH in lses]
         assert len({(out.shape, out.dtype) for out in outs}) == 1, "parts of one shape and type"
+        assert len(outs) == len(lses) <= 64, "at most 64 parts, each with its log-sum-exp"
         out_THD, lse_TH = torch.empty_like(outs[0]), torch.empty_like(lses[0])
         self.native.merge_attention(
             self.isa,

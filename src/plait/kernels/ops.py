@@ -10,9 +10,6 @@ from plait.kernels import linear_reference, reference
 from plait.kernels.choice import choose
 
 SCHEMAS = (
-    "store_kv(Tensor k, Tensor v, Tensor slots, Tensor(a!) k_pool, Tensor(b!) v_pool) -> ()",
-    "attend(Tensor q, Tensor k_pool, Tensor v_pool, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
-    "Tensor positions, int page, float scale, int window, float softcap, int threads) -> (Tensor, Tensor)",
     "pack(Tensor[] weights) -> Tensor",
     "linear(Tensor x, Tensor packed, Tensor? bias, int outputs, int threads) -> Tensor",
 )
@@ -58,8 +55,6 @@ BODIES = _bodies()
 LIBRARY = _register()
 """Keeps the registration alive."""
 
-store_kv = torch.ops.plait.store_kv.default
-attend = torch.ops.plait.attend.default
 pack = torch.ops.plait.pack.default
 linear = torch.ops.plait.linear.default
 pack_bf16 = torch.ops.plait.pack_bf16.default
