@@ -2,7 +2,7 @@
 
 The limit of a step is the sum over its products and its attention of the longer of memory traffic (weights
 and KV) and arithmetic, at the read bandwidth and the best bf16 matrix product of the same run: both are
-measured before every turn. A step's time is what the worker took for it, on all cores at once.
+measured before and after every turn. A step's time is what the worker took for it, on all cores at once.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import NoReturn
 
 import claim
@@ -39,7 +39,7 @@ MODEL, DTYPE, WIDTH = "smollm2-135m", "bfloat16", 2
 LAYOUTS = {(1, CORES): (1,), (CORES, 1): (16, 64)}
 """(Instances, threads of each) -> rows that decode on them."""
 STREAMS = 16
-PROMPT, OUTPUT = 128, 64
+PROMPT, OUTPUT, WARM_OUTPUT = 128, 64, 4
 STEP_BAR, GAP_BAR_PERCENT = 1.5, 8.0
 READ_BYTES = 512 << 20
 TRIES = 7
@@ -98,7 +98,7 @@ class Gauge:
 
     def __init__(self) -> None:
         torch.set_num_threads(CORES)
-        self._memory = torch.randn(READ_BYTES // 4)
+        self._memory = torch.ones(READ_BYTES // 4)
         self._products = [
             (torch.randn(t, i).bfloat16(), torch.randn(o, i).bfloat16()) for t, i, o in PRODUCTS
         ]
@@ -151,28 +151,30 @@ async def opened(layout: tuple[int, int]) -> AsyncIterator[tuple[Engine, Timelin
         await engine.close()
 
 
-async def decode(engine: Engine, rows: int, rng: np.random.Generator) -> None:
-    """Continue `rows` random prompts at once."""
+async def decode(engine: Engine, rows: int, output: int, rng: np.random.Generator) -> None:
+    """Continue `rows` random prompts at once by `output` tokens each."""
 
     async def one(prompt: list[int]) -> int:
-        wish = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True)
+        wish = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
         return sum([len(piece.tokens) async for piece in engine.submit(Ask(tuple(prompt), wish))])
 
     prompts = rng.integers(shape_of(engine.config.folder).vocab, size=(rows, PROMPT)).tolist()
     drawn = await asyncio.gather(*(one(prompt) for prompt in prompts))
-    assert drawn == [OUTPUT] * rows, "a request ended early"
+    assert drawn == [output] * rows, "a request ended early"
 
 
 async def step_part(engine: Engine, timeline: Timeline, rows: int, turns: int, seed: int) -> claim.Claim:
     """The step of `rows` rows over its limit."""
     rng, gauge, shape = np.random.default_rng((seed, rows)), Gauge(), shape_of(engine.config.folder)
     steps_s, limits_s = [], []
-    await decode(engine, rows, rng)
+    await decode(engine, rows, WARM_OUTPUT, rng)
     share = rows // len(timeline.by_instance)
     for _ in range(turns):
         timeline.by_instance.clear()
-        limits_s.append(limit_s(shape, rows, PROMPT + OUTPUT // 2, gauge.measure()))
-        await decode(engine, rows, rng)
+        before = gauge.measure()
+        await decode(engine, rows, OUTPUT, rng)
+        around = (before, gauge.measure())
+        limits_s.append(fmean(limit_s(shape, rows, PROMPT + OUTPUT // 2, machine) for machine in around))
         steps_s.append(median(timeline.busy_ns(share)) / 1e9)
     ratios = [step / limit for step, limit in zip(steps_s, limits_s, strict=True)]
     value = median(ratios)
@@ -207,8 +209,7 @@ async def measure(options: argparse.Namespace) -> NoReturn:
     steps: list[claim.Claim] = []
     for layout, batches in LAYOUTS.items():
         async with opened(layout) as (engine, timeline):
-            for rows in batches:
-                steps.append(await step_part(engine, timeline, rows, turns, options.seed))
+            steps += [await step_part(engine, timeline, rows, turns, options.seed) for rows in batches]
             if STREAMS in batches:
                 gap = await gap_part(engine, timeline, rounds, options.seed)
     worst = max(part.value for part in steps)
