@@ -163,7 +163,7 @@ def against(
     for row, turns in pairs.items():
         mine, others = [row.rate(a) for a, _ in turns], [row.rate(b) for _, b in turns]
         parts.append(spread(f"{contender.name}: {row}", others))
-        parts.append(spread(f"ours, {LAYOUTS[row]}: {row}", mine))
+        parts.append(spread(f"ours beside {contender.name}, {LAYOUTS[row]}: {row}", mine))
         parts.append(ratio_part(contender.name, row, [a / b for a, b in zip(mine, others, strict=True)]))
     return [*parts, same_model(contender.name, pairs)]
 
