@@ -37,12 +37,16 @@ class Claim:
     interval: tuple[float, float] | None = None
     """Lowest and highest of the repetitions whose median `value` is."""
     parts: tuple["Claim", ...] = field(default=())
+    stored: bool = False
+    """Held against figures of the full run that is kept for this machine."""
 
     def json(self) -> dict[str, Any]:
         """The object of the last line."""
         found = asdict(self) | {"parts": [part.json() for part in self.parts]}
         if self.interval is None:
             del found["interval"]
+        if not self.stored:
+            del found["stored"]
         return found
 
 

@@ -1,4 +1,5 @@
-"""Third-party clients, each unmodified in a virtual environment of its own."""
+"""Programs of others, each unmodified in a virtual environment of its own: clients of our server, and engines
+that ours is measured against."""
 
 import hashlib
 import os
@@ -12,12 +13,12 @@ PEERS = HERE.parent / "peers"
 
 
 class Missing(Exception):
-    """A client cannot be installed here."""
+    """A program cannot be installed here."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """An installed client."""
+    """An installed program."""
 
     name: str
     folder: Path
@@ -34,32 +35,40 @@ class Peer:
             ).returncode
 
     def version(self, package: str) -> str:
-        """Version of the client's package."""
+        """Version of the package."""
         code = f"from importlib.metadata import version; print(version({package!r}))"
         python = str(self.folder / "bin" / "python")
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def install(name: str) -> Peer:
-    """The client of `requirements/NAME.txt`, installed anew when that file has changed.
+def install(name: str, requirements: Path = HERE / "requirements") -> Peer:
+    """The program of `NAME.txt` in `requirements`, installed anew when that file has changed.
+
+    `NAME.bare.txt`, where there is one, names what is installed after that and without its dependencies.
 
     Raises:
         Missing: pip cannot install it; the message ends with pip's last words.
     """
-    wanted = HERE / "requirements" / f"{name}.txt"
+    wanted, bare = requirements / f"{name}.txt", requirements / f"{name}.bare.txt"
     folder = PEERS / name
     mark = folder / "installed.sha256"
-    digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
+    digest = hashlib.sha256(wanted.read_bytes() + (bare.read_bytes() if bare.exists() else b"")).hexdigest()
     if mark.is_file() and mark.read_text() == digest:
         return Peer(name, folder)
     sys.stderr.write(f"installing {name} into {folder}: minutes, once\n")
     PEERS.mkdir(exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
-    index = os.environ.get("TORCH_INDEX")
-    extra = ["--extra-index-url", index] if index else []
-    done = subprocess.run([*pip, *extra, "-r", str(wanted)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Missing(f"pip cannot install {name}: {done.stderr.strip()[-500:]}")
+    _pip(folder, "-r", str(wanted))
+    if bare.exists():
+        _pip(folder, "--no-deps", "-r", str(bare))
     mark.write_text(digest)
     return Peer(name, folder)
+
+
+def _pip(folder: Path, *what: str) -> None:
+    index = os.environ.get("TORCH_INDEX")
+    extra = ["--extra-index-url", index] if index else []
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *extra, *what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Missing(f"pip cannot install {folder.name}: {done.stderr.strip()[-500:]}")

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -97,6 +98,18 @@ async def test_a_request_goes_through(tiny_llama, cluster):
         assert (stats.prompt_tokens, stats.generation_tokens) == (60, 24)
         assert stats.finished == {"length": 2}
         assert stats.kv_used_slots == 0
+
+
+async def test_watchers_see_when_workers_worked(tiny_llama, cluster):
+    async with engine_of(tiny_llama, cluster=cluster) as engine:
+        seen = []
+        engine.fleet.watchers.append(lambda instance, answer: seen.append((instance, answer)))
+        await collect(engine.submit(Ask(prompt(1), GREEDY)))
+    assert {instance for instance, _ in seen} == {0}
+    assert sum(len(draw.tokens) for _, answer in seen for draw in answer.draws) >= 12
+    for (_, before), (_, after) in pairwise(seen):
+        assert before.busy_ns > 0
+        assert before.begin_ns + before.busy_ns <= after.begin_ns
 
 
 async def test_batch_composition_changes_no_stream(tiny_llama, cluster):

@@ -37,7 +37,7 @@ logprobs = st.builds(TokenLogprob, small, floats, st.lists(st.tuples(small, floa
 draws = st.builds(Draw, tuples, st.booleans(), st.lists(logprobs, max_size=2).map(tuple))
 messages = st.one_of(
     st.builds(Order, steps, st.lists(states, max_size=2).map(tuple)),
-    st.builds(Answer, small, st.lists(draws, max_size=3).map(tuple), small),
+    st.builds(Answer, small, st.lists(draws, max_size=3).map(tuple), small, small),
     st.builds(Fault, small, st.text()),
     st.builds(Hello, small, st.text()),
     st.just(Quit()),

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from plait.model.config import ModelConfig
@@ -75,6 +76,8 @@ class WorkerFleet:
     def __init__(self, config: FleetConfig, model: ModelConfig, launcher: Launcher) -> None:
         self.config = config
         self.members = {i: Member(i) for i in range(config.instances)}
+        self.watchers: list[Callable[[int, Answer], None]] = []
+        """Are told every answer, with the instance that gave it."""
         self._model = model
         self._launcher = launcher
         self._secret = secrets.token_bytes(32)
@@ -213,6 +216,8 @@ class WorkerFleet:
             case Refusal():
                 member.refusal = message.reason
             case Answer():
+                for watch in self.watchers:
+                    watch(instance, message)
                 if message.step in member.steps:
                     del member.steps[message.step]
                     self._sink.answered(message.step, message.draws)

@@ -42,13 +42,13 @@ def serve(config: WorkerConfig) -> int:
 
 
 def _carry_out(executor: Executor, order: Order) -> Answer | Fault:
-    begin = time.monotonic_ns()
+    begin_ns = time.monotonic_ns()
     try:
         draws = executor.run(order.step, order.opened)
     except StepFault as fault:
         log.exception("step %d failed", order.step.id)
         return Fault(order.step.id, str(fault))
-    return Answer(order.step.id, draws, time.monotonic_ns() - begin)
+    return Answer(order.step.id, draws, begin_ns, time.monotonic_ns() - begin_ns)
 
 
 def main() -> int:

@@ -61,6 +61,8 @@ class Answer:
 
     step: int
     draws: tuple[Draw, ...]
+    begin_ns: int
+    """When the worker began with the step, by its host's monotonic clock."""
     busy_ns: int
     """Time that the step took on the worker."""
 
