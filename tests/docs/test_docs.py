@@ -175,4 +175,5 @@ def test_contributing_maps_lines_to_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = re.findall(r"`((?:tests|bench|docs|src|conformance)/[\w./]*)`", text)
     assert len(paths) >= 8
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    made = {"docs/reference"}  # by `make docs`, and ignored by git
+    assert [path for path in paths if path not in made and not (ROOT / path).exists()] == []
