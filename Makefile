@@ -54,5 +54,9 @@ docs: $(VENV)/.dev  ## the reference in docs/reference, and the tests that run w
 	$(BIN)/python docs/build.py
 	$(BIN)/python -m pytest tests/docs
 
+audit: $(VENV)/.dev  ## known vulnerabilities of what is installed; asks an advisory service
+	$(BIN)/pip install $(PIP_FLAGS) pip-audit
+	$(BIN)/pip-audit
+
 clean:
 	rm -rf build dist runs docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
