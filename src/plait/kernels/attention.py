@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.choice import choose
+from plait.kernels.registration import register
 
 LANES = 16
 """Tokens of a packed block."""
@@ -265,19 +266,10 @@ def dense(x_THD: Tensor) -> Tensor:
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("plait", "FRAGMENT")
-    for schema in SCHEMAS:
-        library.define(schema)
-    for name, body in BODIES.items():
-        library.impl(name, body, "CPU")
-    return library
-
-
 _OPS = Native() if choose().native else Reference()
 BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
 """Name of each op -> the function that carries it out."""
-LIBRARY = _register()
+LIBRARY = register(SCHEMAS, BODIES)
 """Keeps the registration alive."""
 
 paged_store = torch.ops.plait.paged_store.default

@@ -8,6 +8,7 @@ import torch
 
 from plait.kernels import linear_reference, reference
 from plait.kernels.choice import choose
+from plait.kernels.registration import register
 
 SCHEMAS = (
     "pack(Tensor[] weights) -> Tensor",
@@ -41,18 +42,9 @@ def _bodies() -> dict[str, Callable[..., Any]]:
     }
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("plait", "DEF")
-    for schema in (*SCHEMAS, *LINEAR_SCHEMAS):
-        library.define(schema)
-    for name, body in BODIES.items():
-        library.impl(name, body, "CPU")
-    return library
-
-
 BODIES = _bodies()
 """Name of each op -> the function that carries it out."""
-LIBRARY = _register()
+LIBRARY = register((*SCHEMAS, *LINEAR_SCHEMAS), BODIES)
 """Keeps the registration alive."""
 
 pack = torch.ops.plait.pack.default

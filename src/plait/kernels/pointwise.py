@@ -12,6 +12,7 @@ from torch import Tensor
 from plait.kernels.attention import Reference as ReferenceAttention
 from plait.kernels.attention import dense, lanes_of
 from plait.kernels.choice import choose
+from plait.kernels.registration import register
 
 SCHEMAS = (
     "rms_norm(Tensor x, Tensor weight, float offset, float eps, int threads) -> Tensor",
@@ -193,19 +194,10 @@ def _rows(x_TN: Tensor) -> Tensor:
     return x_TN if x_TN.stride(1) == 1 else x_TN.contiguous()
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("plait", "FRAGMENT")
-    for schema in SCHEMAS:
-        library.define(schema)
-    for name, body in BODIES.items():
-        library.impl(name, body, "CPU")
-    return library
-
-
 _OPS = Native() if choose().native else Reference()
 BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
 """Name of each op -> the function that carries it out."""
-LIBRARY = _register()
+LIBRARY = register(SCHEMAS, BODIES)
 """Keeps the registration alive."""
 
 rms_norm = torch.ops.plait.rms_norm.default
