@@ -154,7 +154,7 @@ __attribute__((noinline, noclone)) void weigh(const PagedArgs& a, float* s, int 
   const float level = *best == -INFINITY ? 0.f : *best;
   for (int p = 0; p < kPages; p++) {
     part[p] = exp16(part[p] - level);
-    write(s + p * kLanes, part[p]);
+    write(s + p * kLanes, a.bf16 ? rounded<uint16_t>(part[p]) : part[p]);  // as torch weighs values in bf16
   }
   *sum += total((part[0] + part[1]) + (part[2] + part[3]));
 }

@@ -53,6 +53,7 @@ void pack(Address weight, Address packed, int64_t offset, int64_t outputs, int64
 }  // namespace plait
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // who leaves with os._exit or with frozen objects leaks on purpose
   m.doc() = "Plait's native kernels and searches.";
   m.attr("panel") = plait::kPanel;
   m.def("isas", &plait::usable_sets, "Instruction sets that this CPU runs, best first.");

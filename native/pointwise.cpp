@@ -33,11 +33,11 @@ void over_tokens(int threads, int64_t tokens, int64_t width, const Body& body) {
 }  // namespace
 
 void bind_pointwise(nb::module_& m) {
-  m.def("rms_norm", [](const std::string& name, Address x, int64_t stride, Address residual, Address weight,
-                            float offset, float eps, Address out, int64_t tokens, int64_t width, bool bf16,
+  m.def("rms_norm", [](const std::string& name, Address x, int64_t stride, Address residual, Address sum,
+                            Address weight, float offset, float eps, Address out, int64_t tokens, int64_t width, bool bf16,
                             int threads) {
     const PointwiseIsa& kernels = isa(name);
-    const NormArgs args{at<void>(x), stride, at<void>(residual), at<void>(weight), offset, eps,
+    const NormArgs args{at<void>(x), stride, at<void>(residual), at<void>(sum), at<void>(weight), offset, eps,
                         at<void>(out), width, bf16};
     over_tokens(threads, tokens, width, [&](int64_t first, int64_t past) { kernels.norm(args, first, past); });
   });

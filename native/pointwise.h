@@ -8,7 +8,8 @@ namespace plait {
 struct NormArgs {
   const void* x;  // [T, N], rows x_stride apart
   int64_t x_stride;
-  void* residual;  // [T, N] dense: x is added to it first, and the sum is normalised; or null
+  const void* residual;  // [T, N] dense: added to x first, and their sum is normalised; or null
+  void* sum;             // [T, N]: where that sum goes
   const void* weight;
   float offset;  // added to the weight
   float eps;

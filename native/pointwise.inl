@@ -1,5 +1,5 @@
 // Body of the pointwise kernels; compiled once per instruction set. They compute in float32 and round
-// once; a token's result depends on that token alone.
+// where torch's modules do; a token's result depends on that token alone.
 #include <cmath>
 #include <cstring>
 #if defined(__AVX512F__)
@@ -38,9 +38,10 @@ void norm_rows(const NormArgs& a, int64_t first, int64_t past) {
     const T* x = static_cast<const T*>(a.x) + t * a.x_stride;
     V16 squares = {};
     if (a.residual) {
-      T* sum = static_cast<T*>(a.residual) + t * a.width;
+      const T* residual = static_cast<const T*>(a.residual) + t * a.width;
+      T* sum = static_cast<T*>(a.sum) + t * a.width;
       for (int64_t n = 0; n < a.width; n += 16)
-        write_part(sum + n, read_part(sum + n, a.width - n) + read_part(x + n, a.width - n), a.width - n);
+        write_part(sum + n, read_part(residual + n, a.width - n) + read_part(x + n, a.width - n), a.width - n);
       x = sum;
     }
     for (int64_t n = 0; n < a.width; n += 16) {
@@ -50,7 +51,8 @@ void norm_rows(const NormArgs& a, int64_t first, int64_t past) {
     const float factor = 1.f / std::sqrt(total(squares) / float(a.width) + a.eps);
     T* out = static_cast<T*>(a.out) + t * a.width;
     for (int64_t n = 0; n < a.width; n += 16) {
-      const V16 scaled = read_part(x + n, a.width - n) * factor;
+      V16 scaled = read_part(x + n, a.width - n) * factor;
+      if (a.offset == 0) scaled = rounded<T>(scaled);  // weights that are kept less 1 are added in float32
       write_part(out + n, scaled * (read_part(weight + n, a.width - n) + a.offset), a.width - n);
     }
   }
@@ -64,7 +66,7 @@ void gate_rows(const GateArgs& a, int64_t first, int64_t past) {
     T* out = static_cast<T*>(a.out) + t * a.width;
     for (int64_t n = 0; n < a.width; n += 16) {
       const V16 g = read_part(gate + n, a.width - n);
-      write_part(out + n, g / (1.f + exp16(-g)) * read_part(up + n, a.width - n), a.width - n);
+      write_part(out + n, rounded<T>(g / (1.f + exp16(-g))) * read_part(up + n, a.width - n), a.width - n);
     }
   }
 }
@@ -73,10 +75,12 @@ void gate_rows(const GateArgs& a, int64_t first, int64_t past) {
 template <class T>
 void turn(const T* x, const T* cos, const T* sin, int64_t rotated, int64_t size, T* out) {
   const int64_t half = rotated / 2;
-  for (int64_t d = 0; d < half; d++) {
-    const float one = widen(x[d]), two = widen(x[half + d]);
-    put(out + d, one * widen(cos[d]) - two * widen(sin[d]));
-    put(out + half + d, two * widen(cos[half + d]) + one * widen(sin[half + d]));
+  for (int64_t d = 0; d < half; d += 16) {
+    const int64_t left = half - d;
+    const V16 one = read_part(x + d, left), two = read_part(x + half + d, left);
+    const auto times = [left](V16 v, const T* angles) { return rounded<T>(v * read_part(angles, left)); };
+    write_part(out + d, times(one, cos + d) - times(two, sin + d), left);
+    write_part(out + half + d, times(two, cos + half + d) + times(one, sin + half + d), left);
   }
   std::memcpy(out + rotated, x + rotated, size_t(size - rotated) * sizeof(T));
 }

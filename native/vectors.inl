@@ -61,6 +61,15 @@ inline void write16(uint16_t* p, V16 v) {
 #endif
 }
 
+// As memory of the type would give it back.
+template <class T>
+inline V16 rounded(V16 v) {
+  if constexpr (sizeof(T) == 4) return v;
+  T part[16];
+  write16(part, v);
+  return read16(part);
+}
+
 inline V16 greater(V16 a, V16 b) { return a > b ? a : b; }
 
 inline V8 low(V16 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }

@@ -1,8 +1,8 @@
 """Pointwise work between the products of a layer: native ops and the torch references.
 
-The references round to the tensors' type after each operation, as torch does; the kernels compute in
-float32 and round once. Legend: T tokens, N width, H query heads, K key-value heads, D head size, F rotated
-part of a head; kv_BKXE is a pool, see `plait.kernels.attention`.
+The kernels round to the tensors' type where transformers' modules do, and compute in float32 between.
+Legend: T tokens, N width, H query heads, K key-value heads, D head size, F rotated part of a head; kv_BKXE
+is a pool, see `plait.kernels.attention`.
 """
 
 import torch
@@ -16,8 +16,8 @@ from plait.kernels.registration import register
 
 SCHEMAS = (
     "rms_norm(Tensor x, Tensor weight, float offset, float eps, int threads) -> Tensor",
-    "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float offset, float eps, int threads)"
-    " -> Tensor",
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float offset, float eps, int threads)"
+    " -> (Tensor, Tensor)",
     "silu_mul(Tensor gate, Tensor up, int threads) -> Tensor",
     "rope_store(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor slots, Tensor(a!) kv, "
     "int threads) -> Tensor",
@@ -36,18 +36,40 @@ class Native:
 
     def rms_norm(self, x_TN: Tensor, weight_N: Tensor, offset: float, eps: float, threads: int) -> Tensor:
         """Root-mean-square norm of each token; see `Reference.rms_norm`."""
-        return self._norm(x_TN, None, weight_N, offset, eps, threads)
+        return self._norm(x_TN, None, None, weight_N, offset, eps, threads)
 
     def add_rms_norm(
         self, x_TN: Tensor, residual_TN: Tensor, weight_N: Tensor, offset: float, eps: float, threads: int
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of a sum, and the sum; see `Reference.add_rms_norm`."""
+        sum_TN = torch.empty(x_TN.shape, dtype=x_TN.dtype)
+        return self.add_rms_norm_into(x_TN, residual_TN, sum_TN, weight_N, offset, eps, threads), sum_TN
+
+    def add_rms_norm_into(
+        self,
+        x_TN: Tensor,
+        residual_TN: Tensor,
+        sum_TN: Tensor,
+        weight_N: Tensor,
+        offset: float,
+        eps: float,
+        threads: int,
     ) -> Tensor:
-        """Adds x to the residual and normalises the sum; see `Reference.add_rms_norm`."""
-        assert residual_TN.shape == x_TN.shape and residual_TN.is_contiguous(), "a dense residual like x"  # noqa: PT018
-        assert residual_TN.dtype == x_TN.dtype, "x and residual of one type"
-        return self._norm(x_TN, residual_TN, weight_N, offset, eps, threads)
+        """The norm of a sum that is put into `sum_TN`."""
+        for other in (residual_TN, sum_TN):
+            assert other.shape == x_TN.shape and other.dtype == x_TN.dtype, "a residual like x"  # noqa: PT018
+            assert other.is_contiguous(), "a dense residual"
+        return self._norm(x_TN, residual_TN, sum_TN, weight_N, offset, eps, threads)
 
     def _norm(
-        self, x_TN: Tensor, residual: Tensor | None, weight_N: Tensor, offset: float, eps: float, threads: int
+        self,
+        x_TN: Tensor,
+        residual: Tensor | None,
+        total: Tensor | None,
+        weight_N: Tensor,
+        offset: float,
+        eps: float,
+        threads: int,
     ) -> Tensor:
         assert x_TN.dtype == weight_N.dtype and x_TN.dtype in DTYPES, f"no norm in {x_TN.dtype}"  # noqa: PT018
         assert weight_N.shape == x_TN.shape[1:] and weight_N.is_contiguous(), "a weight for each column"  # noqa: PT018
@@ -58,6 +80,7 @@ class Native:
             x_TN.data_ptr(),
             x_TN.stride(0),
             0 if residual is None else residual.data_ptr(),
+            0 if total is None else total.data_ptr(),
             weight_N.data_ptr(),
             offset,
             eps,
@@ -145,14 +168,16 @@ class Reference:
         """
         x_TN_float = x_TN.float()
         scaled = x_TN_float * torch.rsqrt(x_TN_float.square().mean(-1, keepdim=True) + eps)
+        if offset == 0:
+            scaled = scaled.to(x_TN.dtype).float()  # as most families do; Gemma's multiply in float32
         return (scaled * (weight_N.float() + offset)).to(x_TN.dtype)
 
     def add_rms_norm(
         self, x_TN: Tensor, residual_TN: Tensor, weight_N: Tensor, offset: float, eps: float, threads: int
-    ) -> Tensor:
-        """Adds x to the residual, in place, and gives the norm of the sum."""
-        residual_TN += x_TN
-        return self.rms_norm(residual_TN, weight_N, offset, eps, threads)
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of the sum of x and residual, and the sum."""
+        sum_TN = residual_TN + x_TN
+        return self.rms_norm(sum_TN, weight_N, offset, eps, threads), sum_TN
 
     def silu_mul(self, gate_TN: Tensor, up_TN: Tensor, threads: int) -> Tensor:
         """`silu(gate) * up`."""
@@ -178,15 +203,16 @@ class Reference:
         Returns:
             The rotated queries [T, H, D].
         """
+        ReferenceAttention().paged_store(self.turned(k_TKD, cos_TF, sin_TF), v_TKD, slots_T, kv_BKXE)
+        return self.turned(q_THD, cos_TF, sin_TF)
 
-        def turned(x: Tensor) -> Tensor:
-            part, rest = x[..., : cos_TF.shape[1]], x[..., cos_TF.shape[1] :]
-            one, two = part.chunk(2, -1)
-            cos, sin = cos_TF[:, None], sin_TF[:, None]
-            return torch.cat([part * cos + torch.cat([-two, one], -1) * sin, rest], -1)
-
-        ReferenceAttention().paged_store(turned(k_TKD), v_TKD, slots_T, kv_BKXE)
-        return turned(q_THD)
+    @staticmethod
+    def turned(x_THD: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
+        """The first F of each head turned: pairs (d, d + F / 2) by their token's angles."""
+        part, rest = x_THD[..., : cos_TF.shape[1]], x_THD[..., cos_TF.shape[1] :]
+        one, two = part.chunk(2, -1)
+        cos_T1F, sin_T1F = cos_TF[:, None], sin_TF[:, None]
+        return torch.cat([part * cos_T1F + torch.cat([-two, one], -1) * sin_T1F, rest], -1)
 
 
 def _rows(x_TN: Tensor) -> Tensor:

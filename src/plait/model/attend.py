@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from plait.kernels import attention as kernels
+from plait.kernels import pointwise
 from plait.model.inputs import Current
 from plait.model.pool import KvPool
 from plait.spec.errors import Unsupported
@@ -18,11 +19,13 @@ HARMLESS = frozenset(("dropout", "is_causal", "position_ids", "use_cache"))
 class Attend:
     """One layer's attention: stores the new keys and values, then attends over the paged pool."""
 
-    __slots__ = ("current", "kv_BKXE", "page", "threads")
+    __slots__ = ("angles", "current", "kv_BKXE", "page", "threads")
 
     def __init__(self, kv_BKXE: Tensor, page: int, current: Current, threads: int) -> None:
         self.kv_BKXE, self.page = kv_BKXE, page
         self.current, self.threads = current, threads
+        self.angles: tuple[Tensor, Tensor] | None = None
+        """Cosines and sines [T, F] by which queries and keys still have to be turned."""
 
     def __call__(
         self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scale: float, window: int, softcap: float
@@ -30,7 +33,13 @@ class Attend:
         """Attention output [T, H, D] and log-sum-exp [T, H] of the current step's tokens."""
         step = self.current.inputs
         assert step is not None, "attention outside of Model.forward"
-        kernels.paged_store(k_TKD, v_TKD, step.slots_T, self.kv_BKXE)
+        if self.angles is None:
+            kernels.paged_store(k_TKD, v_TKD, step.slots_T, self.kv_BKXE)
+        else:
+            angles, self.angles = self.angles, None
+            q_THD = pointwise.rope_store(
+                q_THD, k_TKD, v_TKD, *angles, step.slots_T, self.kv_BKXE, self.threads
+            )
         return kernels.paged_attend(
             q_THD,
             self.kv_BKXE,

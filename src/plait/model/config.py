@@ -1,6 +1,10 @@
 """`ModelConfig`: what a worker is told to load. No torch here: drivers make it, workers use it."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+from plait.kernels.choice import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +14,7 @@ class ModelConfig:
     folder: str
     """Folder of config.json, tokenizer and safetensors."""
     dtype: str = "auto"
-    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU)."""
+    """Type of weights and KV: float32, bfloat16, or auto; see `dtype_of`."""
     slots: int = 8192
     """Token slots of the KV pool, a multiple of `page`."""
     page: int = 1
@@ -25,3 +29,13 @@ class ModelConfig:
     """Where to compute; only cpu."""
     threads: int = 1
     """Threads that our kernels use."""
+
+
+def dtype_of(folder: Path, wanted: str, exact: bool) -> str:
+    """What `wanted` means for a model: `auto` is bfloat16 where the weights are and the CPU computes with it,
+    else float32, as in exact mode."""
+    if wanted != "auto":
+        return wanted
+    raw = json.loads((folder / "config.json").read_text())
+    own = raw.get("dtype") or raw.get("torch_dtype")
+    return "bfloat16" if own == "bfloat16" and not exact and choose().isa == "AVX-512-bf16" else "float32"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plait.kernels.choice import choose
 from plait.model import attend, check, fuse, pack, rope
-from plait.model.config import ModelConfig
+from plait.model.config import ModelConfig, dtype_of
 from plait.model.decode import DecodeTapes
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module
@@ -22,7 +22,7 @@ from plait.spec.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Model:
@@ -37,8 +37,9 @@ class Model:
         """
         _validate(config)
         self.config = config
-        folder, dtype = Path(config.folder), DTYPES[config.dtype]
+        folder = Path(config.folder)
         hf_config = load_config(folder)
+        dtype = DTYPES[dtype_of(folder, config.dtype, config.exact)]
         shape = _shape(hf_config.to_dict(), float(torch.finfo(dtype).bits))
         self.max_len = _max_len(config.max_len, shape.max_tokens)
         self.shape = replace(shape, max_tokens=self.max_len)
@@ -66,14 +67,22 @@ class Model:
         packed = config.exact or kernels.native is not None  # the float32 reference is exact as well
         # Our threads and torch's would wait for each other's cores: where the products are ours, so are
         # the threads.
-        self._threads_of_torch = 1 if packed else config.threads
+        self.threads_of_torch = 1 if packed else config.threads
         pack.install(module, packed, config.threads)
         if kernels.native is not None:
             fuse.install(module, dtype, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
+        whole = check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page)
         try:
-            whole_TV = self.forward(check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page))
+            whole_TV = self.forward(whole)
+            if rope.defer(module):
+                deferred_TV = self.forward(whole)
+                if check.agree(deferred_TV, whole_TV, dtype):
+                    whole_TV = deferred_TV
+                else:
+                    log.warning("its layers work on what they turned: rotation stays as it is")
+                    rope.undefer(module)
         except (AssertionError, RuntimeError) as error:
             raise Unsupported(f"{Path(config.folder).name} cannot be served: {error}", "model") from error
         check.compare(whole_TV, theirs_TV, dtype)
@@ -105,7 +114,7 @@ class Model:
     def _compute(self, inputs: StepInputs) -> Tensor:
         self._current.inputs = inputs
         try:
-            with torch.inference_mode(), _torch_threads(self._threads_of_torch):
+            with torch.inference_mode(), _torch_threads(self.threads_of_torch):
                 output = self.module(
                     input_ids=inputs.tokens_T[None],
                     position_ids=inputs.positions_T[None],
@@ -132,8 +141,8 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def _validate(config: ModelConfig) -> None:
-    if config.dtype not in DTYPES:
-        raise UserError(f"dtype is {config.dtype}; choose one of {', '.join(DTYPES)}", "dtype")
+    if config.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype is {config.dtype}; choose one of auto, {', '.join(DTYPES)}", "dtype")
     if config.device != "cpu":
         raise Unsupported(f"device {config.device} is not supported; only cpu is", "device")
     if config.page < 1 or config.slots < config.page or config.slots % config.page:

@@ -47,16 +47,18 @@ class Bf16Product:
     the sum before it adds a bias, and sums in another order: the two differ by a rounding of bf16.
     """
 
-    __slots__ = ("bias_N", "outputs", "packed", "threads")
+    __slots__ = ("bias_N", "outputs", "packed", "threads", "wide")
 
-    def __init__(self, members: list[nn.Module], threads: int) -> None:
+    def __init__(self, members: list[nn.Module], threads: int, wide: bool) -> None:
+        """`wide`: give the float32 sums as they are."""
         weights_NI, bias_N = [_weight(member).detach() for member in members], _bias(members)
+        self.wide = wide
         self.packed, self.bias_N = ops.pack_bf16(weights_NI), None if bias_N is None else bias_N.float()
         self.outputs, self.threads = sum(len(weight) for weight in weights_NI), threads
 
     def __call__(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        out_TN = ops.linear_bf16(x_TI, self.packed, self.bias_N, self.outputs, False, self.threads)
+        out_TN = ops.linear_bf16(x_TI, self.packed, self.bias_N, self.outputs, self.wide, self.threads)
         return out_TN.view(*x.shape[:-1], self.outputs)
 
 
@@ -126,9 +128,11 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
     def product(members: list[nn.Module]) -> Product:
         if not packed:
             return TorchProduct(members)
-        wide = members[0].weight.dtype == torch.float32
-        return PackedProduct(members, threads) if wide else Bf16Product(members, threads)
+        if members[0].weight.dtype == torch.float32:
+            return PackedProduct(members, threads)
+        return Bf16Product(members, threads, wide=members[0] is head)
 
+    head = module.get_output_embeddings()
     taken: set[int] = set()
     count = 0
     for parent in module.modules():

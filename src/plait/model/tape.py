@@ -8,6 +8,7 @@ recording, and the model goes on without tapes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,6 +60,17 @@ class Tape:
             call(*args)
 
 
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A sum of two dense tensors of its own shape and type."""
+
+    a: Tensor
+    b: Tensor
+    out: Tensor
+    past: int
+    """Calls on the tape once it was made."""
+
+
 class Within(TorchDispatchMode):
     """Sees what one of our ops does around its native call: memory that it takes, copies that it makes."""
 
@@ -83,6 +95,9 @@ class Recorder(TorchDispatchMode):
         self._constants: set[int] = set()
         """Storages of tensors that are the same in every step."""
         self._bodies = {**ops.BODIES, **attention.BODIES, **pointwise.BODIES}
+        self._pointwise = pointwise.Native()
+        self._sum: Sum | None = None
+        """The last call, if it was a plain sum."""
         self._special: dict[str, Callable[..., Tensor]] = {
             "pow": self._pow,
             "gelu": self._gelu,
@@ -103,7 +118,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         space, _, name = func._schema.name.partition("::")
         if space == "plait":
-            return self._ours(name, args)
+            return self._norm_of_sum(*args) if name == "rms_norm" else self._ours(name, args)
         if name in VIEWS:
             return self._view(func, args, kwargs)
         if name in UNARY:
@@ -137,6 +152,19 @@ class Recorder(TorchDispatchMode):
         self._kept += [args, result]
         return result
 
+    def _norm_of_sum(self, x_TN: Tensor, *args: Any) -> Tensor:
+        """A norm; one call with the sum before it, where it is the norm of that sum."""
+        last = self._sum
+        if last is None or len(self._calls) != last.past or x_TN.data_ptr() != last.out.data_ptr():
+            return self._ours("rms_norm", (x_TN, *args))
+        self._calls.pop()
+        a_TN, b_TN, sum_TN = (each.view(x_TN.shape) for each in (last.a, last.b, last.out))
+        with self._native.writing() as calls:
+            result = self._pointwise.add_rms_norm_into(a_TN, b_TN, sum_TN, *args)
+        self._calls += calls
+        self._kept += [(a_TN, b_TN, sum_TN, *args), result]
+        return result
+
     def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         first = result[0] if isinstance(result, list | tuple) else result
@@ -166,6 +194,8 @@ class Recorder(TorchDispatchMode):
         like = next((x for x in both if x.shape == sizes), both[0])
         out = torch.empty_like(like.expand(sizes), dtype=dtype)
         self._do(elementwise.map_work(kind, out, a, b, self._threads), out, *both)
+        if kind == Map.ADD and all(x.shape == sizes and x.is_contiguous() and x.dtype == dtype for x in both):
+            self._sum = Sum(*both, out, len(self._calls))
         return out
 
     def _do(self, work: Any, *tensors: Tensor | None) -> None:

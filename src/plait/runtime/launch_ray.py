@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+from plait.runtime.launch import environment
 from plait.spec.errors import UserError
 from plait.worker.config import WorkerConfig
 
@@ -25,9 +26,11 @@ class Starter:
 
     def start(self, line: bytes, threads: int) -> int:
         """Start the worker with its configuration; returns its process id."""
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "plait.worker"], stdin=subprocess.PIPE, env=env, start_new_session=True
+            [sys.executable, "-m", "plait.worker"],
+            stdin=subprocess.PIPE,
+            env=environment(threads),
+            start_new_session=True,
         )
         assert self._process.stdin is not None
         self._process.stdin.write(line)

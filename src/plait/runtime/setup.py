@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.cost.cost import Cost
-from plait.model.config import ModelConfig
+from plait.model.config import ModelConfig, dtype_of
 from plait.model.hub import resolve
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
@@ -53,10 +53,11 @@ def open_engine(config: ServeConfig) -> Engine:
     folder = resolve(config.model)
     page, instances = config.manager.page, config.fleet.instances
     max_len = max_len_of(folder, config.max_len)
-    slots = config.kv_tokens or _free_slots(folder, config.dtype, instances, max_len)
+    dtype = dtype_of(folder, config.dtype, config.exact)
+    slots = config.kv_tokens or _free_slots(folder, dtype, instances, max_len)
     model = ModelConfig(
         folder=str(folder),
-        dtype=config.dtype,
+        dtype=dtype,
         slots=max(slots // page, 1) * page,
         page=page,
         exact=config.exact,

@@ -1,5 +1,6 @@
 """The life of a worker process: load, say hello, carry out orders one after another, leave."""
 
+import gc
 import logging
 import os
 import sys
@@ -33,11 +34,16 @@ def serve(config: WorkerConfig) -> int:
         line.send(Refusal(str(error)))
         line.close()
         return 2
+    # A second pool of threads would spin on the cores of the first for a while after each use.
+    torch.set_num_threads(model.threads_of_torch)
+    gc.collect()
+    gc.freeze()  # what stays for the life of the process need not be looked through again
     executor = Executor(model, config.instance)
     line.send(Hello(slots=config.model.slots, kernels=choose().why))
     while (order := line.orders.get()) is not None:
         line.send(_carry_out(executor, order))
     line.close()
+    gc.unfreeze()
     return 0
 
 
