@@ -73,7 +73,7 @@ class Bench:
         size = outputs * inputs * bits // 8
         out_TN = torch.empty((tokens, outputs), dtype=torch.bfloat16)
         sides = (self.scales.data_ptr(), False, 0, out_TN.data_ptr(), False)
-        rest = (*sides, tokens, inputs, outputs, group, threads)
+        rest = (*sides, tokens, inputs, outputs, group, 0, threads)
         start = (self.isa, form, x_TI.data_ptr(), inputs)
         weights = [self.memory.data_ptr() + i * size for i in range(copies)]
 

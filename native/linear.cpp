@@ -51,14 +51,14 @@ char* room(int64_t bytes) {
 
 void packed_linear(const std::string& set, const std::string& format, Address x, int64_t x_stride, Address words,
                    Address scales, bool scales_bf16, Address bias, Address out, bool wide, int64_t tokens,
-                   int64_t inputs, int64_t outputs, int64_t group, int threads) {
+                   int64_t inputs, int64_t outputs, int64_t group, int64_t gated, int threads) {
   constexpr int64_t alone = 16;  // rows that one thread prepares sooner than two
   if (!tokens) return;
   const PackedKernel& chosen = kernel(set, format);
   nb::gil_scoped_release release;
   PackedArgs args{at<uint16_t>(x), x_stride, at<uint32_t>(words), at<void>(scales), scales_bf16, at<float>(bias),
                   at<void>(out),   wide,     tokens,              inputs,           outputs,     group,
-                  nullptr};
+                  gated,           nullptr};
   args.prepared = room(tokens * chosen.row_bytes(args));
   crew().run(tokens <= alone ? 1 : threads, tile_count(args, chosen.tile),
              [&](int64_t first, int64_t past) { chosen.prepare(args, first, past); }, true);

@@ -25,6 +25,8 @@ struct PackedArgs {
   bool wide;
   int64_t tokens, inputs, outputs;
   int64_t group;   // inputs that share a scale
+  int64_t gated;   // 0, or the width of `out`: outputs are panels of 16 gates and their 16 values, and silu(gate) * value
+                   // is written, without bias, in bf16
   char* prepared;  // activations as the kernel reads them
 };
 

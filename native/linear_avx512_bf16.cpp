@@ -10,6 +10,8 @@
 namespace plait {
 namespace {
 
+#include "vectors.inl"
+
 constexpr int64_t kBlockTiles = 16;  // tokens of so many tiles go through all panels together
 constexpr int64_t kRun = 2048;       // words of a panel that all tiles of a block use before the next
 
@@ -28,12 +30,26 @@ inline __m512 widen16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
+// silu(gate) * value of 16 outputs, rounded where modules of their own would round.
+inline __m512 gate(const __m512* sums) {
+  const V16 g = rounded<uint16_t>(V16(sums[0])), value = rounded<uint16_t>(V16(sums[1]));
+  return __m512(rounded<uint16_t>(g / (1.f + exp16(-g))) * value);
+}
+
+inline __mmask16 mask_of(int64_t left) { return left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1); }
+
 // Adds the bias and writes 32 outputs of one token, or as many as there are.
 inline void finish(const PackedArgs& a, const __m512* sums, int64_t token, int64_t panel) {
+  if (a.gated) {
+    const int64_t first = panel * 16;
+    uint16_t* to = static_cast<uint16_t*>(a.out) + token * a.gated + first;
+    _mm256_mask_storeu_epi16(to, mask_of(a.gated - first), __m256i(_mm512_cvtneps_pbh(gate(sums))));
+    return;
+  }
   for (int c = 0; c < 2; c++) {
     const int64_t first = panel * kPanel + c * 16, left = a.outputs - first;
     if (left <= 0) return;
-    const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+    const __mmask16 mask = mask_of(left);
     __m512 v = sums[c];
     if (a.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, a.bias + first));
     const int64_t at = token * a.outputs + first;

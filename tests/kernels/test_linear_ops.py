@@ -78,6 +78,18 @@ def test_bf16_equals_the_reference(case, isa):
 
 @needs_native
 @settings(max_examples=80, deadline=None)
+@given(cases(), st.sampled_from(SETS))
+def test_a_gated_layer_equals_the_reference(case, isa):
+    from plait.kernels import linear
+
+    x_TI, (width, *_), _, _ = case
+    gate_NI, up_NI = (torch.randn(width, x_TI.shape[1]).bfloat16() for _ in range(2))
+    theirs, ours = linear_reference.pack_gated(gate_NI, up_NI), linear.pack_gated(gate_NI, up_NI)
+    check(isa, x_TI, "gated_bf16", (theirs, width), (ours, width))
+
+
+@needs_native
+@settings(max_examples=80, deadline=None)
 @given(cases(), st.sampled_from(SETS), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_int8_equals_the_reference(case, isa, scale_type):
     from plait.kernels import linear

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.choice import choose
+from plait.kernels.memory import on_large_pages
 from plait.kernels.registration import register
 
 LANES = 16
@@ -32,12 +33,8 @@ def pool_shape(slots: int, kv_heads: int, size: int, page: int) -> tuple[int, in
 
 
 def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for pools, on large pages where the system has them; it is taken as it is first written."""
-    kv_BKXE = torch.empty(shape, dtype=dtype)
-    native = choose().native
-    if native is not None:
-        native.advise_large(kv_BKXE.data_ptr(), kv_BKXE.nbytes)
-    return kv_BKXE
+    """Memory for pools."""
+    return on_large_pages(shape, dtype)
 
 
 class Native:

@@ -6,6 +6,7 @@ native/linear.h describes the words.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plait.kernels.choice import choose
@@ -13,6 +14,7 @@ from plait.kernels.choice import choose
 _CHOICE = choose()
 assert _CHOICE.native is not None, "import this only where native kernels are in use"
 _NATIVE, _ISA, _PANEL = _CHOICE.native, _CHOICE.isa, _CHOICE.native.panel
+_HALF = _PANEL // 2
 _ONE_GROUP = 1 << 40
 """A group that is longer than any row."""
 
@@ -21,6 +23,16 @@ def pack_bf16(weights_NI: list[Tensor]) -> Tensor:
     """Stack bf16 weights as panels of words [P, words, 32]."""
     assert all(weight.dtype == torch.bfloat16 for weight in weights_NI), "only bf16 weights"
     return _panels([_filled(weight, 2).view(torch.int32) for weight in weights_NI])
+
+
+def pack_gated(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    """The bf16 weights of a gated layer as panels of 16 gates and their 16 values, zeros at the end."""
+    assert gate_NI.shape == up_NI.shape, "gate and up of one shape"
+    assert gate_NI.dtype == up_NI.dtype == torch.bfloat16, "only bf16 weights"
+    outputs, inputs = gate_NI.shape
+    pairs = gate_NI.new_zeros(2, -(-outputs // _HALF) * _HALF, inputs)
+    pairs[0, :outputs], pairs[1, :outputs] = gate_NI, up_NI
+    return pack_bf16([pairs.unflatten(1, (-1, _HALF)).transpose(0, 1).reshape(-1, inputs)])
 
 
 def pack_int8(codes_NI: list[Tensor]) -> Tensor:
@@ -53,6 +65,16 @@ def linear_bf16(
 ) -> Tensor:
     """`x @ weight.T + bias`; see `linear_reference.linear_bf16`."""
     return _linear("bf16", x_TI, packed, None, bias_N, outputs, _ONE_GROUP, wide, threads)
+
+
+def gated_bf16(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor:
+    """`silu(x @ gate.T) * (x @ up.T)`; see `linear_reference.gated_bf16`."""
+    outputs = packed.shape[0] * _PANEL
+    if _ISA == "AVX-512-bf16":
+        return _linear("bf16", x_TI, packed, None, None, outputs, _ONE_GROUP, False, threads, gated=width)
+    both_TN = _linear("bf16", x_TI, packed, None, None, outputs, _ONE_GROUP, False, threads)
+    gate_TN, up_TN = both_TN.unflatten(1, (-1, 2, _HALF)).transpose(1, 2).flatten(2).unbind(1)
+    return F.silu(gate_TN[:, :width]) * up_TN[:, :width]
 
 
 def linear_int8(
@@ -95,6 +117,7 @@ def _linear(  # noqa: PLR0913 - an op has a flat signature
     group: int,
     wide: bool,
     threads: int,
+    gated: int = 0,
 ) -> Tensor:
     tokens, inputs = x_TI.shape
     per_word = {"bf16": 2, "int8": 4, "int4": 8}[form]
@@ -104,7 +127,7 @@ def _linear(  # noqa: PLR0913 - an op has a flat signature
     assert bias_N is None or bias_N.dtype == torch.float32, "a bias is float32"
     if x_TI.stride(1) != 1:
         x_TI = x_TI.contiguous()
-    out_TN = torch.empty((tokens, outputs), dtype=torch.float32 if wide else torch.bfloat16)
+    out_TN = torch.empty((tokens, gated or outputs), dtype=torch.float32 if wide else torch.bfloat16)
     _NATIVE.packed_linear(
         _ISA,
         form,
@@ -120,6 +143,7 @@ def _linear(  # noqa: PLR0913 - an op has a flat signature
         inputs,
         outputs,
         group,
+        gated,
         threads,
     )
     return out_TN

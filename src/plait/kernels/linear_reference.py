@@ -4,6 +4,7 @@ Legend: T tokens, N outputs, I inputs, G groups of inputs that share a scale.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,6 +42,24 @@ def linear_bf16(
         threads: ignored here.
     """
     return _linear(x_TI, packed.float(), bias_N, outputs, wide)
+
+
+def pack_gated(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    """The bf16 weights of a gated layer in the layout that `gated_bf16` reads: here [2 N, I], a copy."""
+    return torch.cat([gate_NI, up_NI])
+
+
+def gated_bf16(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor:
+    """`silu(x @ gate.T) * (x @ up.T)`, each part rounded to bf16.
+
+    Args:
+        x_TI: bf16.
+        packed: what `pack_gated` made of the weights.
+        width: N.
+        threads: ignored here.
+    """
+    gate_TN, up_TN = _linear(x_TI, packed.float(), None, 2 * width, False).chunk(2, -1)
+    return F.silu(gate_TN) * up_TN
 
 
 def linear_int8(

@@ -16,6 +16,8 @@ SCHEMAS = (
 )
 LINEAR_SCHEMAS = (
     "pack_bf16(Tensor[] weights) -> Tensor",
+    "pack_gated(Tensor gate, Tensor up) -> Tensor",
+    "gated_bf16(Tensor x, Tensor packed, int width, int threads) -> Tensor",
     "pack_int8(Tensor[] codes) -> Tensor",
     "pack_int4(Tensor[] codes) -> Tensor",
     "pack_scales(Tensor scales) -> Tensor",
@@ -50,6 +52,8 @@ LIBRARY = register((*SCHEMAS, *LINEAR_SCHEMAS), BODIES)
 pack = torch.ops.plait.pack.default
 linear = torch.ops.plait.linear.default
 pack_bf16 = torch.ops.plait.pack_bf16.default
+pack_gated = torch.ops.plait.pack_gated.default
+gated_bf16 = torch.ops.plait.gated_bf16.default
 pack_int8 = torch.ops.plait.pack_int8.default
 pack_int4 = torch.ops.plait.pack_int4.default
 pack_scales = torch.ops.plait.pack_scales.default

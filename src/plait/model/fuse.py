@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.kernels import pointwise
+from plait.model import pack
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +40,18 @@ class Norm:
 class Gate:
     """A feed-forward layer whose up-projection is gated by the SiLU of another."""
 
-    __slots__ = ("module", "threads")
+    __slots__ = ("module", "product", "threads")
 
-    def __init__(self, module: nn.Module, threads: int) -> None:
-        self.module, self.threads = module, threads
+    def __init__(self, module: nn.Module, threads: int, product: pack.GatedProduct | None = None) -> None:
+        """`product`: computes all but the last projection."""
+        self.module, self.threads, self.product = module, threads, product
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
         if torch.is_grad_enabled():
             return type(module).forward(module, x)
+        if self.product is not None:
+            return module.down_proj(self.product(x))
         if hasattr(module, "gate_up_proj"):
             gate, up = module.gate_up_proj(x).chunk(2, -1)
         else:
@@ -68,6 +72,8 @@ def install(module: nn.Module, dtype: torch.dtype, threads: int) -> int:
             log.warning("%s (%s) differs from its fused form: left as it is", name, type(part).__name__)
             continue
         part.forward = fused
+        if isinstance(fused, Gate) and fused.product is not None:
+            pack.unpack(part)
         count += 1
     log.info("%d modules run fused", count)
     return count
@@ -89,7 +95,9 @@ def _candidates(part: nn.Module, threads: int) -> tuple[int, list[Fused]]:
             return len(part.weight), [Norm(part, float(eps), offset, threads) for offset in (0.0, 1.0)]
     products = children - {"act_fn", "activation_fn"}
     if products in ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}):
-        return part.down_proj.out_features, [Gate(part, threads)]
+        product = pack.gated(part, threads)
+        whole = [] if product is None else [Gate(part, threads, product)]
+        return part.down_proj.out_features, [*whole, Gate(part, threads)]
     return 0, []
 
 

@@ -71,6 +71,7 @@ class Model:
         pack.install(module, packed, config.threads)
         if kernels.native is not None:
             fuse.install(module, dtype, config.threads)
+            pack.gather(module)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
         whole = check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from plait.kernels import ops
+from plait.kernels.memory import on_large_pages
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,19 @@ class Bf16Product:
         x_TI = x.reshape(-1, x.shape[-1])
         out_TN = ops.linear_bf16(x_TI, self.packed, self.bias_N, self.outputs, self.wide, self.threads)
         return out_TN.view(*x.shape[:-1], self.outputs)
+
+
+class GatedProduct:
+    """Both projections of a gated layer and its activation in one: `silu(x @ gate.T) * (x @ up.T)`."""
+
+    __slots__ = ("packed", "threads", "width")
+
+    def __init__(self, gate_NI: Tensor, up_NI: Tensor, threads: int) -> None:
+        self.packed, self.width, self.threads = ops.pack_gated(gate_NI, up_NI), len(gate_NI), threads
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out_TN = ops.gated_bf16(x.reshape(-1, x.shape[-1]), self.packed, self.width, self.threads)
+        return out_TN.view(*x.shape[:-1], self.width)
 
 
 class TorchProduct:
@@ -148,6 +162,47 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
             count += 1
     log.info("%d products a step, %s", count, "packed" if packed else "by torch")
     return count
+
+
+def gated(layer: nn.Module, threads: int) -> GatedProduct | None:
+    """One product for gate and values of a feed-forward layer, where they are packed bf16 without bias."""
+    parts = [getattr(layer, name, None) for name in ("gate_up_proj", "gate_proj", "up_proj")]
+    parts = [part for part in parts if part is not None]
+    if not all(isinstance(_product(part), Bf16Product) and part.bias is None for part in parts):
+        return None
+    halves = (
+        [part.weight.detach() for part in parts] if len(parts) == 2 else parts[0].weight.detach().chunk(2)
+    )
+    return GatedProduct(*halves, threads)
+
+
+def unpack(layer: nn.Module) -> None:
+    """Let the gate and the values of a feed-forward layer go: `gated` computes them."""
+    for name in ("gate_up_proj", "gate_proj", "up_proj"):
+        if part := getattr(layer, name, None):
+            part.__dict__.pop("forward", None)
+
+
+def gather(module: nn.Module) -> int:
+    """Move all packed weights into one buffer on large pages, in the order of the module's parts, which is that
+    of a step: reads run on over the borders of pages and products. Returns its size in bytes."""
+    products = {id(p): p for part in module.modules() if hasattr(p := _product(part), "packed")}
+    line = 64
+    sizes = [-(-product.packed.nbytes // line) * line for product in products.values()]
+    buffer = on_large_pages((sum(sizes),), torch.uint8)
+    for product, size, past in zip(products.values(), sizes, accumulate(sizes), strict=True):
+        was = product.packed
+        product.packed = buffer[past - size : past - size + was.nbytes].view(was.dtype).view(was.shape)
+        product.packed.copy_(was)
+    return len(buffer)
+
+
+def _product(part: nn.Module) -> Product | None:
+    """What computes a layer's output: its own product, that of its siblings, or its gate's."""
+    forward = part.__dict__.get("forward")
+    if isinstance(forward, Share):
+        return forward.group.product
+    return getattr(forward, "product", forward)
 
 
 def remove(module: nn.Module) -> None:
