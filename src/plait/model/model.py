@@ -15,8 +15,10 @@ from plait.model import attend, check, fuse, pack, rope
 from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
 from plait.model.inputs import Current, StepInputs
-from plait.model.load import end_ids, load_config, load_module
+from plait.model.load import end_ids, load_config, load_module, take_quantisation
 from plait.model.pool import KvPool
+from plait.model.quantised import QuantisedWeight
+from plait.model.schemes import Quantisation
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import ModelShape
 
@@ -37,23 +39,26 @@ class Model:
         """
         _validate(config)
         self.config = config
-        folder, dtype = Path(config.folder), DTYPES[config.dtype]
+        folder = Path(config.folder)
         hf_config = load_config(folder)
+        quantisation = take_quantisation(hf_config)
+        dtype = _dtype(config.dtype, quantisation)
         shape = _shape(hf_config.to_dict(), float(torch.finfo(dtype).bits))
         self.max_len = _max_len(config.max_len, shape.max_tokens)
         self.shape = replace(shape, max_tokens=self.max_len)
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
         self.pool = KvPool(self.shape, config.slots, config.page, dtype)
-        self.module = load_module(folder, hf_config, dtype, config.seed)
+        self.module, quantised = load_module(folder, hf_config, dtype, config.seed, quantisation)
         self._current = Current()
         self._tapes: DecodeTapes | None = None
-        self._install(dtype)
+        self._install(dtype, quantised)
+        pack.give_up(self.module, quantised)
         native = choose().native
         if native is not None and not config.exact:
             self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
 
-    def _install(self, dtype: torch.dtype) -> None:
+    def _install(self, dtype: torch.dtype, quantised: dict[str, QuantisedWeight]) -> None:
         config, module, kernels = self.config, self.module, choose()
         reason = check.refusal_of_exactness(module, dtype) if config.exact else None
         tokens_T = check.example(self.vocab, self.max_len, config.slots // config.page)
@@ -67,7 +72,7 @@ class Model:
         # Our threads and torch's would wait for each other's cores: where the products are ours, so are
         # the threads.
         self._threads_of_torch = 1 if packed else config.threads
-        pack.install(module, packed, config.threads)
+        pack.install(module, packed, config.threads, quantised)
         if kernels.native is not None:
             fuse.install(module, dtype, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
@@ -142,6 +147,18 @@ def _validate(config: ModelConfig) -> None:
         )
     if config.threads < 1:
         raise UserError("threads must be at least 1", "threads")
+
+
+def _dtype(wanted: str, quantisation: Quantisation | None) -> torch.dtype:
+    """The type of activations: products with quantised weights take bf16."""
+    if quantisation is None:
+        return DTYPES[wanted]
+    if wanted not in ("auto", "bfloat16"):
+        raise UserError(
+            f"dtype is {wanted}, but the model's weights are quantised and take bf16: leave dtype out",
+            "dtype",
+        )
+    return torch.bfloat16
 
 
 def _shape(config: dict[str, Any], bits: float) -> ModelShape:
