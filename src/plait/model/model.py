@@ -81,7 +81,8 @@ class Model:
             whole_TV = self.forward(check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page))
         except (AssertionError, RuntimeError) as error:
             raise Unsupported(f"{Path(config.folder).name} cannot be served: {error}", "model") from error
-        check.compare(whole_TV, theirs_TV, dtype)
+        # Transformers' weights are ours rounded to bf16, and rare prompts amplify that.
+        check.compare(whole_TV, theirs_TV, dtype, 4 if quantised else 1)
         self._check_pieces(tokens_T, whole_TV, dtype)
 
     def _check_pieces(self, tokens_T: Tensor, whole_TV: Tensor, dtype: torch.dtype) -> None:
