@@ -41,11 +41,12 @@ struct Tiles {
   const T* ahead[kPages];  // keys and values of the next block, to be asked for while this one is read; or null
 };
 
-// Copies of scattered tokens, packed.
+// Copies of scattered tokens, packed; and of int8 in the queries' type, which holds it exactly, unscaled.
 template <class T>
 struct Scratch {
   alignas(64) T keys[kPages][kLanes * kMaxHead];
   alignas(64) T values[kPages][kLanes * kMaxHead];
+  alignas(64) float key_scales[kBlock], value_scales[kBlock];  // of int8 pools
 };
 
 inline V16 add_product(V16 sum, const float* q, const float* key, int64_t d) {
@@ -241,6 +242,61 @@ void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t sta
   }
 }
 
+// Packed keys of int8, [D / 4][L][4], in the order of another type. `lane` is the first of `lanes` to take.
+inline void unpack_keys(const int8_t* from, int64_t lanes, float* keys, int64_t lane, int64_t size) {
+  if (lanes == kLanes)
+    for (int64_t d = 0; d < size; d += 4) {
+      const U16 word = read<U16>(from + d * kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) write(keys + (d + i) * kLanes, __builtin_convertvector(byte_of(word, i), V16));
+    }
+  else
+    for (int64_t d = 0; d < size; d++) keys[d * kLanes + lane] = from[d];
+}
+
+inline void unpack_keys(const int8_t* from, int64_t lanes, uint16_t* keys, int64_t lane, int64_t size) {
+  if (lanes == kLanes)
+    for (int64_t d = 0; d < size; d += 4) {
+      const U16 word = read<U16>(from + d * kLanes);
+#pragma GCC unroll 2
+      for (int i = 0; i < 4; i += 2) {
+        const U16 one = cast<U16>(__builtin_convertvector(byte_of(word, i), V16));
+        const U16 two = cast<U16>(__builtin_convertvector(byte_of(word, i + 1), V16));
+        write(keys + (d + i) * kLanes, one >> 16 | two);  // no bits of an int8 lie in the lower half
+      }
+    }
+  else
+    for (int64_t d = 0; d < size; d++) put(keys + (d / 2 * kLanes + lane) * 2 + d % 2, float(from[d]));
+}
+
+template <class T>
+inline void unpack_values(const int8_t* from, T* values, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) write16(values + i, __builtin_convertvector(read<B16>(from + i), V16));
+}
+
+// Finds keys [start, past) of an int8 pool, start on a page's border, and unpacks them.
+template <class T>
+void find_rounded(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
+                  Tiles<T>& tiles, Scratch<T>* scratch) {
+  const int64_t width = padded(a.size), part = part_of<int8_t>(a.size, a.lanes);
+  for (int64_t key = start; key < past; key += a.lanes) {
+    const int64_t page = key % kBlock / kLanes, lane = key % kLanes;
+    const auto at = [&](int64_t k) {
+      const int64_t slot = table[k / a.page] * a.page + k % a.page;
+      return static_cast<const int8_t*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
+    };
+    if (key + kBlock < last) ask(at(key + kBlock), 2 * part);
+    const int8_t *keys = at(key), *values = keys + part;
+    unpack_keys(keys, a.lanes, scratch->keys[page], lane, a.size);
+    unpack_values(values, scratch->values[page] + lane * width, a.lanes * width);
+    std::memcpy(scratch->key_scales + key % kBlock, keys + a.lanes * width, size_t(a.lanes) * sizeof(float));
+    std::memcpy(scratch->value_scales + key % kBlock, values + a.lanes * width, size_t(a.lanes) * sizeof(float));
+    tiles.keys[page] = scratch->keys[page];
+    tiles.values[page] = scratch->values[page];
+    tiles.ahead[page] = nullptr;
+  }
+}
+
 // The rows of an item: pairs of a token and a query head that share a key-value head.
 template <class T>
 struct Rows {
@@ -269,9 +325,21 @@ Rows<T> rows_of(const PagedArgs& a, const AttendItem& item, int64_t head, int64_
 
 inline int clip(int64_t at) { return int(at < 0 ? 0 : at > kBlock ? kBlock : at); }
 
-// Up to kTileRows rows from row `m` on take the block of keys at `start`.
+// Multiplies M rows of a block's scores or weights by the scales of their keys [first, past).
+template <int M>
+inline void scale_rows(float* s, const float* scales, int first, int past) {
+  for (int p = first / int(kLanes) * int(kLanes); p < past; p += kLanes) {
+    const V16 factor = read16(scales + p);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++) write(s + m * kBlock + p, read16(s + m * kBlock + p) * factor);
+  }
+}
+
+// Up to kTileRows rows from row `m` on take the block of keys at `start`. `scaled`: holds the scales of the
+// keys and values if they are those of an int8 pool; else null.
 template <int M, class T>
-void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles,
+               const Scratch<T>* scaled, State& state) {
   int firsts[M], pasts[M], first = kBlock, past = 0;
   for (int i = 0; i < M; i++) {
     firsts[i] = clip(rows.keys[m + i].first - start);
@@ -284,19 +352,22 @@ void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, co
   const int64_t width = padded(a.size);
   alignas(64) float s[M * kBlock];
   scores<M>(rows.q + m, tiles, first / int(kLanes), (past + int(kLanes) - 1) / int(kLanes), a.size, s);
+  if (scaled) scale_rows<M>(s, scaled->key_scales, first, past);
   for (int i = 0; i < M; i++)
     weigh(a, s + i * kBlock, firsts[i], pasts[i], &state.best[m + i], &state.sum[m + i],
           state.out + (m + i) * width, width);
+  if (scaled) scale_rows<M>(s, scaled->value_scales, first, past);
   values<M>(s, tiles, first, past, width, state.out + m * width);
 }
 
 template <int M, class T>
-void take_rest(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+void take_rest(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles,
+               const Scratch<T>* scaled, State& state) {
   if constexpr (M > 0) {
     if (rows.count - m == M)
-      take_tile<M>(a, rows, m, start, tiles, state);
+      take_tile<M>(a, rows, m, start, tiles, scaled, state);
     else
-      take_rest<M - 1>(a, rows, m, start, tiles, state);
+      take_rest<M - 1>(a, rows, m, start, tiles, scaled, state);
   }
 }
 
@@ -314,19 +385,23 @@ void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& row
                   Scratch<T>* scratch) {
   const int32_t* table = a.tables + a.rows[item.row] * a.table_stride;
   const int64_t begin = segment * kSegment, end = begin + kSegment;
+  const Scratch<T>* scaled = a.int8 ? scratch : nullptr;
   clear(state, rows.count, padded(a.size));
   for (int64_t start = begin; start < end && start < rows.past; start += kBlock) {
     if (start + kBlock <= rows.first) continue;
     Tiles<T> tiles;
     const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
     const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
-    find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
+    if (scaled)
+      find_rounded(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
+    else
+      find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
     int m = 0;
     for (; m + kTileRows <= rows.count; m += kTileRows) {
-      take_tile<kTileRows>(a, rows, m, start, tiles, state);
+      take_tile<kTileRows>(a, rows, m, start, tiles, scaled, state);
       for (const T*& page : tiles.ahead) page = nullptr;
     }
-    take_rest<kTileRows - 1>(a, rows, m, start, tiles, state);
+    take_rest<kTileRows - 1>(a, rows, m, start, tiles, scaled, state);
   }
 }
 
@@ -337,7 +412,7 @@ void attend_heads(const PagedArgs& a, const AttendItem& item, int64_t head, int6
   State whole, part;
   Scratch<T>* scratch = nullptr;
   Scratch<T> copies;
-  if (a.lanes == 1) scratch = &copies;
+  if (a.lanes == 1 || a.int8) scratch = &copies;
   clear(whole, rows.count, width);
   for (int64_t segment = item.segment; segment < item.past_segment; segment++) {
     take_segment(a, item, rows, segment, part, scratch);

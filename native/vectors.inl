@@ -6,6 +6,7 @@ typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef uint32_t U8 __attribute__((vector_size(32)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
+typedef int8_t B16 __attribute__((vector_size(16)));
 typedef uint16_t H8 __attribute__((vector_size(16)));
 
 constexpr V16 kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -42,6 +43,9 @@ inline V16 read16(const uint16_t* p) {
   return read<V16>(halves);
 #endif
 }
+
+// Signed byte i of each word.
+inline I16 byte_of(U16 words, int i) { return I16(words << (24 - 8 * i)) >> 24; }
 
 inline float widen(float x) { return x; }
 inline float widen(uint16_t x) { return cast<float>(uint32_t(x) << 16); }
