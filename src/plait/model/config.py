@@ -10,7 +10,11 @@ class ModelConfig:
     folder: str
     """Folder of config.json, tokenizer and safetensors."""
     dtype: str = "auto"
-    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU)."""
+    """Type of weights and activations: float32, bfloat16, or auto (float32 on a CPU; bfloat16 for a folder
+    of quantised weights)."""
+    kv_dtype: str = "auto"
+    """Type of keys and values in the pool: auto (that of activations), float32, bfloat16, or int8 with one
+    float32 scale for each head of a token."""
     slots: int = 8192
     """Token slots of the KV pool, a multiple of `page`."""
     page: int = 1
