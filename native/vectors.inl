@@ -44,8 +44,16 @@ inline V16 read16(const uint16_t* p) {
 #endif
 }
 
-// Signed byte i of each word.
-inline I16 byte_of(U16 words, int i) { return I16(words << (24 - 8 * i)) >> 24; }
+inline V16 read16(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (V16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(read<B16>(p), V16);
+#endif
+}
+
+// Signed byte i of each word, as a number.
+inline V16 from_byte(U16 words, int i) { return __builtin_convertvector(I16(words << (24 - 8 * i)) >> 24, V16); }
 
 inline float widen(float x) { return x; }
 inline float widen(uint16_t x) { return cast<float>(uint32_t(x) << 16); }
