@@ -10,6 +10,8 @@
 #endif
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -106,7 +108,7 @@ void attend(Crew& crew, const std::string& name, const PagedArgs& a, int64_t cou
   const AttentionIsa& kernels = isa(name);
   int64_t keys = 0;
   for (int64_t r = 0; r < count; r++) keys += int64_t(a.lens[r]) * std::max(1, a.starts[r + 1] - a.starts[r]);
-  if (keys * a.kv_heads * a.size * 2 * (a.bf16 ? 2 : 4) < kAlone) threads = 1;
+  if (keys * a.kv_heads * a.size * 2 * (a.int8 ? 1 : a.bf16 ? 2 : 4) < kAlone) threads = 1;
   static thread_local Plan work;
   draw_up(a, count, threads, work);
   crew.run(threads, int64_t(work.items.size()), [&, items = work.items.data()](int64_t first, int64_t past) {
@@ -131,9 +133,57 @@ void store(const T* k, const T* v, int64_t k_stride, int64_t v_stride, const int
     }
 }
 
+inline float widened(float value) { return value; }
+inline float widened(uint16_t half) {
+  const uint32_t bits = uint32_t(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Rounds one head of a token to whole numbers of a scale, `step` elements of which lie `apart` from the next.
+template <class T>
+void round_head(const T* from, int64_t size, int8_t* codes, int64_t step, int64_t apart, float* scale) {
+  float most = 0;
+  bool finite = true;
+  for (int64_t d = 0; d < size; d++) {
+    const float value = std::fabs(widened(from[d]));
+    finite &= value <= FLT_MAX;
+    most = std::max(most, value);
+  }
+  *scale = finite ? most / 127.f : NAN;  // what is not a number stays so
+  const float inverse = finite && most >= FLT_MIN ? 127.f / most : 0.f;
+  for (int64_t d = 0; d < size; d++)
+    codes[d / step * apart + d % step] = int8_t(std::nearbyint(finite ? widened(from[d]) * inverse : 0.f));
+}
+
+// The same into a pool of int8, each head of a token with the scale of its largest element.
+template <class T>
+void store_rounded(const T* k, const T* v, int64_t k_stride, int64_t v_stride, const int32_t* slots, int8_t* kv,
+                   int64_t tokens, int64_t heads, int64_t size, int64_t lanes) {
+  const int64_t width = padded(size), part = part_of<int8_t>(size, lanes);
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t h = 0; h < heads; h++) {
+      const int64_t lane = slots[t] % lanes;
+      int8_t* keys = kv + (slots[t] / lanes * heads + h) * 2 * part;
+      int8_t* values = keys + part;
+      float scales[2];
+      round_head(k + t * k_stride + h * size, size, keys + lane * 4, 4, lanes * 4, &scales[0]);
+      round_head(v + t * v_stride + h * size, size, values + lane * width, width, width, &scales[1]);
+      std::memcpy(keys + lanes * width + lane * 4, &scales[0], 4);
+      std::memcpy(values + lanes * width + lane * 4, &scales[1], 4);
+    }
+}
+
 void store_kv(Address k, Address v, int64_t k_stride, int64_t v_stride, Address slots, Address kv, int64_t tokens,
-              int64_t heads, int64_t size, int64_t lanes, bool bf16) {
-  if (bf16)
+              int64_t heads, int64_t size, int64_t lanes, bool bf16, bool int8) {
+  if (int8 && bf16)
+    store_rounded(at<uint16_t>(k), at<uint16_t>(v), k_stride, v_stride, at<int32_t>(slots), at<int8_t>(kv), tokens,
+                  heads, size, lanes);
+  else if (int8)
+    store_rounded(at<float>(k), at<float>(v), k_stride, v_stride, at<int32_t>(slots), at<int8_t>(kv), tokens, heads,
+                  size, lanes);
+  else if (bf16)
     store(at<uint16_t>(k), at<uint16_t>(v), k_stride, v_stride, at<int32_t>(slots), at<uint16_t>(kv), tokens, heads,
           size, lanes);
   else
@@ -165,13 +215,13 @@ void bind_attention(nb::module_& m) {
                                 int64_t table_stride, Address rows, Address starts, Address lens, Address positions,
                                 Address out, Address lse, int64_t count, int64_t heads, int64_t kv_heads, int64_t size,
                                 int64_t lanes, int64_t page, int64_t first, int64_t stride, float scale, int64_t window,
-                                float softcap, bool bf16, int threads) {
+                                float softcap, bool bf16, bool int8, int threads) {
     const PagedArgs args{at<void>(q),        q_stride,        at<void>(kv),       at<int32_t>(tables),
                          table_stride,       at<int32_t>(rows), at<int32_t>(starts), at<int32_t>(lens),
                          at<int64_t>(positions), at<void>(out), at<float>(lse),   heads,
                          kv_heads,           size,            lanes,              page,
                          first,              stride,          window,             scale,
-                         softcap,            bf16};
+                         softcap,            bf16,            int8};
     nb::gil_scoped_release release;
     attend(crew(), name, args, count, threads);
   });

@@ -3,7 +3,8 @@
 //
 // The pool is kv[B][K][2][L * W] with W = D rounded up to 16: of each block and head first the keys,
 // ordered [D / E][L][E] where E elements fill 4 bytes, then the values, [L][W]. So 64 bytes hold
-// the same part of 16 keys, and keys and values of a block and head lie side by side.
+// the same part of 16 keys, and keys and values of a block and head lie side by side. A pool of int8 has
+// after the keys, and after the values, a float32 scale of each of their tokens: [L].
 #pragma once
 #include <cstdint>
 
@@ -30,7 +31,8 @@ struct PagedArgs {
   int64_t first, stride;  // key j of a row stands at position first + j * stride
   int64_t window;         // 0: none
   float scale, softcap;   // softcap 0: none
-  bool bf16;              // type of q, kv and out; else float32
+  bool bf16;              // type of q and out; else float32
+  bool int8;              // type of kv; else that of q
 };
 
 // Tokens of a row and the query heads of one key-value head; keys [segment * kSegment, past * kSegment).
@@ -59,5 +61,11 @@ extern const AttentionIsa kAttentionAvx512Bf16;
 #endif
 
 inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+
+// Elements of the keys, or the values, of a block and head.
+template <class T>
+inline int64_t part_of(int64_t size, int64_t lanes) {
+  return lanes * (padded(size) + (sizeof(T) == 1 ? int64_t(sizeof(float)) : 0));
+}
 
 }  // namespace plait

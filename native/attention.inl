@@ -34,18 +34,22 @@ struct State {
   alignas(64) float out[kItemRows * kMaxHead];
 };
 
-// Packed keys and values of a block, wherever they lie.
-template <class T>
+// Packed keys and values of a block, wherever they lie. T is the type of queries and keys, V that of values.
+template <class T, class V>
 struct Tiles {
-  const T *keys[kPages], *values[kPages];
-  const T* ahead[kPages];  // keys and values of the next block, to be asked for while this one is read; or null
+  const T* keys[kPages];
+  const V* values[kPages];
+  const V* ahead[kPages];  // keys and values of the next block, to be asked for while this one is read; or null
 };
 
-// Copies of scattered tokens, packed.
-template <class T>
+// Copies of scattered tokens, packed. Keys of an int8 pool are copied in the queries' type, which holds whole
+// numbers of 8 bits exactly; its values are read as they are. Both go without scales: those of keys multiply
+// the scores, those of values the weights.
+template <class T, class V>
 struct Scratch {
   alignas(64) T keys[kPages][kLanes * kMaxHead];
-  alignas(64) T values[kPages][kLanes * kMaxHead];
+  alignas(64) V values[kPages][kLanes * kMaxHead];
+  alignas(64) float key_scales[kBlock], value_scales[kBlock];  // of int8 pools
 };
 
 inline V16 add_product(V16 sum, const float* q, const float* key, int64_t d) {
@@ -77,8 +81,8 @@ inline void score(const T* const* q, const T* const* keys, int64_t size, float* 
     for (int p = 0; p < P; p++) write(s + m * kBlock + p * kLanes, sum[m][p]);
 }
 
-template <int M, class T>
-void scores(const T* const* q, const Tiles<T>& tiles, int page, int past, int64_t size, float* s) {
+template <int M, class T, class V>
+void scores(const T* const* q, const Tiles<T, V>& tiles, int page, int past, int64_t size, float* s) {
   while (past - page >= kTilePages) {
     score<M, kTilePages>(q, tiles.keys + page, size, s + page * kLanes);
     page += kTilePages;
@@ -93,8 +97,8 @@ inline void ask(const T* from, int64_t count) {
 }
 
 // Outputs of M rows and C vectors of columns: adds keys [first, past) by their weights.
-template <int M, int C, class T>
-inline void value(const float* weights, const Tiles<T>& tiles, int first, int past, int64_t width, float* out,
+template <int M, int C, class T, class V>
+inline void value(const float* weights, const Tiles<T, V>& tiles, int first, int past, int64_t width, float* out,
                   int64_t column) {
   V16 sum[M][C];
 #pragma GCC unroll 6
@@ -102,9 +106,9 @@ inline void value(const float* weights, const Tiles<T>& tiles, int first, int pa
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) sum[m][c] = read16(out + m * width + column + c * 16);
   for (int j = first; j < past;) {
-    const T* v = tiles.values[j / kLanes] + (j % kLanes) * width + column;
+    const V* v = tiles.values[j / kLanes] + (j % kLanes) * width + column;
     const int page_past = (j / int(kLanes) + 1) * int(kLanes), end = page_past < past ? page_past : past;
-    const T* ahead = column ? nullptr : tiles.ahead[j / kLanes];
+    const V* ahead = column ? nullptr : tiles.ahead[j / kLanes];
     for (; j < end; j++, v += width) {
       if (ahead) ask(ahead + 2 * (j % kLanes) * width, 2 * width);
       V16 part[C];
@@ -124,8 +128,8 @@ inline void value(const float* weights, const Tiles<T>& tiles, int first, int pa
     for (int c = 0; c < C; c++) write(out + m * width + column + c * 16, sum[m][c]);
 }
 
-template <int M, class T>
-void values(const float* weights, const Tiles<T>& tiles, int first, int past, int64_t width, float* out) {
+template <int M, class T, class V>
+void values(const float* weights, const Tiles<T, V>& tiles, int first, int past, int64_t width, float* out) {
   int64_t column = 0;
   for (; column + kTileColumns * 16 <= width; column += kTileColumns * 16)
     value<M, kTileColumns>(weights, tiles, first, past, width, out, column);
@@ -217,7 +221,7 @@ void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, 
 // next block, up to key `last`, is asked for early: no pattern tells the processor where it is.
 template <class T>
 void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
-          Tiles<T>& tiles, Scratch<T>* scratch) {
+          Tiles<T, T>& tiles, Scratch<T, T>* scratch) {
   const int64_t width = padded(a.size), part = a.lanes * width;
   const auto at = [&](int64_t key) {
     const int64_t slot = table[key / a.page] * a.page + key % a.page;
@@ -238,6 +242,53 @@ void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t sta
       if (key + lane + kBlock < last) ask(at(key + lane + kBlock), 2 * part);
       pack_token(token, token + part, scratch->keys[page], scratch->values[page], lane, a.size, width);
     }
+  }
+}
+
+// Packed keys of int8, [D / 4][L][4], in the order of the queries' type. Of a scattered token: at `lane`.
+inline void unpack_keys(const int8_t* from, int64_t lanes, float* keys, int64_t lane, int64_t size) {
+  if (lanes == kLanes)
+    for (int64_t d = 0; d < size; d += 4) {
+      const U16 word = read<U16>(from + d * kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) write(keys + (d + i) * kLanes, from_byte(word, i));
+    }
+  else
+    for (int64_t d = 0; d < size; d++) keys[d * kLanes + lane] = from[d];
+}
+
+inline void unpack_keys(const int8_t* from, int64_t lanes, uint16_t* keys, int64_t lane, int64_t size) {
+  if (lanes == kLanes)
+    for (int64_t d = 0; d < size; d += 4) {
+      const U16 word = read<U16>(from + d * kLanes);
+#pragma GCC unroll 2
+      for (int i = 0; i < 4; i += 2)  // no bits of an int8 lie in a float's lower half
+        write(keys + (d + i) * kLanes, cast<U16>(from_byte(word, i)) >> 16 | cast<U16>(from_byte(word, i + 1)));
+    }
+  else
+    for (int64_t d = 0; d < size; d++) put(keys + (d / 2 * kLanes + lane) * 2 + d % 2, float(from[d]));
+}
+
+// The same of an int8 pool.
+template <class T>
+void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
+          Tiles<T, int8_t>& tiles, Scratch<T, int8_t>* scratch) {
+  const int64_t width = padded(a.size), part = part_of<int8_t>(a.size, a.lanes);
+  const auto at = [&](int64_t key) {
+    const int64_t slot = table[key / a.page] * a.page + key % a.page;
+    return static_cast<const int8_t*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
+  };
+  for (int64_t key = start; key < past; key += a.lanes) {
+    const int64_t page = key % kBlock / kLanes, lane = key % kLanes;
+    const int8_t *keys = at(key), *values = keys + part;
+    if (key + kBlock < last) ask(at(key + kBlock), 2 * part);
+    unpack_keys(keys, a.lanes, scratch->keys[page], lane, a.size);
+    std::memcpy(scratch->key_scales + key % kBlock, keys + a.lanes * width, size_t(a.lanes) * sizeof(float));
+    std::memcpy(scratch->value_scales + key % kBlock, values + a.lanes * width, size_t(a.lanes) * sizeof(float));
+    if (a.lanes == 1) std::memcpy(scratch->values[page] + lane * width, values, size_t(width));
+    tiles.keys[page] = scratch->keys[page];
+    tiles.values[page] = a.lanes == 1 ? scratch->values[page] : values;
+    tiles.ahead[page] = nullptr;
   }
 }
 
@@ -269,9 +320,20 @@ Rows<T> rows_of(const PagedArgs& a, const AttendItem& item, int64_t head, int64_
 
 inline int clip(int64_t at) { return int(at < 0 ? 0 : at > kBlock ? kBlock : at); }
 
+// Multiplies M rows of a block's scores or weights by the scales of their keys [first, past).
+template <int M>
+inline void scale_rows(float* s, const float* scales, int first, int past) {
+  for (int p = first / int(kLanes) * int(kLanes); p < past; p += kLanes) {
+    const V16 factor = read16(scales + p);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++) write(s + m * kBlock + p, read16(s + m * kBlock + p) * factor);
+  }
+}
+
 // Up to kTileRows rows from row `m` on take the block of keys at `start`.
-template <int M, class T>
-void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+template <int M, class T, class V>
+void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T, V>& tiles,
+               const Scratch<T, V>* scratch, State& state) {
   int firsts[M], pasts[M], first = kBlock, past = 0;
   for (int i = 0; i < M; i++) {
     firsts[i] = clip(rows.keys[m + i].first - start);
@@ -284,19 +346,22 @@ void take_tile(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, co
   const int64_t width = padded(a.size);
   alignas(64) float s[M * kBlock];
   scores<M>(rows.q + m, tiles, first / int(kLanes), (past + int(kLanes) - 1) / int(kLanes), a.size, s);
+  if constexpr (sizeof(V) == 1) scale_rows<M>(s, scratch->key_scales, first, past);
   for (int i = 0; i < M; i++)
     weigh(a, s + i * kBlock, firsts[i], pasts[i], &state.best[m + i], &state.sum[m + i],
           state.out + (m + i) * width, width);
+  if constexpr (sizeof(V) == 1) scale_rows<M>(s, scratch->value_scales, first, past);
   values<M>(s, tiles, first, past, width, state.out + m * width);
 }
 
-template <int M, class T>
-void take_rest(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T>& tiles, State& state) {
+template <int M, class T, class V>
+void take_rest(const PagedArgs& a, const Rows<T>& rows, int m, int64_t start, const Tiles<T, V>& tiles,
+               const Scratch<T, V>* scratch, State& state) {
   if constexpr (M > 0) {
     if (rows.count - m == M)
-      take_tile<M>(a, rows, m, start, tiles, state);
+      take_tile<M>(a, rows, m, start, tiles, scratch, state);
     else
-      take_rest<M - 1>(a, rows, m, start, tiles, state);
+      take_rest<M - 1>(a, rows, m, start, tiles, scratch, state);
   }
 }
 
@@ -309,35 +374,35 @@ void clear(State& state, int64_t rows, int64_t width) {
 }
 
 // All keys of a segment that the rows see.
-template <class T>
+template <class T, class V>
 void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& rows, int64_t segment, State& state,
-                  Scratch<T>* scratch) {
+                  Scratch<T, V>* scratch) {
   const int32_t* table = a.tables + a.rows[item.row] * a.table_stride;
   const int64_t begin = segment * kSegment, end = begin + kSegment;
   clear(state, rows.count, padded(a.size));
   for (int64_t start = begin; start < end && start < rows.past; start += kBlock) {
     if (start + kBlock <= rows.first) continue;
-    Tiles<T> tiles;
+    Tiles<T, V> tiles;
     const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
     const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
     find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
     int m = 0;
     for (; m + kTileRows <= rows.count; m += kTileRows) {
-      take_tile<kTileRows>(a, rows, m, start, tiles, state);
-      for (const T*& page : tiles.ahead) page = nullptr;
+      take_tile<kTileRows>(a, rows, m, start, tiles, scratch, state);
+      for (const V*& page : tiles.ahead) page = nullptr;
     }
-    take_rest<kTileRows - 1>(a, rows, m, start, tiles, state);
+    take_rest<kTileRows - 1>(a, rows, m, start, tiles, scratch, state);
   }
 }
 
-template <class T>
+template <class T, class V>
 void attend_heads(const PagedArgs& a, const AttendItem& item, int64_t head, int64_t heads) {
   const Rows<T> rows = rows_of<T>(a, item, head, heads);
   const int64_t width = padded(a.size), share = a.heads / a.kv_heads;
   State whole, part;
-  Scratch<T>* scratch = nullptr;
-  Scratch<T> copies;
-  if (a.lanes == 1) scratch = &copies;
+  Scratch<T, V>* scratch = nullptr;
+  Scratch<T, V> copies;
+  if (a.lanes == 1 || sizeof(V) == 1) scratch = &copies;
   clear(whole, rows.count, width);
   for (int64_t segment = item.segment; segment < item.past_segment; segment++) {
     take_segment(a, item, rows, segment, part, scratch);
@@ -362,10 +427,14 @@ void attend(const PagedArgs& a, const AttendItem& item) {
   const int64_t share = a.heads / a.kv_heads, most = kItemRows / item.count;
   for (int64_t head = item.kv_head * share; head < (item.kv_head + 1) * share;) {
     const int64_t left = (item.kv_head + 1) * share - head, heads = left < most ? left : most;
-    if (a.bf16)
-      attend_heads<uint16_t>(a, item, head, heads);
+    if (a.int8 && a.bf16)
+      attend_heads<uint16_t, int8_t>(a, item, head, heads);
+    else if (a.int8)
+      attend_heads<float, int8_t>(a, item, head, heads);
+    else if (a.bf16)
+      attend_heads<uint16_t, uint16_t>(a, item, head, heads);
     else
-      attend_heads<float>(a, item, head, heads);
+      attend_heads<float, float>(a, item, head, heads);
     head += heads;
   }
 }

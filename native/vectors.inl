@@ -6,6 +6,7 @@ typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef uint32_t U8 __attribute__((vector_size(32)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
+typedef int8_t B16 __attribute__((vector_size(16)));
 typedef uint16_t H8 __attribute__((vector_size(16)));
 
 constexpr V16 kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -42,6 +43,17 @@ inline V16 read16(const uint16_t* p) {
   return read<V16>(halves);
 #endif
 }
+
+inline V16 read16(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (V16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(read<B16>(p), V16);
+#endif
+}
+
+// Signed byte i of each word, as a number.
+inline V16 from_byte(U16 words, int i) { return __builtin_convertvector(I16(words << (24 - 8 * i)) >> 24, V16); }
 
 inline float widen(float x) { return x; }
 inline float widen(uint16_t x) { return cast<float>(uint32_t(x) << 16); }

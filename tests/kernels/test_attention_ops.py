@@ -16,6 +16,16 @@ needs_native = pytest.mark.skipif(not ISAS, reason="no native kernels")
 MOST_KEYS = 600
 
 
+def poisoned(slots, kv_heads, size, page, dtype):
+    """A pool without any number in it, or of int8 with scales that are none."""
+    if dtype != torch.int8:
+        return torch.full(attention.pool_shape(slots, kv_heads, size, page), torch.nan, dtype=dtype)
+    kv = torch.full(attention.pool_shape(slots, kv_heads, size, page, scaled=True), -128, dtype=torch.int8)
+    for scales in attention._scales(kv, size):
+        scales.fill_(torch.nan)
+    return kv
+
+
 @st.composite
 def attentions(draw):
     """Arguments of `paged_attend`: prefixes, chunks and decodes, striped keys, some rows without any key."""
@@ -33,7 +43,7 @@ def attentions(draw):
     slots = -(-tables * pages * page // 16) * 16
     order = torch.from_numpy(rng.permutation(slots // page)[: tables * pages]).int().view(tables, pages)
     rows_R = torch.from_numpy(rng.permutation(tables)[:rows]).int()
-    kv = torch.full(attention.pool_shape(slots, kv_heads, size, page), torch.nan, dtype=dtype)
+    kv = poisoned(slots, kv_heads, size, page, draw(st.sampled_from([dtype, torch.int8])))
     for r, n in enumerate(lens):
         at = torch.arange(int(n))
         used = order[rows_R[r].long(), at // page] * page + at % page
@@ -92,8 +102,8 @@ def test_a_query_does_not_see_its_batch(arguments, data):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_pages_change_no_bit(seed, dtype):
+@given(st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16]), st.booleans())
+def test_pages_change_no_bit(seed, dtype, rounded):
     """The same keys as packed pages and as scattered tokens."""
     torch.manual_seed(seed)
     keys, heads, size = int(torch.randint(1, 400, ())), 2, 32
@@ -102,7 +112,7 @@ def test_pages_change_no_bit(seed, dtype):
     for page in (1, 16):
         pages = -(-keys // page)
         table = torch.randperm(2 * pages)[:pages].int()[None]
-        kv = torch.full(attention.pool_shape(2 * pages * page, heads, size, page), torch.nan, dtype=dtype)
+        kv = poisoned(2 * pages * page, heads, size, page, torch.int8 if rounded else dtype)
         at = torch.arange(keys)
         attention.paged_store(k, v, (table[0, at // page] * page + at % page).int(), kv)
         row = (torch.tensor([0]).int(), torch.tensor([0, 1]).int(), torch.tensor([keys]).int())
@@ -127,6 +137,33 @@ def test_stored_keys_are_where_they_belong_and_nothing_else_changes(tokens, seed
         ops.paged_store(wide[:, :2], wide[:, 2:4], slots, kv)
         assert int((~kv.isnan()).sum()) == tokens * 2 * 2 * size
     assert torch.equal(pools[0].nan_to_num(9), pools[1].nan_to_num(9))
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 20), st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([1, 16]), st.sampled_from([8, 24, 64]),
+)  # fmt: skip
+def test_rounded_keys_are_the_references_to_the_bit(tokens, seed, dtype, page, size):
+    """Into a pool of int8: nothing else changes, zeros and what is not finite included."""
+    torch.manual_seed(seed)
+    wide = (torch.randn(tokens, 5, size) * 10 ** torch.randn(tokens, 5, 1)).to(dtype)
+    wide[::5], wide[1::7, :, 3] = 0, torch.inf
+    slots = torch.randperm(32)[:tokens].int()
+    pools = [poisoned(32, 2, size, page, torch.int8) for _ in range(2)]
+    for ops, kv in zip((Native(), REFERENCE), pools, strict=True):
+        ops.paged_store(wide[:, :2], wide[:, 2:4], slots, kv)
+    ours, theirs = ([*attention._views(kv, size), *attention._scales(kv, size)] for kv in pools)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.float().nan_to_num(9), other.float().nan_to_num(9))
+    lanes = attention.lanes_of(pools[0], size)
+    keys, scales = attention._views(pools[0], size)[0], attention._scales(pools[0], size)[0]
+    at = slots.long() // lanes, slots.long() % lanes
+    back, want = keys[at].flatten(2).float() * scales[at][..., None], wide[:, :2].float()
+    fine = want.isfinite().all(-1)
+    assert (back[fine] - want[fine]).abs().le(0.501 * scales[at][fine][..., None]).all()
+    assert back[~fine].isnan().all()
 
 
 @st.composite

@@ -11,6 +11,7 @@ from plait.cli.chat import chat
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
 from plait.cli.pull import pull
+from plait.cli.quantize import quantize
 from plait.cli.replay import replay
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
@@ -38,6 +39,7 @@ def root(
 
 app.command()(serve)
 app.command()(pull)
+app.command()(quantize)
 app.command()(chat)
 app.command()(demo)
 app.command()(simulate)

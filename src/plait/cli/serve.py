@@ -30,6 +30,9 @@ ApiKey = Annotated[
 Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+KvDtype = Annotated[
+    str, typer.Option(help="Type of keys and values: auto (as --dtype), float32, bfloat16 or int8.")
+]
 Exact = Annotated[
     bool, typer.Option("--exact", help="No bit of an answer depends on batching, chunking or threads.")
 ]
@@ -67,6 +70,7 @@ def serve(
     instances: Instances = 1,
     threads: Threads = 1,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     exact: Exact = False,
     max_model_len: MaxModelLen = None,
     kv_tokens: KvTokens = None,
@@ -112,6 +116,7 @@ def serve(
         name=name,
         threads=threads,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         exact=exact,
         max_len=max_model_len,
         kv_tokens=kv_tokens,

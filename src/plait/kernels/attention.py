@@ -3,7 +3,8 @@
 The pool of a layer is one tensor kv_BKXE, private to these ops: B blocks of L tokens, K heads, X keys then
 values, E = L * W elements, where W is the head size rounded up to 16. Keys are ordered [D / e, L, e] with
 e elements in 4 bytes, values [L, W]. Blocks hold L = 16 tokens where pages are multiples of that, else 1.
-Slot s is lane s % L of block s // L.
+Slot s is lane s % L of block s // L. A pool of int8 has whole numbers, and after the keys, and after the
+values, of a block and head one float32 scale for each of its L tokens: so scales move with what they scale.
 
 Legend: T tokens of all rows, R rows, H query heads, K key-value heads, D head size, J keys of a row.
 """
@@ -17,6 +18,8 @@ from plait.kernels.registration import register
 
 LANES = 16
 """Tokens of a packed block."""
+SCALE_BYTES = 4
+"""Bytes of a token's scale, in a pool of int8."""
 SCHEMAS = (
     "paged_store(Tensor k, Tensor v, Tensor slots, Tensor(a!) kv) -> ()",
     "paged_attend(Tensor q, Tensor kv, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
@@ -26,10 +29,16 @@ SCHEMAS = (
 )
 
 
-def pool_shape(slots: int, kv_heads: int, size: int, page: int) -> tuple[int, int, int, int]:
-    """Shape of one layer's kv_BKXE for `slots` tokens, a multiple of `page`, and heads of `size`."""
+def pool_shape(
+    slots: int, kv_heads: int, size: int, page: int, scaled: bool = False
+) -> tuple[int, int, int, int]:
+    """Shape of one layer's kv_BKXE for `slots` tokens, a multiple of `page`, and heads of `size`.
+
+    Args:
+        scaled: of int8, with scales.
+    """
     lanes = LANES if page % LANES == 0 else 1
-    return slots // lanes, kv_heads, 2, lanes * _padded(size)
+    return slots // lanes, kv_heads, 2, lanes * (_padded(size) + (SCALE_BYTES if scaled else 0))
 
 
 def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -51,7 +60,10 @@ class Native:
         assert slots_T.dtype == torch.int32, "slots are int32"
         tokens, heads, size = k_TKD.shape
         assert heads == kv_BKXE.shape[1], "keys do not fit the pool"
-        k_TKD, v_TKD = (dense(new_TKD.to(kv_BKXE.dtype)) for new_TKD in (k_TKD, v_TKD))
+        rounded = kv_BKXE.dtype == torch.int8
+        taken = k_TKD.dtype if rounded else kv_BKXE.dtype
+        assert taken in (torch.float32, torch.bfloat16), f"no store from {taken}"
+        k_TKD, v_TKD = (dense(new_TKD.to(taken)) for new_TKD in (k_TKD, v_TKD))
         self.native.paged_store(
             k_TKD.data_ptr(),
             v_TKD.data_ptr(),
@@ -63,7 +75,8 @@ class Native:
             heads,
             size,
             lanes_of(kv_BKXE, size),
-            kv_BKXE.dtype == torch.bfloat16,
+            taken == torch.bfloat16,
+            rounded,
         )
 
     def paged_attend(  # noqa: PLR0913 - an op has a flat signature
@@ -87,7 +100,7 @@ class Native:
         tokens, heads, size = q_THD.shape
         lanes = lanes_of(kv_BKXE, size)
         assert size in range(8, 257, 8), f"head size {size} is not a multiple of 8 up to 256"
-        assert q_THD.dtype == kv_BKXE.dtype, "queries and pool of one type"
+        assert kv_BKXE.dtype in (q_THD.dtype, torch.int8), "queries and pool of one type, or a pool of int8"
         assert q_THD.dtype in (torch.float32, torch.bfloat16), f"no attention in {q_THD.dtype}"
         assert page % lanes == 0, "a page is no whole number of blocks"
         assert tables_RP.dtype == torch.int32, "tables are int32"
@@ -120,6 +133,7 @@ class Native:
             window,
             softcap,
             q_THD.dtype == torch.bfloat16,
+            kv_BKXE.dtype == torch.int8,
             threads,
         )
         return out_THD, lse_TH
@@ -150,12 +164,18 @@ class Reference:
     def paged_store(self, k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, kv_BKXE: Tensor) -> None:
         """Write the keys and values of new tokens into their slots.
 
+        A pool of int8 gets each head of a token rounded to whole numbers of its largest element / 127.
+
         Args:
             slots_T: int32.
         """
         keys_BLKD, values_BLKD = _views(kv_BKXE, k_TKD.shape[2])
         lanes = keys_BLKD.shape[1]
         at = slots_T.long() // lanes, slots_T.long() % lanes
+        if kv_BKXE.dtype == torch.int8:
+            (k_TKD, k_TK), (v_TKD, v_TK) = _rounded(k_TKD), _rounded(v_TKD)
+            for scales_BLK, new_TK in zip(_scales(kv_BKXE, k_TKD.shape[2]), (k_TK, v_TK), strict=True):
+                scales_BLK[at] = new_TK
         keys_BLKD[at] = k_TKD.to(kv_BKXE.dtype).unflatten(-1, keys_BLKD.shape[3:])
         values_BLKD[at] = v_TKD.to(kv_BKXE.dtype)
 
@@ -205,6 +225,9 @@ class Reference:
             slots_J = tables_RP[table, at_J // page].long() * page + at_J % page
             at = slots_J // lanes, slots_J % lanes
             k_JKD, v_JKD = keys_BLKD[at].flatten(2).float(), values_BLKD[at].float()
+            if kv_BKXE.dtype == torch.int8:
+                k_JK, v_JK = (scales_BLK[at] for scales_BLK in _scales(kv_BKXE, size))
+                k_JKD, v_JKD = k_JKD * k_JK[..., None], v_JKD * v_JK[..., None]
             for t in range(starts[r], starts[r + 1]):
                 behind_J = positions_T[t] - (first + at_J * stride)
                 seen_J = (behind_J >= 0) & (behind_J < window if window else True)
@@ -245,7 +268,7 @@ def _padded(size: int) -> int:
 
 def lanes_of(kv_BKXE: Tensor, size: int) -> int:
     """Tokens of a block of this pool."""
-    lanes = kv_BKXE.shape[3] // _padded(size)
+    lanes = kv_BKXE.shape[3] // (_padded(size) + (SCALE_BYTES if kv_BKXE.dtype == torch.int8 else 0))
     assert kv_BKXE.is_contiguous() and lanes in (1, LANES), "not a pool for heads of this size"  # noqa: PT018
     return lanes
 
@@ -254,8 +277,25 @@ def _views(kv_BKXE: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Keys [B, L, K, D / e, e] and values [B, L, K, D] as they lie in the pool."""
     lanes, pack = lanes_of(kv_BKXE, size), 4 // kv_BKXE.element_size()
     keys = kv_BKXE[:, :, 0, : size * lanes].unflatten(-1, (size // pack, lanes, pack))
-    values = kv_BKXE[:, :, 1].unflatten(-1, (lanes, -1))[..., :size]
+    values = kv_BKXE[:, :, 1, : _padded(size) * lanes].unflatten(-1, (lanes, -1))[..., :size]
     return keys.permute(0, 3, 1, 2, 4), values.permute(0, 2, 1, 3)
+
+
+def _scales(kv_BKXE: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Scales [B, L, K] of the keys and of the values as they lie in a pool of int8."""
+    scales_BKXL = kv_BKXE[..., _padded(size) * lanes_of(kv_BKXE, size) :].view(torch.float32)
+    return scales_BKXL[:, :, 0].transpose(1, 2), scales_BKXL[:, :, 1].transpose(1, 2)
+
+
+def _rounded(x_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [T, K, D] and scales [T, K]; what is not finite has a scale that is not a number."""
+    x_TKD = x_TKD.float()
+    most_TK = x_TKD.abs().amax(-1)
+    finite_TK = most_TK.isfinite()
+    sized = finite_TK & (most_TK >= torch.finfo(torch.float32).tiny)
+    codes = (x_TKD * torch.where(sized, torch.tensor(127.0) / most_TK, 0.0)[..., None]).round()
+    scales_TK = torch.where(finite_TK, most_TK / 127, torch.nan)
+    return codes.where(sized[..., None], 0).to(torch.int8), scales_TK
 
 
 def dense(x_THD: Tensor) -> Tensor:

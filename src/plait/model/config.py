@@ -14,7 +14,10 @@ class ModelConfig:
     folder: str
     """Folder of config.json, tokenizer and safetensors."""
     dtype: str = "auto"
-    """Type of weights and KV: float32, bfloat16, or auto; see `dtype_of`."""
+    """Type of weights and activations: float32, bfloat16, or auto; see `dtype_of`."""
+    kv_dtype: str = "auto"
+    """Type of keys and values in the pool: auto (that of activations), float32, bfloat16, or int8 with one
+    float32 scale for each head of a token."""
     slots: int = 8192
     """Token slots of the KV pool, a multiple of `page`."""
     page: int = 1
@@ -33,9 +36,11 @@ class ModelConfig:
 
 def dtype_of(folder: Path, wanted: str, exact: bool) -> str:
     """What `wanted` means for a model: `auto` is bfloat16 where the weights are and the CPU computes with it,
-    else float32, as in exact mode."""
+    else float32, as in exact mode. Products with quantised weights take bfloat16 everywhere."""
     if wanted != "auto":
         return wanted
     raw = json.loads((folder / "config.json").read_text())
+    if "quantization_config" in raw:
+        return "bfloat16"
     own = raw.get("dtype") or raw.get("torch_dtype")
     return "bfloat16" if own == "bfloat16" and not exact and choose().isa == "AVX-512-bf16" else "float32"

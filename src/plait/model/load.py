@@ -13,6 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from plait.model.attend import NAME
+from plait.model.quantised import QuantisedWeight, check_layers, read_weights
+from plait.model.schemes import Quantisation, read_quantisation
 from plait.spec.errors import NotFound, Unsupported, UserError
 
 LAYER_TYPES = frozenset(("full_attention", "sliding_attention", "attention"))
@@ -45,6 +47,18 @@ def load_config(folder: Path) -> Any:
     return config
 
 
+def take_quantisation(config: Any) -> Quantisation | None:
+    """Take what a configuration says of quantised weights out of it: they are read here, not by transformers.
+
+    Raises:
+        Unsupported: the engine does not have what it asks for.
+    """
+    quantisation = read_quantisation(getattr(config, "quantization_config", None))
+    if quantisation is not None:
+        del config.quantization_config
+    return quantisation
+
+
 def _refusal(config: Any) -> str | None:
     """Why this configuration cannot be served; None if it can."""
     if config.is_encoder_decoder:
@@ -73,15 +87,25 @@ def _ropes(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from nested or [parameters]
 
 
-def load_module(folder: Path, config: Any, dtype: torch.dtype, seed: int | None) -> nn.Module:
-    """The model with our attention, in evaluation mode, without gradients.
+def load_module(
+    folder: Path, config: Any, dtype: torch.dtype, seed: int | None, quantisation: Quantisation | None = None
+) -> tuple[nn.Module, dict[str, QuantisedWeight]]:
+    """The model with our attention, in evaluation mode, without gradients; and its quantised layers by name.
+
+    Quantised layers have the weights that their numbers stand for.
 
     Args:
         seed: None loads the weights (safetensors, sharded or not); a number draws them at random.
+        quantisation: what `take_quantisation` gave.
 
     Raises:
         UserError: weights are missing, or of other sizes than the configuration says.
     """
+    quantised: dict[str, QuantisedWeight] = {}
+    if seed is not None and quantisation is not None:
+        raise UserError(
+            "random weights (seed) are not quantised: load the weights, or leave seed out", "seed"
+        )
     if seed is not None:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
@@ -89,10 +113,14 @@ def load_module(folder: Path, config: Any, dtype: torch.dtype, seed: int | None)
     else:
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"{folder} holds no *.safetensors weights; convert or pull them", "model")
+        state = None
+        if quantisation is not None:
+            state, quantised = read_weights(folder, quantisation, dtype)
         with _quietly():
-            module, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            module, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None if state else folder,
                 config=config,
+                state_dict=state,
                 attn_implementation=NAME,
                 dtype=dtype,
                 use_safetensors=True,
@@ -104,9 +132,11 @@ def load_module(folder: Path, config: Any, dtype: torch.dtype, seed: int | None)
         if missing or report["mismatched_keys"]:
             what = missing or sorted(str(key) for key in report["mismatched_keys"])
             raise UserError(f"{folder} lacks weights that config.json names: {', '.join(what[:5])}", "model")
+        if quantisation is not None:
+            check_layers(module, quantisation, quantised)
     if any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in module.named_parameters()):
         raise Unsupported(f"{folder.name} has attention sinks, which plait does not support", "model")
-    return module.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False), quantised
 
 
 @contextmanager

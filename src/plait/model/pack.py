@@ -5,7 +5,7 @@ for all, the others take their share.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 import torch
@@ -15,10 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from plait.kernels import ops
 from plait.kernels.memory import on_large_pages
+from plait.model.quantised import QuantisedWeight
 
 log = logging.getLogger(__name__)
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+LARGEST_GROUP = 128
+"""Inputs that share a scale at most, in 4-bit weights."""
 Product = Callable[[Tensor], Tensor]
 """Takes [..., I] and gives [..., N]."""
 
@@ -74,6 +77,39 @@ class GatedProduct:
     def __call__(self, x: Tensor) -> Tensor:
         out_TN = ops.gated_bf16(x.reshape(-1, x.shape[-1]), self.packed, self.width, self.threads)
         return out_TN.view(*x.shape[:-1], self.width)
+
+
+class QuantisedProduct:
+    """A bf16 product with weights of 8 or 4 bits, each times its scale; sums are float32, rounded once.
+
+    4-bit weights with one scale an output have that scale in each group of inputs.
+    """
+
+    __slots__ = ("bias_N", "group", "outputs", "packed", "scales", "threads", "wide")
+
+    def __init__(
+        self, members: list[nn.Module], weights: list[QuantisedWeight], threads: int, wide: bool
+    ) -> None:
+        """`wide`: give the float32 sums as they are."""
+        scheme, bias_N, codes = weights[0].scheme, _bias(members), [weight.codes_NI for weight in weights]
+        scales_NG = torch.cat([weight.scales_NG for weight in weights])
+        self.group = None if scheme.bits == 8 else scheme.group or LARGEST_GROUP
+        if self.group and not scheme.group:
+            scales_NG = scales_NG.expand(-1, -(-codes[0].shape[1] // LARGEST_GROUP))
+        self.packed = ops.pack_int4(codes) if self.group else ops.pack_int8(codes)
+        self.scales = ops.pack_scales(scales_NG)
+        self.bias_N = None if bias_N is None else bias_N.float()
+        self.outputs, self.threads, self.wide = len(scales_NG), threads, wide
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_TI, rest = x.reshape(-1, x.shape[-1]), (self.wide, self.threads)
+        if self.group is None:
+            out_TN = ops.linear_int8(x_TI, self.packed, self.scales, self.bias_N, self.outputs, *rest)
+        else:
+            out_TN = ops.linear_int4(
+                x_TI, self.packed, self.scales, self.bias_N, self.outputs, self.group, *rest
+            )
+        return out_TN.view(*x.shape[:-1], self.outputs)
 
 
 class TorchProduct:
@@ -132,14 +168,21 @@ class Share:
         return self.group.share(x, self.index)
 
 
-def install(module: nn.Module, packed: bool, threads: int) -> int:
+def install(
+    module: nn.Module, packed: bool, threads: int, quantised: Mapping[str, QuantisedWeight] | None = None
+) -> int:
     """Give every linear layer its serving forward; returns how many products a forward makes.
 
     Args:
         packed: by our kernels for float32 and bf16, else by torch.
+        quantised: layers by name that use these weights instead, always by our kernels.
     """
+    weights = {id(module.get_submodule(name)): weight for name, weight in (quantised or {}).items()}
 
     def product(members: list[nn.Module]) -> Product:
+        if id(members[0]) in weights:
+            kept = [weights[id(member)] for member in members]
+            return QuantisedProduct(members, kept, threads, wide=members[0] is head)
         if not packed:
             return TorchProduct(members)
         if members[0].weight.dtype == torch.float32:
@@ -152,7 +195,7 @@ def install(module: nn.Module, packed: bool, threads: int) -> int:
     for parent in module.modules():
         for names in SIBLINGS:
             members = [getattr(parent, name, None) for name in names]
-            if _alike(members):
+            if _alike(members) and _same_form([weights.get(id(member)) for member in members]):
                 _join(members, product(members))
                 taken.update(id(member) for member in members)
                 count += 1
@@ -184,8 +227,8 @@ def unpack(layer: nn.Module) -> None:
 
 
 def gather(module: nn.Module) -> int:
-    """Move all packed weights into one buffer on large pages, in the order of the module's parts, which is that
-    of a step: reads run on over the borders of pages and products. Returns its size in bytes."""
+    """Move all packed weights into one buffer on large pages, in the order of the module's parts, which is
+    that of a step: reads run on over the borders of pages and products. Returns its size in bytes."""
     products = {id(p): p for part in module.modules() if hasattr(p := _product(part), "packed")}
     line = 64
     sizes = [-(-product.packed.nbytes // line) * line for product in products.values()]
@@ -205,6 +248,13 @@ def _product(part: nn.Module) -> Product | None:
     return getattr(forward, "product", forward)
 
 
+def give_up(module: nn.Module, names: Iterable[str]) -> None:
+    """Free the parameters of quantised layers, whose products have their own weights."""
+    for name in names:
+        weight = module.get_submodule(name).weight
+        weight.data = weight.new_empty(0)
+
+
 def remove(module: nn.Module) -> None:
     """Give every linear layer its own forward back, as for training."""
     for part in module.modules():
@@ -217,6 +267,14 @@ def _alike(members: list[nn.Module | None]) -> bool:
     if not all(type(member) is nn.Linear for member in members):
         return False
     return len({(m.in_features, m.bias is None, m.weight.dtype) for m in members}) == 1
+
+
+def _same_form(weights: list[QuantisedWeight | None]) -> bool:
+    """Whether these weights, None for those that are not quantised, go into one product."""
+    return (
+        len({w and (w.scheme.bits, w.scheme.group, w.scales_NG.shape[1], w.scales_NG.dtype) for w in weights})
+        == 1
+    )
 
 
 def _join(members: list[nn.Module], product: Product) -> None:

@@ -19,10 +19,14 @@ class KvPool:
 
         Args:
             slots: token slots, a multiple of `page`.
+            dtype: float32, bf16, or int8 with scales.
         """
         assert slots % page == 0, f"{slots} slots are no whole number of pages of {page}"
         self.slots, self.page = slots, page
         self.spare = slots
         """First slot of one page more, which nobody owns: idle rows of a decode step use it."""
-        sizes = [pool_shape(slots + page, layer.kv_heads, layer.head_dim, page) for layer in shape.layers]
+        sizes = [
+            pool_shape(slots + page, layer.kv_heads, layer.head_dim, page, dtype == torch.int8)
+            for layer in shape.layers
+        ]
         self.layers: tuple[Tensor, ...] = tuple(empty_pool(size, dtype) for size in sizes)

@@ -1,6 +1,6 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait.cost.cost import Cost
@@ -26,7 +26,9 @@ class ServeConfig:
     threads: int = 1
     """Threads of each worker."""
     dtype: str = "auto"
-    """Type of weights and KV; see ModelConfig."""
+    """Type of weights and activations; see ModelConfig."""
+    kv_dtype: str = "auto"
+    """Type of keys and values; see ModelConfig."""
     exact: bool = False
     """Results do not depend on batch, chunking or threads."""
     max_len: int | None = None
@@ -53,11 +55,12 @@ def open_engine(config: ServeConfig) -> Engine:
     folder = resolve(config.model)
     page, instances = config.manager.page, config.fleet.instances
     max_len = max_len_of(folder, config.max_len)
-    dtype = dtype_of(folder, config.dtype, config.exact)
-    slots = config.kv_tokens or _free_slots(folder, dtype, instances, max_len)
+    config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact))
+    slots = config.kv_tokens or _free_slots(folder, config, max_len)
     model = ModelConfig(
         folder=str(folder),
-        dtype=dtype,
+        dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
         slots=max(slots // page, 1) * page,
         page=page,
         exact=config.exact,
@@ -82,12 +85,14 @@ def _launcher(config: ServeConfig) -> Launcher:
     return RayLauncher(config.cluster, config.fleet.instances, config.threads)
 
 
-def _free_slots(folder: Path, dtype: str, instances: int, max_len: int) -> int:
+def _free_slots(folder: Path, config: ServeConfig, max_len: int) -> int:
     """KV slots that 40 % of the free memory holds, shared by all instances; at most what 32 of the
     longest requests need, for a larger pool only costs start-up time."""
-    shape = shape_of(folder)
-    width = 2 if dtype == "bfloat16" else 4
-    slots = int(0.4 * _free_bytes() / instances / (shape.kv_bytes_per_token / 2 * width))
+    instances, bits = config.fleet.instances, 16 if config.dtype == "bfloat16" else 32
+    shape = replace(shape_of(folder), kv_bits=float(bits))
+    if config.kv_dtype == "int8":
+        shape = replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
+    slots = int(0.4 * _free_bytes() / instances / shape.kv_bytes_per_token)
     if slots < max_len:
         raise UserError(
             f"free memory holds {slots} KV tokens for each of {instances} instances, less than one "
