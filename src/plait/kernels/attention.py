@@ -25,17 +25,22 @@ SCHEMAS = (
 )
 
 
-def pool_shape(slots: int, kv_heads: int, size: int, page: int) -> tuple[int, int, int, int]:
-    """Shape of one layer's kv_BKXE for `slots` tokens, a multiple of `page`, and heads of `size`."""
+def pool_shape(slots: int, kv_heads: int, size: int, page: int, gpu: bool = False) -> tuple[int, ...]:
+    """Shape of one layer's pool for `slots` tokens, a multiple of `page`, and heads of `size`.
+
+    That is kv_BKXE, or with `gpu` the kv_BKXLD of `plait.kernels.triton.pool`.
+    """
     lanes = LANES if page % LANES == 0 else 1
-    return slots // lanes, kv_heads, 2, lanes * _padded(size)
+    tail = (lanes, size) if gpu else (lanes * _padded(size),)
+    return slots // lanes, kv_heads, 2, *tail
 
 
-def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for pools, on large pages where the system has them; it is taken as it is first written."""
-    kv_BKXE = torch.empty(shape, dtype=dtype)
+def empty_pool(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Memory for pools, on large pages where the system has them; on a CPU it is taken as it is first
+    written."""
+    kv_BKXE = torch.empty(shape, dtype=dtype, device=device or "cpu")
     native = choose().native
-    if native is not None:
+    if native is not None and kv_BKXE.device.type == "cpu":
         native.advise_large(kv_BKXE.data_ptr(), kv_BKXE.nbytes)
     return kv_BKXE
 
