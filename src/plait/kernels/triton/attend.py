@@ -82,7 +82,7 @@ def over_keys(
         k_JD = tl.load(kv + at_JD, mask=known_JD, other=0.0)
         v_JD = tl.load(kv + at_JD + LANES * SIZE, mask=known_JD, other=0.0)
         score_MJ = product(q_MD, tl.trans(k_JD), tl.zeros([BLOCK_M, BLOCK_J], tl.float32)) * scale
-        if SOFTCAP:
+        if SOFTCAP > 0:
             score_MJ = capped(score_MJ, SOFTCAP)
         seen_MJ = (j_J[None, :] >= begin_M[:, None]) & (j_J[None, :] < end_M[:, None]) & known_J[None, :]
         score_MJ = tl.where(seen_MJ, score_MJ * LOG2E, float("-inf"))

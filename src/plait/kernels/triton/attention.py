@@ -16,7 +16,7 @@ from plait.kernels.triton.attend import merge_kernel, split_kernel, tile_kernel
 from plait.kernels.triton.pool import launch_sizes, store_kernel
 
 MOST_SPLITS = 32
-PROGRAMS_PER_PROCESSOR = 2
+PROGRAMS_PER_PROCESSOR = 4
 """Programs that splitting is to give each multiprocessor, so that one loads while another computes."""
 INTERPRETED_PROCESSORS = 4
 """Stands for the number of multiprocessors where there is no GPU."""
@@ -29,14 +29,14 @@ class Tile:
     queries: int
     keys: int
     warps: int
-    stages: int = 2
+    stages: int = 3
 
     def options(self) -> dict[str, int]:
         """For the launch."""
         return {"BLOCK_J": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
-SPLIT_TILES = {256: Tile(16, 64, 4, 3), 512: Tile(16, 32, 4, 3), 1024: Tile(16, 16, 4)}
+SPLIT_TILES = {256: Tile(16, 64, 4), 512: Tile(16, 32, 4), 1024: Tile(16, 16, 4)}
 ROW_TILES = {256: Tile(128, 64, 8), 512: Tile(64, 32, 4), 1024: Tile(16, 16, 4)}
 """Bytes of a padded head, at most -> the tile."""
 
