@@ -261,7 +261,8 @@ def tile_kernel(
         past = tl.where(fits, past, middle)
     from_token, to_token = tl.load(starts + r), tl.load(starts + r + 1)
     to_token = tl.where(to_token - from_token > 1, to_token, from_token)
-    t_M = from_token + (tile - (from_token // BLOCK_M + r)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    from_tile = from_token + (tile - (from_token // BLOCK_M + r)) * BLOCK_M
+    t_M = from_tile + tl.arange(0, BLOCK_M)
     inside_M = t_M < to_token
     at_D = tl.arange(0, BLOCK_D)
     inside_MD = inside_M[:, None] & (at_D < SIZE)[None, :]
@@ -271,7 +272,11 @@ def tile_kernel(
     begin_M, end_M = visible(position_M, first, stride, tl.load(lens + r), WINDOW)
     end_M = tl.where(inside_M, end_M, 0)
     end = tl.max(end_M, 0)
-    begin = tl.min(tl.where(inside_M, begin_M, end), 0)
+    begin = 0
+    if WINDOW:
+        # A row's positions ascend. (With a minimum over the tile the compiler no longer loads ahead.)
+        least = tl.load(positions + from_tile, mask=from_tile < to_token, other=0)
+        begin, _ = visible(least, first, stride, end, WINDOW)
     table = tables + tl.load(rows + r).to(tl.int64) * table_stride
     out_MD, lse_M = over_keys(
         q_MD, begin_M, end_M, begin, end, head // (HEADS // KV_HEADS), table, kv, scale,
