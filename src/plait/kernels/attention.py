@@ -8,6 +8,8 @@ Slot s is lane s % L of block s // L.
 Legend: T tokens of all rows, R rows, H query heads, K key-value heads, D head size, J keys of a row.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -271,7 +273,15 @@ def dense(x_THD: Tensor) -> Tensor:
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 
 
-_OPS = Native() if choose().native else Reference()
+def _chosen() -> Any:
+    if choose().isa == "triton":  # under its interpreter
+        from plait.kernels.triton.attention import Triton
+
+        return Triton()
+    return Native() if choose().native else Reference()
+
+
+_OPS = _chosen()
 BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
 """Name of each op -> the function that carries it out."""
 LIBRARY = register(SCHEMAS, BODIES)

@@ -10,7 +10,7 @@ class ModelConfig:
     folder: str
     """Folder of config.json, tokenizer and safetensors."""
     dtype: str = "auto"
-    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU)."""
+    """Type of weights and KV: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU)."""
     slots: int = 8192
     """Token slots of the KV pool, a multiple of `page`."""
     page: int = 1
@@ -22,6 +22,6 @@ class ModelConfig:
     seed: int | None = None
     """Draw random weights from this seed and load none; None: load the weights."""
     device: str = "cpu"
-    """Where to compute; only cpu."""
+    """Where to compute: cpu, cuda (the first GPU that this process sees) or cuda:N."""
     threads: int = 1
     """Threads that our kernels use."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from plait.kernels.choice import choose
 from plait.model import attend, check, fuse, pack, rope
 from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
+from plait.model.graph import CudaGraphs, DecodeGraphs
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module
 from plait.model.pool import KvPool
+from plait.model.staging import staged
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import ModelShape
 
@@ -37,28 +39,39 @@ class Model:
         """
         _validate(config)
         self.config = config
-        folder, dtype = Path(config.folder), DTYPES[config.dtype]
+        self.kernels, self.device = choose(config.device), torch.device(config.device)
+        folder, dtype = Path(config.folder), _dtype(config)
         hf_config = load_config(folder)
         shape = _shape(hf_config.to_dict(), float(torch.finfo(dtype).bits))
         self.max_len = _max_len(config.max_len, shape.max_tokens)
         self.shape = replace(shape, max_tokens=self.max_len)
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
-        self.pool = KvPool(self.shape, config.slots, config.page, dtype)
-        self.module = load_module(folder, hf_config, dtype, config.seed)
+        self.pool = KvPool(self.shape, config.slots, config.page, dtype, config.device)
+        # Random weights are drawn where they will be: a GPU draws billions of them in a second.
+        with self.device if config.seed is not None else nullcontext():
+            self.module = load_module(folder, hf_config, dtype, config.seed).to(self.device)
         self._current = Current()
-        self._tapes: DecodeTapes | None = None
+        self._tapes: DecodeTapes | DecodeGraphs | None = None
+        if self.device.type == "cuda":
+            from plait.kernels.triton import registered  # Triton is an extra
+
+            torch.cuda.set_device(self.device)
+            log.info("%d ops in Triton", len(registered.BODIES))
         self._install(dtype)
-        native = choose().native
-        if native is not None and not config.exact:
+        native = self.kernels.native
+        if self.device.type == "cuda":
+            self._tapes = DecodeGraphs(self._compute, CudaGraphs(), self.pool, self.max_len)
+        elif native is not None and not config.exact:
             self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
 
     def _install(self, dtype: torch.dtype) -> None:
-        config, module, kernels = self.config, self.module, choose()
+        config, module, kernels = self.config, self.module, self.kernels
         reason = check.refusal_of_exactness(module, dtype) if config.exact else None
         tokens_T = check.example(self.vocab, self.max_len, config.slots // config.page)
-        theirs_TV = check.reference(module, tokens_T)
-        tabled = rope.install(module, self.max_len, dtype)
+        theirs_TV = check.reference(module, tokens_T.to(self.device))
+        with self.device:  # where tables are made
+            tabled = rope.install(module, self.max_len, dtype)
         if config.exact and not tabled:
             reason = "its rotary embedding depends on the batch"
         if reason:
@@ -68,7 +81,7 @@ class Model:
         # the threads.
         self._threads_of_torch = 1 if packed else config.threads
         pack.install(module, packed, config.threads)
-        if kernels.native is not None:
+        if kernels.isa != "reference":
             fuse.install(module, dtype, config.threads)
         attend.hang(module, self.pool, self._current, config.threads)
         log.info("kernels: %s", kernels.why)
@@ -94,13 +107,15 @@ class Model:
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """Float32 logits [L, V] of the wanted tokens; stores the keys and values of all.
+        """Float32 logits [L, V] of the wanted tokens, on the device; stores the keys and values of all.
 
-        They are valid until the next forward. Steps of one token a row are played from a tape where
+        `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row are played from a tape where
         there is one; in exact mode there is none, so that every step sums in the same order.
         """
         logits_LV = None if self._tapes is None else self._tapes.play(inputs)
-        return self._compute(inputs) if logits_LV is None else logits_LV
+        if logits_LV is not None:
+            return logits_LV
+        return self._compute(staged(inputs, self.pool.page, self.device))
 
     def _compute(self, inputs: StepInputs) -> Tensor:
         self._current.inputs = inputs
@@ -134,14 +149,19 @@ def _torch_threads(count: int) -> Iterator[None]:
 def _validate(config: ModelConfig) -> None:
     if config.dtype not in DTYPES:
         raise UserError(f"dtype is {config.dtype}; choose one of {', '.join(DTYPES)}", "dtype")
-    if config.device != "cpu":
-        raise Unsupported(f"device {config.device} is not supported; only cpu is", "device")
+    if config.exact and config.device != "cpu":
+        raise Unsupported("exact mode is for cpu only: a GPU's products sum in an order of their own", "exact")
     if config.page < 1 or config.slots < config.page or config.slots % config.page:
         raise UserError(
             f"slots ({config.slots}) must be a positive multiple of page ({config.page})", "slots"
         )
     if config.threads < 1:
         raise UserError("threads must be at least 1", "threads")
+
+
+def _dtype(config: ModelConfig) -> torch.dtype:
+    """The type that "auto" stands for on the device; a GPU has fast products in bf16 only."""
+    return torch.bfloat16 if config.dtype == "auto" and config.device != "cpu" else DTYPES[config.dtype]
 
 
 def _shape(config: dict[str, Any], bits: float) -> ModelShape:
