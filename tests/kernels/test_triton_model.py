@@ -4,6 +4,7 @@ Loading alone compares it with transformers, whole and in pieces.
 """
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from plait.model.inputs import StepInputs
 from plait.model.model import Model
 from plait.model.staging import Static, staged, used_tables
 from tests.model.test_decode_tape import PAGE, filled, step
-from tests.tiny import tiny_folder
+from tests.tiny import tiny_config, tiny_folder
 
 SIZES = (1, 2, 4, 6)
 
@@ -84,3 +85,24 @@ def test_a_step_arrives_whole_in_one_copy():
     tables = used_tables(inputs, PAGE)
     assert tables.shape == (4, -(-int(inputs.lens_R.max()) // PAGE))
     assert torch.equal(tables, inputs.tables_RP[inputs.rows_R.long(), : tables.shape[1]])
+
+
+def test_what_the_bench_measures_on_a_gpu_runs(tmp_path, monkeypatch):
+    """The work of bench/gpu.py, small and under the interpreter."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    import gpu_attention
+    import gpu_models
+
+    for work in (gpu_attention.decode_work(3, 40, 2, "cpu"), gpu_attention.prefill_work(20, "cpu")):
+        for turn in range(2):
+            out, lse = work(turn)
+            assert out.isfinite().all()
+            assert lse.isfinite().all()
+    one, two = (gpu_models.made(tiny_config("llama"), tmp_path / str(i), "cpu", 4, 32) for i in range(2))
+    logits = one.forward(gpu_models.decode_step(4, 32))
+    assert logits.shape == (4, one.vocab)
+    for value, model in enumerate((one, two)):
+        for layer in model.pool.layers:
+            layer.fill_(value)
+    gpu_models.mover(one, two)()
+    assert all(float(layer.min()) == 0 for layer in two.pool.layers)

@@ -30,6 +30,7 @@ ApiKey = Annotated[
 Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="Where workers compute: cpu, cuda or cuda:N.")]
 Exact = Annotated[
     bool, typer.Option("--exact", help="No bit of an answer depends on batching, chunking or threads.")
 ]
@@ -67,6 +68,7 @@ def serve(
     instances: Instances = 1,
     threads: Threads = 1,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     exact: Exact = False,
     max_model_len: MaxModelLen = None,
     kv_tokens: KvTokens = None,
@@ -112,6 +114,7 @@ def serve(
         name=name,
         threads=threads,
         dtype=dtype,
+        device=device,
         exact=exact,
         max_len=max_model_len,
         kv_tokens=kv_tokens,

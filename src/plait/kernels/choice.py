@@ -80,4 +80,6 @@ def _on_gpu(device: str) -> Choice:
         raise UserError(f"device is {device}, but torch finds {found} GPUs here: use --device cpu", "device")
     if importlib.util.find_spec("triton") is None:
         raise UserError(f'device {device} needs Triton: pip install "plait[gpu]"', "device")
-    return Choice(None, "triton", f"Triton on {torch.cuda.get_device_name(device)}, because of --device {device}")
+    return Choice(
+        None, "triton", f"Triton on {torch.cuda.get_device_name(device)}, because of --device {device}"
+    )

@@ -150,7 +150,9 @@ def _validate(config: ModelConfig) -> None:
     if config.dtype not in DTYPES:
         raise UserError(f"dtype is {config.dtype}; choose one of {', '.join(DTYPES)}", "dtype")
     if config.exact and config.device != "cpu":
-        raise Unsupported("exact mode is for cpu only: a GPU's products sum in an order of their own", "exact")
+        raise Unsupported(
+            "exact mode is for cpu only: a GPU's products sum in an order of their own", "exact"
+        )
     if config.page < 1 or config.slots < config.page or config.slots % config.page:
         raise UserError(
             f"slots ({config.slots}) must be a positive multiple of page ({config.page})", "slots"

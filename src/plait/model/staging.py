@@ -23,7 +23,7 @@ class Static:
 
     def __init__(self, like: Sequence[Tensor], device: torch.device) -> None:
         """Tensors of the shapes, types and values of `like`."""
-        self._buffer = _packed(like, device).to(device)
+        self._buffer = _packed(like, device).to(device, non_blocking=True)
         self.tensors = _carved(self._buffer, like)
 
     def fill(self, values: Sequence[Tensor]) -> None:

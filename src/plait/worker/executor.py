@@ -142,7 +142,9 @@ class Executor:
         best_L = logits_LV.argmax(-1)
         # The largest of a row that holds a NaN is NaN: one look at the winners finds it.
         assert bool(logits_LV.gather(1, best_L[:, None]).isfinite().all()), "logits are not finite"
-        best, logits = best_L.tolist(), logits_LV.numpy()
+        best = best_L.tolist()
+        # What draws plainly never leaves the device.
+        logits = None if all(state.plain for state in plan.states) else logits_LV.cpu().numpy()
         answers = []
         for r, state in enumerate(plan.states):
             owned = owned_R[r]

@@ -34,7 +34,7 @@ def serve(config: WorkerConfig) -> int:
         line.close()
         return 2
     executor = Executor(model, config.instance)
-    line.send(Hello(slots=config.model.slots, kernels=choose().why))
+    line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
     while (order := line.orders.get()) is not None:
         line.send(_carry_out(executor, order))
     line.close()

@@ -15,7 +15,16 @@ GATE_BLOCK = 1024
 
 @triton.jit
 def norm_kernel(
-    x, residual, weight, out, x_stride, offset, eps, ADDS: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr
+    x,
+    residual,
+    weight,
+    out,
+    x_stride,
+    offset,
+    eps,
+    ADDS: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """One program a token."""
     t = tl.program_id(0).to(tl.int64)
@@ -48,7 +57,9 @@ def gate_kernel(gate, up, out, gate_stride, up_stride, N: tl.constexpr, BLOCK_N:
 
 
 @triton.jit
-def turn(x, cos, sin, to, HALF: tl.constexpr, SIZE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr):
+def turn(
+    x, cos, sin, to, HALF: tl.constexpr, SIZE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr
+):
     """Write a head with its first 2 * HALF elements rotated, in halves, and the rest as they are."""
     at_F = tl.arange(0, BLOCK_F)
     inside_F = at_F < HALF
