@@ -19,9 +19,7 @@ FLUSH_BYTES = 1 << 30
 
 def seconds(work: Callable[[int], object], turns: int = TURNS) -> list[float]:
     """Times of `work(turn)`, one after another on the GPU, after a few that do not count."""
-    marks = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(turns)
-    ]
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(turns)]
     for turn in range(WARM):
         work(turn)
     for turn, (begin, end) in enumerate(marks):
@@ -66,11 +64,8 @@ def decode_work(rows: int, context: int, copies: int, device: str = "cuda") -> C
     """Attention of one token a row over pages that lie anywhere; the turn says over which copy of them."""
     pages = -(-context // PAGE)
     slots = copies * rows * pages * PAGE
-    kv = torch.randn(
-        pool_shape(slots, limits.KV_HEADS, limits.HEAD_SIZE, PAGE, gpu=True),
-        dtype=torch.bfloat16,
-        device=device,
-    )
+    shape = pool_shape(slots, limits.KV_HEADS, limits.HEAD_SIZE, PAGE, gpu=True)
+    kv = torch.randn(shape, dtype=torch.bfloat16, device=device)
     tables = torch.randperm(copies * rows * pages, device=device).int().view(copies, rows, pages)
     counted = torch.arange(rows + 1, dtype=torch.int32, device=device)
     lens = torch.full((rows,), context, dtype=torch.int32, device=device)
@@ -90,10 +85,8 @@ def prefill_parts(quick: bool) -> Iterator[Claim]:
 def prefill_work(tokens: int, device: str = "cuda") -> Callable[[int], object]:
     """Attention of one prompt over itself."""
     pages = -(-tokens // PAGE)
-    kv = torch.randn(
-        pool_shape(pages * PAGE, limits.KV_HEADS, limits.HEAD_SIZE, PAGE, gpu=True), dtype=torch.bfloat16,
-        device=device,
-    )  # fmt: skip
+    shape = pool_shape(pages * PAGE, limits.KV_HEADS, limits.HEAD_SIZE, PAGE, gpu=True)
+    kv = torch.randn(shape, dtype=torch.bfloat16, device=device)
     tables = torch.randperm(pages, device=device).int()[None]
     q = torch.randn(tokens, limits.HEADS, limits.HEAD_SIZE, dtype=torch.bfloat16, device=device)
     ends = torch.tensor([0, tokens], dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""What a GPU must read and compute: the shapes that bench/gpu.py measures, and the least time they can take."""
+"""The shapes that bench/gpu.py measures, and the least time that a GPU can take for them."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def llama(**sizes: Any) -> LlamaConfig:
     """A configuration in the manner of Llama 3."""
     return LlamaConfig(
         vocab_size=128256, max_position_embeddings=8192, num_key_value_heads=8, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, bos_token_id=None, eos_token_id=128001,
-        **sizes,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, bos_token_id=None,
+        eos_token_id=128001, **sizes,
     )  # fmt: skip
 
 

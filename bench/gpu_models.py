@@ -1,4 +1,4 @@
-"""Whole models with random weights on a GPU: decode steps over their roofline, and two instances on one GPU."""
+"""Whole models with random weights on a GPU: decoding against its roofline, and two that share the GPU."""
 
 import tempfile
 import time

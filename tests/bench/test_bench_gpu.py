@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers", reason="needs the engine extr
 BENCH = Path(__file__).parents[2] / "bench"
 
 
-@pytest.fixture()
+@pytest.fixture
 def limits(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     import gpu_limits

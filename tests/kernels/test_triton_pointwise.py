@@ -54,8 +54,8 @@ def test_gate(tokens, width, dtype, seed, size):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 6), st.sampled_from([(2, 1), (3, 3), (4, 2)]), st.sampled_from([8, 24, 64, 80]), DTYPE, SEED,
-    st.sampled_from([1, 16]), st.booleans(),
+    st.integers(0, 6), st.sampled_from([(2, 1), (3, 3), (4, 2)]), st.sampled_from([8, 24, 64, 80]), DTYPE,
+    SEED, st.sampled_from([1, 16]), st.booleans(),
 )  # fmt: skip
 def test_rope_and_store(tokens, heads, size, dtype, seed, page, partly):
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`--device`: refused with a sentence where there is no such device; memory asked of nvidia-smi where there is."""
+"""`--device`: refused with a sentence where there is no such device, and the memory of one that is."""
 
 import os
 import shutil

@@ -109,8 +109,9 @@ class Model:
     def forward(self, inputs: StepInputs) -> Tensor:
         """Float32 logits [L, V] of the wanted tokens, on the device; stores the keys and values of all.
 
-        `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row are played from a tape where
-        there is one; in exact mode there is none, so that every step sums in the same order.
+        `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row
+        are played from a tape or graph where there is one; in exact mode there is none, so that every step
+        sums in the same order.
         """
         logits_LV = None if self._tapes is None else self._tapes.play(inputs)
         if logits_LV is not None:

@@ -16,7 +16,7 @@ from plait.kernels.triton.pool import pool_offset
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
-"""The interpreter multiplies the bits of bf16 numbers as if they were integers: there they are widened first."""
+"""The interpreter multiplies the bits of bf16 numbers as integers: there they are widened first."""
 
 
 @triton.jit
