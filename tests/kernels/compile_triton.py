@@ -61,7 +61,9 @@ def compiled(launch: Launch, capability: int) -> Any:
     aligned: dict[tuple[int], Any] = {}
     for i, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        fixed = parameter.is_constexpr or (value is 1 and not parameter.do_not_specialize)  # noqa: F632
+        fixed = parameter.is_constexpr or (
+            type(value) is int and value == 1 and not parameter.do_not_specialize
+        )
         if fixed:
             types[parameter.name], constants[(i,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
