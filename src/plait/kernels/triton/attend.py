@@ -50,24 +50,10 @@ def capped(score, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def over_keys(
-    q_MD,
-    begin_M,
-    end_M,
-    begin,
-    end,
-    head,
-    table,
-    kv,
-    scale,
-    PAGE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LANES: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    q_MD, begin_M, end_M, begin, end, head, table, kv, scale,
+    PAGE: tl.constexpr, SOFTCAP: tl.constexpr, KV_HEADS: tl.constexpr, LANES: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """(output [M, D], log-sum-exp [M]) over keys [begin, end), of which query m sees [begin_m, end_m)."""
     at_D, at_J = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_J)
     sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -102,36 +88,13 @@ def over_keys(
 
 @triton.jit
 def split_kernel(
-    q,
-    kv,
-    tables,
-    rows,
-    starts,
-    lens,
-    positions,
-    out,
-    lse,
-    q_stride,
-    q_head_stride,
-    table_stride,
-    out_stride,
-    lse_stride,
-    first,
-    stride,
-    scale,
-    EVERY: tl.constexpr,
-    BY_TOKEN: tl.constexpr,
-    PAGE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LANES: tl.constexpr,
+    q, kv, tables, rows, starts, lens, positions, out, lse, q_stride, q_head_stride, table_stride,
+    out_stride, lse_stride, first, stride, scale,
+    EVERY: tl.constexpr, BY_TOKEN: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, LANES: tl.constexpr,
     SIZE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    BLOCK_G: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One program a row, key-value head and split: all query heads of that head, over its part of the keys.
 
     EVERY: rows of any number of tokens, one after another; else only those of one token.
@@ -173,20 +136,10 @@ def split_kernel(
 
 @triton.jit
 def merge_kernel(
-    parts,
-    part_lses,
-    starts,
-    out,
-    lse,
-    part_stride,
-    lse_stride,
-    EVERY: tl.constexpr,
-    PARTS: tl.constexpr,
-    HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    parts, part_lses, starts, out, lse, part_stride, lse_stride,
+    EVERY: tl.constexpr, PARTS: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One program a place and query head: joins PARTS outputs, each with its log-sum-exp.
 
     EVERY: a place is a token; else it is a row, and only rows of one token have a result.
@@ -219,33 +172,13 @@ def merge_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def tile_kernel(
-    q,
-    kv,
-    tables,
-    rows,
-    starts,
-    lens,
-    positions,
-    out,
-    lse,
-    count,
-    q_stride,
-    q_head_stride,
-    table_stride,
-    first,
-    stride,
-    scale,
-    PAGE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LANES: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    q, kv, tables, rows, starts, lens, positions, out, lse, count, q_stride, q_head_stride, table_stride,
+    first, stride, scale,
+    PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):
+):  # fmt: skip
     """One program a query head and tile of up to M tokens of one of `count` rows; rows of one token: none.
 
     Row r's tiles begin at number `starts[r] // M + r`: no row's tiles reach the next row's, and T // M + R

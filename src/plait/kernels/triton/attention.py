@@ -84,6 +84,7 @@ class Triton:
 
         Where there are as many tokens as rows, all rows are taken as those of a decode step; a row of
         several tokens among them is computed correctly, but slowly.
+        With a window, positions ascend within a row.
         """
         tokens, heads, size = q_THD.shape
         assert q_THD.dtype == kv_BKXLD.dtype, "queries and pool of one type"

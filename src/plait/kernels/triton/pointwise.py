@@ -15,17 +15,9 @@ GATE_BLOCK = 1024
 
 @triton.jit
 def norm_kernel(
-    x,
-    residual,
-    weight,
-    out,
-    x_stride,
-    offset,
-    eps,
-    ADDS: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    x, residual, weight, out, x_stride, offset, eps,
+    ADDS: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """One program a token."""
     t = tl.program_id(0).to(tl.int64)
     at_N = tl.arange(0, BLOCK_N)
@@ -79,29 +71,11 @@ def turn(
 
 @triton.jit
 def rope_kernel(
-    q,
-    k,
-    v,
-    cos,
-    sin,
-    slots,
-    out,
-    kv,
-    q_stride,
-    q_head_stride,
-    k_stride,
-    k_head_stride,
-    v_stride,
+    q, k, v, cos, sin, slots, out, kv, q_stride, q_head_stride, k_stride, k_head_stride, v_stride,
     v_head_stride,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    LANES: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK_F: tl.constexpr,
-    BLOCK_REST: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    HEADS: tl.constexpr, HALF: tl.constexpr, KV_HEADS: tl.constexpr, LANES: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One program a token and head: the query heads, then the key-value heads."""
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     cos += t * (2 * HALF)

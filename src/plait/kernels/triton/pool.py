@@ -25,19 +25,9 @@ def pool_offset(slot, head, part, KV_HEADS: tl.constexpr, LANES: tl.constexpr, S
 
 @triton.jit
 def store_kernel(
-    k,
-    v,
-    slots,
-    kv,
-    k_stride,
-    k_head_stride,
-    v_stride,
-    v_head_stride,
-    KV_HEADS: tl.constexpr,
-    LANES: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    k, v, slots, kv, k_stride, k_head_stride, v_stride, v_head_stride,
+    KV_HEADS: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One program a token and head."""
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + t)
