@@ -27,14 +27,14 @@ def poisoned(slots, kv_heads, size, page, dtype):
 
 
 @st.composite
-def attentions(draw):
+def attentions(draw, longest=(20, 150, MOST_KEYS)):
     """Arguments of `paged_attend`: prefixes, chunks and decodes, striped keys, some rows without any key."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     page = draw(st.sampled_from([1, 4, 16, 32]))
     kv_heads, share = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3, 7, 9]))
     size = draw(st.sampled_from([8, 16, 24, 64, 80, 128, 256]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    longest = draw(st.sampled_from([20, 150, MOST_KEYS]))
+    longest = draw(st.sampled_from(longest))
     first, stride = draw(st.sampled_from([(0, 1), (0, 1), (1, 3), (5, 2)]))
     rows = draw(st.integers(1, 5))
     lens = rng.integers(0, longest, rows)

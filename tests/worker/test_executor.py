@@ -148,3 +148,23 @@ def test_pages_must_be_aligned():
     ):
         with pytest.raises(AssertionError):
             rows.extend(state, span)
+
+
+def test_where_tokens_are_drawn_changes_none(executor):
+    """Plain rows, rows that are drawn with the logits and rows that are drawn on the host, in one step."""
+    wishes = (
+        GREEDY,
+        SamplingParams(temperature=1.5, top_p=0.9, seed=3),
+        SamplingParams(temperature=0.8, top_k=9, seed=4),
+        SamplingParams(temperature=0.8, seed=5, presence_penalty=0.5),
+    )
+    rows = tuple(whole(request, 64 * request) for request in range(4))
+    states = tuple(opened(request, wish) for request, wish in enumerate(wishes))
+    found = []
+    for there in (False, True):
+        executor.draws_there = there
+        draws = [executor.run(step(0, rows, opened=(0, 1, 2, 3)), states)]
+        draws += [executor.run(step(i, again=(3, 1, 0, 2)), ()) for i in range(1, 6)]
+        executor.run(step(9, closed=(0, 1, 2, 3)), ())
+        found.append(draws)
+    assert found[0] == found[1]

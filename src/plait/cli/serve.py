@@ -33,6 +33,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 KvDtype = Annotated[
     str, typer.Option(help="Type of keys and values: auto (as --dtype), float32, bfloat16 or int8.")
 ]
+Device = Annotated[str, typer.Option(help="Where workers compute: cpu, cuda or cuda:N.")]
 Exact = Annotated[
     bool, typer.Option("--exact", help="No bit of an answer depends on batching, chunking or threads.")
 ]
@@ -71,6 +72,7 @@ def serve(
     threads: Threads = 1,
     dtype: Dtype = "auto",
     kv_dtype: KvDtype = "auto",
+    device: Device = "cpu",
     exact: Exact = False,
     max_model_len: MaxModelLen = None,
     kv_tokens: KvTokens = None,
@@ -117,6 +119,7 @@ def serve(
         threads=threads,
         dtype=dtype,
         kv_dtype=kv_dtype,
+        device=device,
         exact=exact,
         max_len=max_model_len,
         kv_tokens=kv_tokens,

@@ -9,6 +9,8 @@ values, of a block and head one float32 scale for each of its L tokens: so scale
 Legend: T tokens of all rows, R rows, H query heads, K key-value heads, D head size, J keys of a row.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,20 +32,27 @@ SCHEMAS = (
 
 
 def pool_shape(
-    slots: int, kv_heads: int, size: int, page: int, scaled: bool = False
-) -> tuple[int, int, int, int]:
-    """Shape of one layer's kv_BKXE for `slots` tokens, a multiple of `page`, and heads of `size`.
+    slots: int, kv_heads: int, size: int, page: int, scaled: bool = False, gpu: bool = False
+) -> tuple[int, ...]:
+    """Shape of one layer's pool for `slots` tokens, a multiple of `page`, and heads of `size`.
 
     Args:
         scaled: of int8, with scales.
+        gpu: kv_BKXLD of `plait.kernels.triton.pool`, else kv_BKXE.
     """
     lanes = LANES if page % LANES == 0 else 1
-    return slots // lanes, kv_heads, 2, lanes * (_padded(size) + (SCALE_BYTES if scaled else 0))
+    assert not (scaled and gpu), "no int8 pool on a GPU"
+    tail = (lanes, size) if gpu else (lanes * (_padded(size) + (SCALE_BYTES if scaled else 0)),)
+    return slots // lanes, kv_heads, 2, *tail
 
 
-def empty_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for pools."""
-    return on_large_pages(shape, dtype)
+def empty_pool(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for pools; on a CPU it is taken as it is first written."""
+    return (
+        on_large_pages(shape, dtype)
+        if device.type == "cpu"
+        else torch.empty(shape, dtype=dtype, device=device)
+    )
 
 
 class Native:
@@ -303,7 +312,15 @@ def dense(x_THD: Tensor) -> Tensor:
     return x_THD if x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2] else x_THD.contiguous()
 
 
-_OPS = Native() if choose().native else Reference()
+def _chosen() -> Any:
+    if choose().isa == "triton":  # under its interpreter
+        from plait.kernels.triton.attention import Triton
+
+        return Triton()
+    return Native() if choose().native else Reference()
+
+
+_OPS = _chosen()
 BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
 """Name of each op -> the function that carries it out."""
 LIBRARY = register(SCHEMAS, BODIES)

@@ -5,6 +5,8 @@ Legend: T tokens, N width, H query heads, K key-value heads, D head size, F rota
 is a pool, see `plait.kernels.attention`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -220,7 +222,15 @@ def _rows(x_TN: Tensor) -> Tensor:
     return x_TN if x_TN.stride(1) == 1 else x_TN.contiguous()
 
 
-_OPS = Native() if choose().native else Reference()
+def _chosen() -> Any:
+    if choose().isa == "triton":  # under its interpreter
+        from plait.kernels.triton.pointwise import Triton
+
+        return Triton()
+    return Native() if choose().native else Reference()
+
+
+_OPS = _chosen()
 BODIES = {name: getattr(_OPS, name) for name in (schema.partition("(")[0] for schema in SCHEMAS)}
 """Name of each op -> the function that carries it out."""
 LIBRARY = register(SCHEMAS, BODIES)

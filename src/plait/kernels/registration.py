@@ -14,3 +14,11 @@ def register(schemas: Sequence[str], bodies: Mapping[str, Callable[..., Any]]) -
         library.define(schema)
         library.impl(name, bodies[name], "CPU")
     return library
+
+
+def register_on(key: str, bodies: Mapping[str, Callable[..., Any]]) -> torch.library.Library:
+    """Give ops that are defined bodies for another kind of device, such as "CUDA". Keep the result."""
+    library = torch.library.Library("plait", "IMPL")
+    for name, body in bodies.items():
+        library.impl(name, body, key)
+    return library

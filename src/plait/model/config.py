@@ -29,16 +29,18 @@ class ModelConfig:
     seed: int | None = None
     """Draw random weights from this seed and load none; None: load the weights."""
     device: str = "cpu"
-    """Where to compute; only cpu."""
+    """Where to compute: cpu, cuda (the first GPU that this process sees) or cuda:N."""
     threads: int = 1
     """Threads that our kernels use."""
 
 
-def dtype_of(folder: Path, wanted: str, exact: bool) -> str:
+def dtype_of(folder: Path, wanted: str, exact: bool, device: str = "cpu") -> str:
     """What `wanted` means for a model: `auto` is bfloat16 where the weights are and the CPU computes with it,
-    else float32, as in exact mode. Products with quantised weights take bfloat16 everywhere."""
+    else float32, as in exact mode. GPUs and products with quantised weights take bfloat16."""
     if wanted != "auto":
         return wanted
+    if device != "cpu":
+        return "bfloat16"
     raw = json.loads((folder / "config.json").read_text())
     if "quantization_config" in raw:
         return "bfloat16"

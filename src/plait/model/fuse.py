@@ -103,10 +103,10 @@ def _candidates(part: nn.Module, threads: int) -> tuple[int, list[Fused]]:
 
 def _equal(part: nn.Module, fused: Fused, width: int, dtype: torch.dtype) -> bool:
     """Whether both give the same on random input, for one token and for several."""
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), next(part.parameters()).device
     with torch.inference_mode():
         for tokens, size in ((1, 1.0), (5, 0.01), (3, 30.0)):
-            x = (torch.randn(1, tokens, width, generator=generator) * size).to(dtype)
+            x = (torch.randn(1, tokens, width, generator=generator, device="cpu") * size).to(device, dtype)
             own = type(part).forward(part, x)
             got = fused(x)
             slack = SLACK[dtype] * max(float(own.abs().max()), 1e-6)

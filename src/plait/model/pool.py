@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.attention import empty_pool, pool_shape
+from plait.kernels.choice import choose
 from plait.spec.shape import ModelShape
 
 
@@ -14,8 +15,10 @@ class KvPool:
     positions of one request.
     """
 
-    def __init__(self, shape: ModelShape, slots: int, page: int, dtype: torch.dtype) -> None:
-        """Memory is taken as slots are first written.
+    def __init__(
+        self, shape: ModelShape, slots: int, page: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        """On a CPU memory is taken as slots are first written, on a GPU at once.
 
         Args:
             slots: token slots, a multiple of `page`.
@@ -25,8 +28,11 @@ class KvPool:
         self.slots, self.page = slots, page
         self.spare = slots
         """First slot of one page more, which nobody owns: idle rows of a decode step use it."""
+        gpu = choose(device).isa == "triton"
         sizes = [
-            pool_shape(slots + page, layer.kv_heads, layer.head_dim, page, dtype == torch.int8)
+            pool_shape(slots + page, layer.kv_heads, layer.head_dim, page, dtype == torch.int8, gpu)
             for layer in shape.layers
         ]
-        self.layers: tuple[Tensor, ...] = tuple(empty_pool(size, dtype) for size in sizes)
+        self.layers: tuple[Tensor, ...] = tuple(
+            empty_pool(size, dtype, torch.device(device)) for size in sizes
+        )

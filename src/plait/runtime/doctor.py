@@ -69,6 +69,7 @@ def examine() -> Iterator[Finding]:
     yield from _cache()
     yield _hub()
     yield _gpus()
+    yield _gpu_kernels()
     yield from _optional()
     yield from _engine()
 
@@ -201,7 +202,30 @@ def _gpus() -> Finding:
         return Finding("gpu", "none")
     done = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=False)
     names = [line.split(" (")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
-    return Finding("gpu", f"{', '.join(names) or 'none'}; this version computes on CPUs")
+    if done.returncode or not names:
+        hint = "run `nvidia-smi` and look at what it says: the driver may not be loaded"
+        return Finding("gpu", "none that nvidia-smi can see", State.NOTE, hint)
+    return Finding("gpu", ", ".join(names))
+
+
+def _gpu_kernels() -> Finding:
+    """Whether `--device cuda` works, asked of torch in another process: it would take memory of the GPU."""
+    code = "from plait.kernels.choice import choose; print(choose('cuda').why)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        return Finding("gpu kernels", f"not in use: {error}", State.NOTE, "try `plait serve --device cuda`")
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().rsplit("\n", 1)[-1]
+    if done.returncode == 0:
+        return Finding("gpu kernels", said)
+    reason = said.partition(": ")[2] or said
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu kernels", f"not in use: {reason}")
+    return Finding(
+        "gpu kernels", f"not in use: {reason}", State.NOTE, "see what it says, or serve on the CPU"
+    )
 
 
 def _optional() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
 from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
+from plait.runtime.room import free_slots
 from plait.serving.manager import ManagerConfig
 from plait.spec.errors import UserError
 
@@ -29,6 +31,8 @@ class ServeConfig:
     """Type of weights and activations; see ModelConfig."""
     kv_dtype: str = "auto"
     """Type of keys and values; see ModelConfig."""
+    device: str = "cpu"
+    """Where workers compute; see ModelConfig."""
     exact: bool = False
     """Results do not depend on batch, chunking or threads."""
     max_len: int | None = None
@@ -52,15 +56,20 @@ def open_engine(config: ServeConfig) -> Engine:
     Raises:
         UserError: an option or the model cannot be used; the message names the next step.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise UserError(f"device is {config.device}; choose cpu, cuda or cuda:N", "device")
     folder = resolve(config.model)
     page, instances = config.manager.page, config.fleet.instances
     max_len = max_len_of(folder, config.max_len)
-    config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact))
-    slots = config.kv_tokens or _free_slots(folder, config, max_len)
+    config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
+    slots = config.kv_tokens or free_slots(
+        shape_of(folder), config.dtype, config.kv_dtype, config.device, instances, max_len
+    )
     model = ModelConfig(
         folder=str(folder),
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
+        device=config.device,
         slots=max(slots // page, 1) * page,
         page=page,
         exact=config.exact,
@@ -83,26 +92,3 @@ def _launcher(config: ServeConfig) -> Launcher:
     from plait.runtime.launch_ray import RayLauncher  # Ray is an extra
 
     return RayLauncher(config.cluster, config.fleet.instances, config.threads)
-
-
-def _free_slots(folder: Path, config: ServeConfig, max_len: int) -> int:
-    """KV slots that 40 % of the free memory holds, shared by all instances; at most what 32 of the
-    longest requests need, for a larger pool only costs start-up time."""
-    instances, bits = config.fleet.instances, 16 if config.dtype == "bfloat16" else 32
-    shape = replace(shape_of(folder), kv_bits=float(bits))
-    if config.kv_dtype == "int8":
-        shape = replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
-    slots = int(0.4 * _free_bytes() / instances / shape.kv_bytes_per_token)
-    if slots < max_len:
-        raise UserError(
-            f"free memory holds {slots} KV tokens for each of {instances} instances, less than one "
-            f"request of {max_len}: lower --max-model-len or --instances, or set --kv-tokens"
-        )
-    return min(slots, 32 * max_len)
-
-
-def _free_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("cannot tell how much memory is free here: set --kv-tokens")

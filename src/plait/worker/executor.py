@@ -10,6 +10,7 @@ from torch import Tensor
 from plait.model.inputs import StepInputs
 from plait.model.model import Model
 from plait.model.sample import draw, logprob
+from plait.model.sample_there import draw_rows, drawable
 from plait.spec.errors import ServiceError
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
@@ -40,6 +41,8 @@ class Executor:
 
     def __init__(self, model: Model, instance: int) -> None:
         self.model, self.instance = model, instance
+        self.draws_there = model.device.type != "cpu"
+        """Tokens are drawn where the logits are, as far as that knows their wishes."""
         self.rows = Rows(instance, model.pool.page, model.pool.slots)
 
     def run(self, step: Step, opened: tuple[Opened, ...]) -> tuple[Draw, ...]:
@@ -142,15 +145,34 @@ class Executor:
         best_L = logits_LV.argmax(-1)
         # The largest of a row that holds a NaN is NaN: one look at the winners finds it.
         assert bool(logits_LV.gather(1, best_L[:, None]).isfinite().all()), "logits are not finite"
-        best, logits = best_L.tolist(), logits_LV.numpy()
+        best = best_L.tolist()
+        there = self._draw_there(plan, logits_LV, owned_R) if self.draws_there else {}
+        # Logits leave the device only for rows that wish for what is drawn on the host.
+        here = any(not state.plain and r not in there for r, state in enumerate(plan.states))
+        logits = logits_LV.cpu().numpy() if here else None
         answers = []
         for r, state in enumerate(plan.states):
             owned = owned_R[r]
             if state.plain:
                 answers.append(self._end(state, best[owned.start], ()) if plan.draws[r] else Draw(()))
+            elif r in there:
+                answers.append(self._end(state, there[r], ()))
             else:
                 answers.append(self._draw_row(state, plan, r, logits[owned]))
         return tuple(answers)
+
+    def _draw_there(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> dict[int, int]:
+        """Row of the plan -> its token, for rows that can be drawn without the host."""
+        rows = [
+            r for r, s in enumerate(plan.states) if plan.draws[r] and not s.plain and drawable(s.sampling)
+        ]
+        if not rows:
+            return {}
+        at = torch.tensor([owned_R[r].stop - 1 for r in rows], device=logits_LV.device)
+        states = [plan.states[r] for r in rows]
+        lengths = [int(self.rows.known_R[state.index]) for state in states]
+        tokens = draw_rows(logits_LV[at], [state.sampling for state in states], lengths)
+        return dict(zip(rows, tokens, strict=True))
 
     def _draw_row(self, state: RowState, plan: Plan, r: int, logits_LV: NDArray[np.float32]) -> Draw:
         """Draw with all of the row's wishes; the row's last logits are those of its next token."""

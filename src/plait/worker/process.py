@@ -39,7 +39,7 @@ def serve(config: WorkerConfig) -> int:
     gc.collect()
     gc.freeze()  # what stays for the life of the process need not be looked through again
     executor = Executor(model, config.instance)
-    line.send(Hello(slots=config.model.slots, kernels=choose().why))
+    line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
     while (order := line.orders.get()) is not None:
         line.send(_carry_out(executor, order))
     line.close()

@@ -1,0 +1,86 @@
+"""What a configuration means for a model; what cannot be is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait.model.config import ModelConfig, dtype_of
+from plait.model.schemes import Quantisation
+from plait.spec.errors import Unsupported, UserError
+from plait.spec.shape import ModelShape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def validate(config: ModelConfig) -> None:
+    """Refuse what no model could be loaded with.
+
+    Raises:
+        UserError, Unsupported: name the option.
+    """
+    if config.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype is {config.dtype}; choose one of auto, {', '.join(DTYPES)}", "dtype")
+    if config.exact and config.device != "cpu":
+        raise Unsupported(
+            "exact mode is for cpu only: a GPU's products sum in an order of their own", "exact"
+        )
+    if config.page < 1 or config.slots < config.page or config.slots % config.page:
+        raise UserError(
+            f"slots ({config.slots}) must be a positive multiple of page ({config.page})", "slots"
+        )
+    if config.threads < 1:
+        raise UserError("threads must be at least 1", "threads")
+
+
+def dtype(config: ModelConfig, quantisation: Quantisation | None) -> torch.dtype:
+    """The type of activations: products with quantised weights take bf16."""
+    wanted = dtype_of(Path(config.folder), config.dtype, config.exact, config.device)
+    if quantisation is None:
+        return DTYPES[wanted]
+    if config.device != "cpu":
+        raise Unsupported("quantised weights are computed with on cpu only", "device")
+    if wanted != "bfloat16":
+        raise UserError(
+            f"dtype is {wanted}, but the model's weights are quantised and take bf16: leave dtype out",
+            "dtype",
+        )
+    return torch.bfloat16
+
+
+def kv_dtype(config: ModelConfig, activations: torch.dtype) -> torch.dtype:
+    """The type of the pool: that of activations, or int8."""
+    wanted = config.kv_dtype
+    if wanted == "int8":
+        if config.device != "cpu":
+            raise Unsupported("keys and values of int8 are kept on cpu only", "kv_dtype")
+        return torch.int8
+    if wanted not in ("auto", *DTYPES):
+        raise UserError(f"kv_dtype is {wanted}; choose one of auto, {', '.join(DTYPES)}, int8", "kv_dtype")
+    if wanted != "auto" and DTYPES[wanted] != activations:
+        raise UserError(
+            f"kv_dtype is {wanted}, but activations are {str(activations).removeprefix('torch.')}: choose "
+            "auto or int8, or change dtype",
+            "kv_dtype",
+        )
+    return activations
+
+
+def shape(config: dict[str, Any], bits: float) -> ModelShape:
+    """Sizes of a model that our attention can carry."""
+    try:
+        found = ModelShape.from_config(config, bits=bits, kv_bits=bits)
+    except KeyError as error:
+        raise Unsupported(f"this model's sizes are not understood: {error.args[0]}", "model") from error
+    for layer in found.layers:
+        if layer.head_dim not in range(8, 257, 8):
+            reason = f"its heads have size {layer.head_dim}; plait's attention takes multiples of 8 up to 256"
+            raise Unsupported(f"this model cannot be served: {reason}", "model")
+    return found
+
+
+def max_len(wanted: int | None, limit: int) -> int:
+    """Longest request in tokens."""
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise UserError(f"max_len {wanted} is not in 1..{limit}, the model's own limit", "max_len")
+    return wanted or limit
