@@ -27,7 +27,7 @@ def poisoned(slots, kv_heads, size, page, dtype):
 
 
 @st.composite
-def attentions(draw, longest=(20, 150, MOST_KEYS)):
+def attentions(draw, longest=(20, 150, MOST_KEYS), rounded=True):
     """Arguments of `paged_attend`: prefixes, chunks and decodes, striped keys, some rows without any key."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     page = draw(st.sampled_from([1, 4, 16, 32]))
@@ -43,7 +43,7 @@ def attentions(draw, longest=(20, 150, MOST_KEYS)):
     slots = -(-tables * pages * page // 16) * 16
     order = torch.from_numpy(rng.permutation(slots // page)[: tables * pages]).int().view(tables, pages)
     rows_R = torch.from_numpy(rng.permutation(tables)[:rows]).int()
-    kv = poisoned(slots, kv_heads, size, page, draw(st.sampled_from([dtype, torch.int8])))
+    kv = poisoned(slots, kv_heads, size, page, draw(st.sampled_from([dtype, torch.int8] if rounded else [dtype])))
     for r, n in enumerate(lens):
         at = torch.arange(int(n))
         used = order[rows_R[r].long(), at // page] * page + at % page

@@ -1,4 +1,4 @@
-"""Pointwise work on a GPU: the ops of `plait.kernels.pointwise`, in float32 and rounded once."""
+"""Pointwise work on a GPU: the ops of `plait.kernels.pointwise`, in float32 and rounded where those are."""
 
 import torch
 import triton
@@ -31,7 +31,10 @@ def norm_kernel(
         x_N = sum_N.to(tl.float32)
     shrink = 1 / tl.sqrt(tl.sum(x_N * x_N, 0) / N + eps)
     weight_N = tl.load(weight + at_N, mask=inside_N, other=0.0).to(tl.float32) + offset
-    tl.store(out + t * N + at_N, (x_N * shrink * weight_N).to(out.dtype.element_ty), mask=inside_N)
+    x_N *= shrink
+    if offset == 0:
+        x_N = x_N.to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + t * N + at_N, (x_N * weight_N).to(out.dtype.element_ty), mask=inside_N)
 
 
 @triton.jit
@@ -44,7 +47,7 @@ def gate_kernel(gate, up, out, gate_stride, up_stride, N: tl.constexpr, BLOCK_N:
     up_N = tl.load(up + t * up_stride + at_N, mask=inside_N, other=0.0).to(tl.float32)
     small_N = tl.exp(-tl.abs(gate_N))
     open_N = tl.where(gate_N < 0, small_N, 1.0) / (1 + small_N)
-    out_N = gate_N * open_N * up_N
+    out_N = (gate_N * open_N).to(out.dtype.element_ty).to(tl.float32) * up_N
     tl.store(out + t * N + at_N, out_N.to(out.dtype.element_ty), mask=inside_N)
 
 
@@ -59,10 +62,13 @@ def turn(
     two_F = tl.load(x + HALF + at_F, mask=inside_F, other=0.0).to(tl.float32)
     cos_F = tl.load(cos + at_F, mask=inside_F, other=0.0).to(tl.float32)
     sin_F = tl.load(sin + at_F, mask=inside_F, other=0.0).to(tl.float32)
-    tl.store(to + at_F, (one_F * cos_F - two_F * sin_F).to(to.dtype.element_ty), mask=inside_F)
+    kind: tl.constexpr = to.dtype.element_ty
+    one_cos_F, two_sin_F = (one_F * cos_F).to(kind).to(tl.float32), (two_F * sin_F).to(kind).to(tl.float32)
+    tl.store(to + at_F, (one_cos_F - two_sin_F).to(kind), mask=inside_F)
     cos_F = tl.load(cos + HALF + at_F, mask=inside_F, other=0.0).to(tl.float32)
     sin_F = tl.load(sin + HALF + at_F, mask=inside_F, other=0.0).to(tl.float32)
-    tl.store(to + HALF + at_F, (two_F * cos_F + one_F * sin_F).to(to.dtype.element_ty), mask=inside_F)
+    two_cos_F, one_sin_F = (two_F * cos_F).to(kind).to(tl.float32), (one_F * sin_F).to(kind).to(tl.float32)
+    tl.store(to + HALF + at_F, (two_cos_F + one_sin_F).to(kind), mask=inside_F)
     if BLOCK_REST:
         at_R = 2 * HALF + tl.arange(0, BLOCK_REST)
         rest_R = tl.load(x + at_R, mask=at_R < SIZE, other=0.0)
