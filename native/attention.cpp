@@ -129,7 +129,7 @@ void store(const T* k, const T* v, int64_t k_stride, int64_t v_stride, const int
       T* keys = kv + (slots[t] / lanes * heads + h) * 2 * part;
       const T* from = k + t * k_stride + h * size;
       for (int64_t d = 0; d < size / pack; d++) std::memcpy(keys + (d * lanes + lane) * pack, from + d * pack, 4);
-      std::memcpy(keys + part + lane * width, v + t * v_stride + h * size, size_t(size) * sizeof(T));
+      put_values(v + t * v_stride + h * size, size, keys + part, width, lanes, lane);
     }
 }
 

@@ -7,6 +7,7 @@
 // after the keys, and after the values, a float32 scale of each of their tokens: [L].
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace plait {
 
@@ -60,12 +61,25 @@ extern const AttentionIsa kAttentionAvx512;
 extern const AttentionIsa kAttentionAvx512Bf16;
 #endif
 
-inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+// Static: each instruction set has its own.
+static inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
 
 // Elements of the keys, or the values, of a block and head.
 template <class T>
-inline int64_t part_of(int64_t size, int64_t lanes) {
+static inline int64_t part_of(int64_t size, int64_t lanes) {
   return lanes * (padded(size) + (sizeof(T) == 1 ? int64_t(sizeof(float)) : 0));
+}
+
+// Puts the values of one head of a token into its block: tokens one after another, or in bf16 two tokens
+// element by element, as products of pairs read them.
+template <class T>
+static inline void put_values(const T* from, int64_t size, T* values, int64_t width, int64_t lanes, int64_t lane) {
+  if (sizeof(T) == 2 && lanes > 1) {
+    T* to = values + lane / 2 * 2 * width + lane % 2;
+    for (int64_t d = 0; d < size; d++) to[2 * d] = from[d];
+  } else {
+    std::memcpy(values + lane * width, from, size_t(size) * sizeof(T));
+  }
 }
 
 }  // namespace plait

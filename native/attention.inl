@@ -128,12 +128,63 @@ inline void value(const float* weights, const Tiles<T, V>& tiles, int first, int
     for (int c = 0; c < C; c++) write(out + m * width + column + c * 16, sum[m][c]);
 }
 
-template <int M, class T, class V>
-void values(const float* weights, const Tiles<T, V>& tiles, int first, int past, int64_t width, float* out) {
+// Adds two keys' values, each of 16 columns, by their weights.
+inline V16 add_pair(V16 sum, const uint16_t* weights, U16 both) {
+#if defined(__AVX512BF16__)
+  return (V16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)both, (__m512bh)_mm512_set1_epi32(read<int32_t>(weights)));
+#else
+  sum += widen(weights[0]) * cast<V16>(both << 16);
+  return sum + widen(weights[1]) * cast<V16>(both & 0xffff0000u);
+#endif
+}
+
+// The same of bf16 values, which lie in pairs of keys, and with weights in bf16, as torch has them. What a
+// pair's other key holds may be no number: it is left out where it is not of [first, past).
+template <int M, int C>
+inline void value(const uint16_t* weights, const Tiles<uint16_t, uint16_t>& tiles, int first, int past, int64_t width,
+                  float* out, int64_t column) {
+  V16 sum[M][C];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sum[m][c] = read16(out + m * width + column + c * 16);
+  for (int j = first / 2 * 2; j < past; j += 2) {
+    const int64_t at = j % kLanes * width;
+    const uint16_t* v = tiles.values[j / kLanes] + at + 2 * column;
+    if (!column && tiles.ahead[j / kLanes]) ask(tiles.ahead[j / kLanes] + 2 * at, 4 * width);
+    U16 both[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) both[c] = read<U16>(v + 32 * c);
+    if (j < first || j + 1 == past)
+      for (int c = 0; c < C; c++) both[c] &= j < first ? 0xffff0000u : 0xffffu;
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) sum[m][c] = add_pair(sum[m][c], weights + m * kBlock + j, both[c]);
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) write(out + m * width + column + c * 16, sum[m][c]);
+}
+
+template <int M, class W, class T, class V>
+void columns(const W* weights, const Tiles<T, V>& tiles, int first, int past, int64_t width, float* out) {
   int64_t column = 0;
   for (; column + kTileColumns * 16 <= width; column += kTileColumns * 16)
     value<M, kTileColumns>(weights, tiles, first, past, width, out, column);
   for (; column < width; column += 16) value<M, 1>(weights, tiles, first, past, width, out, column);
+}
+
+template <int M, class T, class V>
+void values(const float* weights, const Tiles<T, V>& tiles, int first, int past, int64_t width, float* out) {
+  if constexpr (sizeof(V) == 2) {
+    alignas(64) uint16_t halves[M * kBlock];
+    for (int i = 0; i < M * kBlock; i += 16) write16(halves + i, read16(weights + i));
+    columns<M>(halves, tiles, first, past, width, out);
+  } else {
+    columns<M>(weights, tiles, first, past, width, out);
+  }
 }
 
 // Turns the scores of a row into weights: keys [first, past) of the block count, the others weigh 0.
@@ -158,7 +209,7 @@ __attribute__((noinline, noclone)) void weigh(const PagedArgs& a, float* s, int 
   const float level = *best == -INFINITY ? 0.f : *best;
   for (int p = 0; p < kPages; p++) {
     part[p] = exp16(part[p] - level);
-    write(s + p * kLanes, a.bf16 ? rounded<uint16_t>(part[p]) : part[p]);  // as torch weighs values in bf16
+    write(s + p * kLanes, part[p]);
   }
   *sum += total((part[0] + part[1]) + (part[2] + part[3]));
 }
@@ -214,7 +265,7 @@ template <class T>
 void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, int64_t size, int64_t width) {
   constexpr int64_t pack = 4 / int64_t(sizeof(T));
   for (int64_t d = 0; d < size / pack; d++) std::memcpy(keys + (d * kLanes + lane) * pack, key + d * pack, 4);
-  std::memcpy(values + lane * width, value, size_t(width) * sizeof(T));
+  put_values(value, width, values, width, kLanes, lane);
 }
 
 // Finds the pages of keys [start, past), start on a page's border. Scattered tokens are copied. The

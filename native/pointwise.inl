@@ -101,8 +101,7 @@ void rope_rows(const RopeArgs& a, int64_t first, int64_t past) {
       T* keys = static_cast<T*>(a.kv) + (block * a.kv_heads + h) * 2 * part;
       turn(static_cast<const T*>(a.k) + t * a.k_stride + h * a.size, cos, sin, a.rotated, a.size, key);
       for (int64_t d = 0; d < a.size / pack; d++) std::memcpy(keys + (d * a.lanes + lane) * pack, key + d * pack, 4);
-      std::memcpy(keys + part + lane * width, static_cast<const T*>(a.v) + t * a.v_stride + h * a.size,
-                  size_t(a.size) * sizeof(T));
+      put_values(static_cast<const T*>(a.v) + t * a.v_stride + h * a.size, a.size, keys + part, width, a.lanes, lane);
     }
   }
 }

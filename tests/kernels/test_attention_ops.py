@@ -43,7 +43,8 @@ def attentions(draw, longest=(20, 150, MOST_KEYS), rounded=True):
     slots = -(-tables * pages * page // 16) * 16
     order = torch.from_numpy(rng.permutation(slots // page)[: tables * pages]).int().view(tables, pages)
     rows_R = torch.from_numpy(rng.permutation(tables)[:rows]).int()
-    kv = poisoned(slots, kv_heads, size, page, draw(st.sampled_from([dtype, torch.int8] if rounded else [dtype])))
+    kept = draw(st.sampled_from([dtype, torch.int8] if rounded else [dtype]))
+    kv = poisoned(slots, kv_heads, size, page, kept)
     for r, n in enumerate(lens):
         at = torch.arange(int(n))
         used = order[rows_R[r].long(), at // page] * page + at % page

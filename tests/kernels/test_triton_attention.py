@@ -16,6 +16,7 @@ REFERENCE = Reference()
 def pool_of_gpu(kv_BKXE, size):
     """The same keys and values, and the same poison, as they lie on a GPU."""
     keys, values = attention._views(kv_BKXE, size)
+    values = values.flatten(1, 2)
     return torch.stack([keys.flatten(3), values], 3).permute(0, 2, 3, 1, 4).contiguous()
 
 

@@ -2,9 +2,10 @@
 
 The pool of a layer is one tensor kv_BKXE, private to these ops: B blocks of L tokens, K heads, X keys then
 values, E = L * W elements, where W is the head size rounded up to 16. Keys are ordered [D / e, L, e] with
-e elements in 4 bytes, values [L, W]. Blocks hold L = 16 tokens where pages are multiples of that, else 1.
-Slot s is lane s % L of block s // L. A pool of int8 has whole numbers, and after the keys, and after the
-values, of a block and head one float32 scale for each of its L tokens: so scales move with what they scale.
+e elements in 4 bytes, values [L / p, W, p] with pairs of tokens (p = 2) in bf16, else p = 1. Blocks hold
+L = 16 tokens where pages are multiples of that, else 1. Slot s is lane s % L of block s // L. A pool of int8
+has whole numbers, and after the keys, and after the values, of a block and head one float32 scale for each of
+its L tokens: so scales move with what they scale.
 
 Legend: T tokens of all rows, R rows, H query heads, K key-value heads, D head size, J keys of a row.
 """
@@ -178,7 +179,7 @@ class Reference:
         Args:
             slots_T: int32.
         """
-        keys_BLKD, values_BLKD = _views(kv_BKXE, k_TKD.shape[2])
+        keys_BLKD, values_BLPKD = _views(kv_BKXE, k_TKD.shape[2])
         lanes = keys_BLKD.shape[1]
         at = slots_T.long() // lanes, slots_T.long() % lanes
         if kv_BKXE.dtype == torch.int8:
@@ -186,7 +187,8 @@ class Reference:
             for scales_BLK, new_TK in zip(_scales(kv_BKXE, k_TKD.shape[2]), (k_TK, v_TK), strict=True):
                 scales_BLK[at] = new_TK
         keys_BLKD[at] = k_TKD.to(kv_BKXE.dtype).unflatten(-1, keys_BLKD.shape[3:])
-        values_BLKD[at] = v_TKD.to(kv_BKXE.dtype)
+        pair = values_BLPKD.shape[2]
+        values_BLPKD[at[0], at[1] // pair, at[1] % pair] = v_TKD.to(kv_BKXE.dtype)
 
     def paged_attend(  # noqa: PLR0913 - an op has a flat signature
         self,
@@ -224,7 +226,8 @@ class Reference:
             key gives 0 and minus infinity.
         """
         tokens, heads, size = q_THD.shape
-        keys_BLKD, values_BLKD = _views(kv_BKXE, size)
+        keys_BLKD, values_BLPKD = _views(kv_BKXE, size)
+        values_BLKD = values_BLPKD.flatten(1, 2)
         lanes, share = keys_BLKD.shape[1], heads // kv_BKXE.shape[1]
         out_THD = torch.zeros((tokens, heads, size), dtype=q_THD.dtype)
         lse_TH = torch.full((tokens, heads), -torch.inf)
@@ -283,11 +286,17 @@ def lanes_of(kv_BKXE: Tensor, size: int) -> int:
 
 
 def _views(kv_BKXE: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Keys [B, L, K, D / e, e] and values [B, L, K, D] as they lie in the pool."""
+    """Keys [B, L, K, D / e, e] and values [B, L / p, p, K, D] as they lie in the pool."""
     lanes, pack = lanes_of(kv_BKXE, size), 4 // kv_BKXE.element_size()
     keys = kv_BKXE[:, :, 0, : size * lanes].unflatten(-1, (size // pack, lanes, pack))
-    values = kv_BKXE[:, :, 1, : _padded(size) * lanes].unflatten(-1, (lanes, -1))[..., :size]
-    return keys.permute(0, 3, 1, 2, 4), values.permute(0, 2, 1, 3)
+    values, pair = kv_BKXE[:, :, 1, : _padded(size) * lanes], _pair(kv_BKXE, lanes)
+    values = values.unflatten(-1, (lanes // pair, -1, pair))[..., :size, :]
+    return keys.permute(0, 3, 1, 2, 4), values.permute(0, 2, 4, 1, 3)
+
+
+def _pair(kv_BKXE: Tensor, lanes: int) -> int:
+    """Tokens whose values lie beside each other, element by element."""
+    return 2 if kv_BKXE.dtype == torch.bfloat16 and lanes > 1 else 1
 
 
 def _scales(kv_BKXE: Tensor, size: int) -> tuple[Tensor, Tensor]:
