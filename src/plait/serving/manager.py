@@ -1,10 +1,13 @@
 """`GlobalManager`: the serving core. `handle(event, now)` is the only door.
 
-It composes KvLedger (slots), Admission (queue, memory test, deadlines), Router (which instance)
-and Batcher (the next step), and keeps one promise: every request that arrived ends exactly once.
+It composes KvLedger (slots), Roster (instances and their roles), Admission (queue, memory test, deadlines),
+Router (which instance), Batcher (the next step) and Handover (requests between two instances), and keeps one
+promise: every request that arrived ends exactly once.
 
     Arrived -> [queue] -> seat: prefilling -> decoding -> End
-                  ^------- leaving <----------'   preempted, or lost with a step or a worker
+                  ^              |      '-> handed over -> decoding elsewhere -> End
+                  '-- leaving <--+----------------'
+                      preempted, or lost with a step or a worker
 """
 
 from collections.abc import Callable
@@ -13,15 +16,21 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
+from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Counts, Flight, Live, Seat
+from plait.serving.live import Counts, Flight, Live, Seat, Transfer
+from plait.serving.roster import Roster
 from plait.serving.router import Router
+from plait.spec.cluster import Placement
 from plait.spec.command import Command, End, Token, Wake
 from plait.spec.event import (
     Aborted,
     Arrived,
     Drain,
     Event,
+    Moved,
+    MoveFailed,
+    Reassign,
     StepDone,
     StepFailed,
     Stopped,
@@ -29,7 +38,7 @@ from plait.spec.event import (
     WorkerLost,
     WorkerUp,
 )
-from plait.spec.request import EndReason
+from plait.spec.request import REFUSALS, EndReason
 from plait.spec.step import Step
 
 
@@ -45,6 +54,9 @@ class ManagerConfig:
     """Times that a request is recomputed after it was lost with a worker or a failed step."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     batcher: BatcherConfig = field(default_factory=BatcherConfig)
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    placement: Placement = field(default_factory=Placement)
+    """Roles and plans of instances; those that it does not name are MIXED."""
 
 
 class GlobalManager:
@@ -54,15 +66,25 @@ class GlobalManager:
         self.config = config
         self.ledger = KvLedger(config.page)
         self.admission = Admission(config.admission, self.ledger, config.batcher.depth - 1)
+        self.roster = Roster(config.placement, self.ledger)
+        self.seats = self.roster.seats
         self.router = Router(self.ledger)
         self.counts = Counts()
         self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
-        self.seats: dict[int, Seat] = {}
+        self.handover = Handover(
+            config.handover,
+            self.roster,
+            self.ledger,
+            self.admission,
+            self.batcher,
+            self.counts,
+            self._number,
+        )
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False
         self._flights: dict[int, Flight] = {}
-        self._steps = 0
+        self._ids = 0
         self._arrivals = 0
         self._wake_ns: int | None = None
         self._out: list[Command] = []
@@ -72,9 +94,12 @@ class GlobalManager:
             Stopped: self._stopped,
             StepDone: self._step_done,
             StepFailed: self._step_failed,
+            Moved: self._moved,
+            MoveFailed: self._move_failed,
             Woken: self._woken,
             WorkerUp: self._worker_up,
             WorkerLost: self._worker_lost,
+            Reassign: self._reassign,
             Drain: self._drain,
         }
 
@@ -84,6 +109,7 @@ class GlobalManager:
         self._handlers[type(event)](event)
         self._requeue()
         self._expire(now)
+        self._pull()
         self._seat_waiting()
         self._plan()
         self._watch()
@@ -98,7 +124,7 @@ class GlobalManager:
         self.lives[live.id] = live
         if self.draining:
             self._end(live, EndReason.DRAINING)
-        elif self.ledger.most and self.ledger.whole(live.longest) > self.ledger.most:
+        elif self.roster.limit and self.ledger.whole(live.longest) > self.roster.limit:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
@@ -136,6 +162,8 @@ class GlobalManager:
                     continue
             if live.leaving:
                 self._settle(flight.seat, live)
+            elif live.passing and drawn:
+                self.handover.offer(live)
         if given:
             self._out.append(Token(event.step, tuple(given)))
         for live in ended:
@@ -155,7 +183,26 @@ class GlobalManager:
         for other in self._flights.values():
             other.void |= other.seat is seat
         for live in tuple(seat.lives.values()):
-            self._lose(seat, live)
+            transfer = live.transfer
+            if transfer is not None and transfer.target is seat:
+                if transfer.first:
+                    self._turn_back(transfer)
+            elif live.leaving or not live.answered:
+                self._lose(seat, live)
+
+    def _moved(self, event: Moved) -> None:
+        transfer = self.handover.answered(event.move)
+        if transfer is not None and transfer.void:
+            self._back(transfer)
+        elif transfer is not None:
+            self.handover.land(transfer)
+
+    def _move_failed(self, event: MoveFailed) -> None:
+        transfer = self.handover.answered(event.move)
+        if transfer is not None and transfer.void:
+            self._back(transfer)
+        elif transfer is not None and not self.handover.retry(transfer):
+            self._back(transfer, lost=True)
 
     def _woken(self, event: Woken) -> None:
         self._wake_ns = None
@@ -163,11 +210,9 @@ class GlobalManager:
     def _worker_up(self, event: WorkerUp) -> None:
         if event.instance in self.seats:
             self._worker_lost(WorkerLost(event.instance, self.seats[event.instance].epoch))
-        self.seats[event.instance] = Seat(event.instance, event.epoch)
-        self.seats = dict(sorted(self.seats.items()))
-        self.ledger.add(event.instance, event.slots)
+        self.roster.join(event.instance, event.epoch, event.slots)
         for live in tuple(self.admission):
-            if live.most > self.ledger.most:
+            if self.roster.limit and live.most > self.roster.limit:
                 self._end(live, EndReason.TOO_LONG)
 
     def _worker_lost(self, event: WorkerLost) -> None:
@@ -176,11 +221,27 @@ class GlobalManager:
             return
         self._flights = {step: flight for step, flight in self._flights.items() if flight.seat is not seat}
         for live in tuple(seat.lives.values()):
+            transfer = live.transfer
+            if transfer is not None and transfer.target is seat:
+                self.handover.forsake(transfer)
+                self._back(transfer)
+                continue
+            whole = live.answered
             live.flying = 0
+            if transfer is not None:
+                transfer.source, live.instance = None, -1
+                if whole and not transfer.void:
+                    continue  # the target may have had everything
             live.attempts += not live.leaving
-            self._lose(seat, live)
-        del self.seats[event.instance]
-        self.ledger.remove(event.instance)
+            self._lose(None if transfer else seat, live)
+        self.roster.leave(seat)
+
+    def _reassign(self, event: Reassign) -> None:
+        seat = self.roster.reassign(event.instance, event.role)
+        if seat is not None:
+            for live in tuple(seat.prefilling.values()):
+                if not live.opened:  # nothing is computed, so nothing is lost
+                    self.batcher.send_back(seat, live)
 
     def _drain(self, event: Drain) -> None:
         self.draining = True
@@ -194,33 +255,61 @@ class GlobalManager:
             flight.seat.flights -= 1
         return flight
 
-    def _lose(self, seat: Seat, live: Live) -> None:
-        """What a request has on an instance is of no use any more."""
+    def _turn_back(self, transfer: Transfer) -> None:
+        """The target does not have what it had of a request: it is to be moved anew."""
+        self.handover.revoke(transfer.live)
+        if transfer.live.transfer is None:
+            self.handover.offer(transfer.live)
+
+    def _back(self, transfer: Transfer, lost: bool = False) -> None:
+        """A request has nothing of use at its target. Unless `lost`, its source still has all."""
+        live = transfer.live
+        self.handover.retreat(transfer)
+        if live.over or live.leaving:
+            self._settle(transfer.source, live)
+        elif lost or transfer.source is None:
+            live.attempts += 1
+            self._lose(transfer.source, live)
+        else:
+            self.handover.offer(live)
+
+    def _lose(self, seat: Seat | None, live: Live) -> None:
+        """What a request has on an instance (None: one that is gone) is of no use any more."""
         if live.over or live.leaving:
             self._settle(seat, live)
         elif live.attempts > self.config.retries:
             self._end(live, EndReason.FAILED)
         else:
             self.counts.recomputations += 1
-            self.batcher.send_back(seat, live)
+            self.handover.revoke(live)
+            if seat is not None:
+                self.batcher.send_back(seat, live)
+            else:
+                live.leaving = True
+                self._settle(None, live)
 
-    def _settle(self, seat: Seat, live: Live) -> None:
-        """Free a request that ended or yielded, once none of its steps is in flight."""
-        if live.flying:
+    def _settle(self, seat: Seat | None, live: Live) -> None:
+        """Free a request that ended or yielded, once no step and no move of it is in flight."""
+        if live.flying or live.transfer is not None:
             return
         if live.leaving and not live.over:
             self.batcher.yielded.append(live)
-        self.batcher.unseat(seat, live)
+        live.leaving = False
+        if seat is not None:
+            self.batcher.unseat(seat, live)
 
     def _end(self, live: Live, reason: EndReason) -> None:
         del self.lives[live.id]
         self._out.append(End(live.id, reason, live.drawn))
+        self.handover.revoke(live)
         if live.instance >= 0:
             seat = self.seats[live.instance]
             live.over = True
             self.batcher.idle(seat, live)
             self._settle(seat, live)
-        elif reason not in (EndReason.QUEUE_FULL, EndReason.DRAINING) and live in self.admission:
+        elif live.transfer is not None:
+            live.over = True
+        elif (reason is EndReason.TOO_LONG or reason not in REFUSALS) and live in self.admission:
             self.admission.drop(live)
 
     def _expire(self, now: int) -> None:
@@ -233,17 +322,34 @@ class GlobalManager:
         depth = self.config.batcher.depth
         for seat in self.seats.values():
             while seat.flights < depth and (seat.prefilling or seat.decoding):
-                built = self.batcher.build(seat, self._steps)
+                built = self.batcher.build(seat, self._ids)
                 if built is None:
                     break
                 self._issue(*built)
         self._requeue()
+        if self.config.handover.overlap:
+            self._pull()
 
     def _issue(self, step: Step, flight: Flight) -> None:
-        self._steps += 1
-        self._flights[step.id] = flight
+        self._flights[self._number()] = flight
         flight.seat.flights += 1
         self._out.append(step)
+        for live in self.batcher.computed:
+            live.step = step.id
+            if self.config.handover.overlap:
+                self.handover.offer(live)
+        self.batcher.computed.clear()
+
+    def _number(self) -> int:
+        """The next id: steps and moves are one order."""
+        self._ids += 1
+        return self._ids - 1
+
+    def _pull(self) -> None:
+        """Those that wait between two instances go to where there is room."""
+        self.handover.pull()
+        self._out += self.handover.said
+        self.handover.said.clear()
 
     def _requeue(self) -> None:
         for live in self.batcher.yielded:
@@ -263,12 +369,18 @@ class GlobalManager:
 
     def _ready(self) -> list[Seat]:
         """Instances worth trying. One whose prompts would keep a newcomer waiting for more than a
-        step is not: in the common queue it may still go where there is room first."""
-        limit, hopeless = self.config.batcher.step_tokens, self.admission.hopeless
+        step is not: in the common queue it may still go where there is room first. Nor is one that is full of
+        requests to be pulled, or that has such a request to wait for."""
+        limit, hopeless = self.batcher.limit, self.admission.hopeless
+        blocked, share = self.handover.blocked, self.config.handover.held_share
         return [
             seat
             for seat in self.seats.values()
-            if not hopeless(seat) and not (seat.prefilling and seat.backlog >= limit)
+            if seat.prefills
+            and not hopeless(seat)
+            and not (seat.prefilling and seat.backlog >= limit(seat))
+            and not (blocked and seat.decodes)
+            and (seat.held_slots == 0 or seat.held_slots <= share * self.ledger.capacity(seat.instance))
         ]
 
     def _watch(self) -> None:
@@ -289,14 +401,25 @@ class GlobalManager:
         assert waiting | seated == set(self.lives), "a request is nowhere"
         for seat in self.seats.values():
             for live in seat.lives.values():
-                held = self.ledger.held(seat.instance, live.id)
-                assert live.planned <= held or not live.opened, "computed positions without slots"
-                assert live.planned <= live.longest, "a position beyond the last"
-                assert not (live.over or live.leaving) or live.flying, "nothing pins these slots"
-            assert seat.promised == sum(self.ledger.whole(v.longest) for v in seat.lives.values())
+                self._check_on(seat, live)
+            there = [(live, live.instance == seat.instance) for live in seat.lives.values()]
+            assert seat.promised == sum(live.promise if here else live.most for live, here in there)
+            assert seat.held_slots == sum(live.least for live, here in there if live.held and here)
+            assert seat.arriving == sum(t.target is seat for t in self.handover.flying.values())
+
+    def _check_on(self, seat: Seat, live: Live) -> None:
+        held = self.ledger.held(seat.instance, live.id)
+        if live.instance != seat.instance:
+            assert live.transfer is not None, "slots of a request that is neither here nor on its way"
+            assert live.transfer.target is seat
+        assert live.planned <= held or not live.opened, "computed positions without slots"
+        assert live.planned <= live.longest, "a position beyond the last"
+        pinned = live.flying or live.transfer is not None
+        assert not (live.over or live.leaving) or pinned, "nothing pins these slots"
+        assert not (live.held and (live.leaving or live.over or live.transfer)), "it does not wait"
 
     @property
     def quiet(self) -> bool:
-        """No request is left, no step is in flight and no slot is held."""
+        """No request is left, no step or move is in flight and no slot is held."""
         held = any(self.ledger.used(instance) for instance in self.seats)
-        return not (self.lives or self._flights or held)
+        return not (self.lives or self._flights or self.handover.flying or held)
