@@ -181,6 +181,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule(instance=st.integers(0, 3), role=st.sampled_from(Role))
     def reassign(self, instance, role):
+        self.faults += 1  # an instance full of requests that wait may begin to decode
         self.send(Reassign(instance, role))
 
     @rule(data=st.data())

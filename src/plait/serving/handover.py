@@ -94,9 +94,12 @@ class Handover:
         look = self._admission.config.look
         for live in tuple(self.waiting):
             able = [seat for seat in self._seats.values() if self._may_hold(seat, live)]
-            if not able:
+            if not (able and live.held):
                 continue  # nothing that is up could ever take it, so it stands in nobody's way
-            if self._place(live, able):
+            placed = self._place(live, able)
+            while not placed and first is None and self._make_room(live, able):
+                placed = self._place(live, able)
+            if placed:
                 if first is not None:
                     first.bypassed += 1
                 continue
@@ -121,6 +124,18 @@ class Handover:
         if free:
             self._begin(live, source, min(free, key=lambda seat: self._load(seat, live)))
         return bool(free)
+
+    def _make_room(self, live: Live, able: list[Seat]) -> bool:
+        """Where instances began to decode while full of requests that wait, nothing would ever move: the
+        youngest of those yields. False: something moves, so room will come."""
+        there = [other for seat in able for other in seat.lives.values() if other is not live]
+        if not there or any(other.flying or not other.held for other in there):
+            return False
+        victim = max(there, key=_rank)
+        self.withdraw(victim)
+        self._counts.preemptions += 1
+        self._batcher.send_back(self._seats[victim.instance], victim)
+        return True
 
     def _load(self, seat: Seat, live: Live) -> tuple[int, int, int]:
         """Fewest slots held, less those that need not be copied."""
