@@ -28,7 +28,9 @@ class ShadowMove:
     copied: bool = False
     """All has arrived, though nobody was told yet."""
     doomed: bool = False
-    """A step that it follows failed, or its source is gone before all arrived."""
+    """A step that it follows failed, or its source was lost before all arrived."""
+    orphaned: bool = False
+    """Its source was lost: what is there now is another worker's."""
 
 
 @dataclass
@@ -62,7 +64,8 @@ class Shadow:
         moves = self.moves.items()
         self.moves = {id: each for id, each in moves if each.move.target.instance != instance}
         for each in self.moves.values():
-            each.doomed |= each.move.source.instance == instance and not each.copied
+            each.orphaned |= each.move.source.instance == instance
+            each.doomed |= each.orphaned and not each.copied
 
     def submit(self, step: Step) -> None:
         (instance,) = step.group
@@ -83,9 +86,9 @@ class Shadow:
     def able(self, id: int) -> bool:
         """The copy can be made now."""
         each = self.moves[id]
-        source = self.instances.get(each.move.source.instance)
-        waits = source is not None and any(step.id in each.move.after for step in source.inbox)
-        return each.copied or not (each.doomed or waits)
+        if each.copied or each.doomed:
+            return each.copied
+        return not any(step.id in each.move.after for step in self.instances[each.move.source.instance].inbox)
 
     def copy(self, id: int) -> None:
         """All that a move is to copy arrives."""
@@ -118,9 +121,10 @@ class Shadow:
 
     def _pinned(self, instance: int, step: int) -> set[int]:
         """Slots that a step must not write: targets of moves, and sources unless the move waits for it."""
-        moves = [each.move for each in self.moves.values()]
-        spans = [move.target for move in moves]
-        spans += [move.source for move in moves if step > max(move.after, default=-1)]
+        spans = [each.move.target for each in self.moves.values()]
+        for each in self.moves.values():
+            if not each.orphaned and step > max(each.move.after, default=-1):
+                spans.append(each.move.source)
         return {slot for span in spans if span.instance == instance for slot in _slots(span)}
 
     def execute(self, instance: int) -> StepDone:
