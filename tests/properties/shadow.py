@@ -122,9 +122,8 @@ class Shadow:
     def _pinned(self, instance: int, step: int) -> set[int]:
         """Slots that a step must not write: targets of moves, and sources unless the move waits for it."""
         spans = [each.move.target for each in self.moves.values()]
-        for each in self.moves.values():
-            if not each.orphaned and step > max(each.move.after, default=-1):
-                spans.append(each.move.source)
+        kept = [each.move for each in self.moves.values() if not each.orphaned]
+        spans += [move.source for move in kept if step > max(move.after, default=-1)]
         return {slot for span in spans if span.instance == instance for slot in _slots(span)}
 
     def execute(self, instance: int) -> StepDone:

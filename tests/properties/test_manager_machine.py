@@ -37,6 +37,7 @@ from plait.spec.request import REFUSALS, EndReason, Request
 from plait.spec.step import Step
 from tests.properties.shadow import Shadow
 from tests.scale import scaled, seed
+from tests.serving.audit import audit
 
 EOS = 7
 M, P, D = Role.MIXED, Role.PREFILL, Role.DECODE
@@ -107,7 +108,7 @@ class ManagerMachine(RuleBasedStateMachine):
             elif isinstance(command, Wake):
                 self.wakes.append(command)
         assert before == {r: len(t) for r, t in self.shadow.tokens.items()}
-        self.manager.check()
+        audit(self.manager)
 
     def check_end(self, end):
         request = self.requests[end.request]
@@ -282,7 +283,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
 
 def test_random_events():
-    """At least 10,000 events with PLAIT_TEST_ALL=1, and everything that can happen among them."""
+    """At least 50,000 events with PLAIT_TEST_ALL=1, and everything that can happen among them."""
     seen = Counter()
 
     class Counting(ManagerMachine):
@@ -298,15 +299,15 @@ def test_random_events():
                 seen.update(end.reason for end in self.ends.values())
 
     chosen = settings(
-        max_examples=scaled(800),
-        stateful_step_count=60,
+        max_examples=scaled(1600),
+        stateful_step_count=80,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
     print(dict(seen))
-    assert seen["events"] >= scaled(10_000)
+    assert seen["events"] >= scaled(50_000)
     if scaled(2) == 2:
         assert seen["preemptions"]
         assert seen["recomputations"]

@@ -86,6 +86,10 @@ class Handover:
             if seat := self._seats.get(live.instance):
                 seat.held_slots -= live.least
 
+    def full(self, seat: Seat) -> bool:
+        """So much waits on an instance that it should take no more prompts."""
+        return seat.held_slots > self.config.held_share * self._ledger.capacity(seat.instance)
+
     def pull(self) -> None:
         """Give room at instances that decode to those that wait, oldest first; one that finds none may be
         passed by younger ones, so often and by so many as in `Admission`."""
@@ -117,13 +121,18 @@ class Handover:
         if source in able and self._admission.room(source) >= live.presumed - live.least:
             self._adopt(source, live)
             return True
-        rows, room = self._admission.config.max_rows, self._admission.room
-        roomy = [s for s in able if s is not source and len(s.lives) < rows and room(s) >= live.presumed]
+        roomy = [seat for seat in able if seat is not source and self._has_room(seat, live)]
         self.blocked |= not roomy and live is self.waiting[0]
         free = [seat for seat in roomy if seat.arriving < self.config.pulls]
         if free:
             self._begin(live, source, min(free, key=lambda seat: self._load(seat, live)))
         return bool(free)
+
+    def _has_room(self, seat: Seat, live: Live) -> bool:
+        """For all that the request is presumed to need, and for what it has now."""
+        unused = self._ledger.capacity(seat.instance) - self._ledger.used(seat.instance)
+        rows = self._admission.config.max_rows
+        return len(seat.lives) < rows and live.presumed <= self._admission.room(seat) and live.least <= unused
 
     def _make_room(self, live: Live, able: list[Seat]) -> bool:
         """Where instances began to decode while full of requests that wait, nothing would ever move: the

@@ -68,7 +68,6 @@ class GlobalManager:
         self.admission = Admission(config.admission, self.ledger, config.batcher.depth - 1)
         self.roster = Roster(config.placement, self.ledger)
         self.seats = self.roster.seats
-        self.router = Router(self.ledger)
         self.counts = Counts()
         self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
         self.handover = Handover(
@@ -80,6 +79,7 @@ class GlobalManager:
             self.counts,
             self._number,
         )
+        self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False
@@ -359,29 +359,12 @@ class GlobalManager:
     def _seat_waiting(self) -> None:
         """Requests go to instances until none fits."""
         while head := self.admission.head():
-            seats = self._ready()
-            for seat in self.router.order(seats, head) if len(seats) > 1 else seats:
+            for seat in self.router.order(self.seats.values(), head):
                 if live := self.admission.take(seat):
                     self.batcher.seat(seat, live)
                     break
             else:
                 return
-
-    def _ready(self) -> list[Seat]:
-        """Instances worth trying. One whose prompts would keep a newcomer waiting for more than a
-        step is not: in the common queue it may still go where there is room first. Nor is one that is full of
-        requests to be pulled, or that has such a request to wait for."""
-        limit, hopeless = self.batcher.limit, self.admission.hopeless
-        blocked, share = self.handover.blocked, self.config.handover.held_share
-        return [
-            seat
-            for seat in self.seats.values()
-            if seat.prefills
-            and not hopeless(seat)
-            and not (seat.prefilling and seat.backlog >= limit(seat))
-            and not (blocked and seat.decodes)
-            and (seat.held_slots == 0 or seat.held_slots <= share * self.ledger.capacity(seat.instance))
-        ]
 
     def _watch(self) -> None:
         """One Wake is pending: the earliest deadline's."""
@@ -389,34 +372,6 @@ class GlobalManager:
         if deadline is not None and (self._wake_ns is None or deadline < self._wake_ns):
             self._wake_ns = deadline
             self._out.append(Wake(deadline))
-
-    # ---- for tests and metrics -----------------------------------------------------------------
-
-    def check(self) -> None:
-        """The manager's own invariants. Raises AssertionError."""
-        self.ledger.check()
-        waiting = {live.id for live in self.admission}
-        seated = {live.id for seat in self.seats.values() for live in seat.lives.values() if not live.over}
-        assert not waiting & seated, "a request waits and runs"
-        assert waiting | seated == set(self.lives), "a request is nowhere"
-        for seat in self.seats.values():
-            for live in seat.lives.values():
-                self._check_on(seat, live)
-            there = [(live, live.instance == seat.instance) for live in seat.lives.values()]
-            assert seat.promised == sum(live.promise if here else live.most for live, here in there)
-            assert seat.held_slots == sum(live.least for live, here in there if live.held and here)
-            assert seat.arriving == sum(t.target is seat for t in self.handover.flying.values())
-
-    def _check_on(self, seat: Seat, live: Live) -> None:
-        held = self.ledger.held(seat.instance, live.id)
-        if live.instance != seat.instance:
-            assert live.transfer is not None, "slots of a request that is neither here nor on its way"
-            assert live.transfer.target is seat
-        assert live.planned <= held or not live.opened, "computed positions without slots"
-        assert live.planned <= live.longest, "a position beyond the last"
-        pinned = live.flying or live.transfer is not None
-        assert not (live.over or live.leaving) or pinned, "nothing pins these slots"
-        assert not (live.held and (live.leaving or live.over or live.transfer)), "it does not wait"
 
     @property
     def quiet(self) -> bool:

@@ -31,8 +31,8 @@ class Move:
     source: Span
     target: Span
     after: tuple[int, ...] = ()
-    """Steps on the source that write what is copied and were not answered when this was said. The copy may
-    follow them layer by layer. If one of them fails, so does the move."""
+    """The last unanswered step on the source that writes what is copied (the steps of an instance run in order);
+    empty where all are answered. The copy may follow it layer by layer. If it fails, so does the move."""
 
 
 @dataclass(frozen=True, slots=True)
