@@ -30,6 +30,9 @@ class AdmissionConfig:
     """Times in a row that the request at the head may be passed by younger ones that fit."""
     look: int = 8
     """How far behind a blocked head to look for one that fits, in requests."""
+    ttft_ns: int | None = None
+    """Refuse a request whose first token would come later than this, as far as can be foretold; None: refuse
+    none for that."""
     output_share: float = 1.0
     """Share of their remaining tokens that requests are presumed to draw. 1: preemption never
     happens; less: more rows at once, and recomputation when the presumption fails."""

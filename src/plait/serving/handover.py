@@ -94,6 +94,8 @@ class Handover:
         """Give room at instances that decode to those that wait, oldest first; one that finds none may be
         passed by younger ones, so often and by so many as in `Admission`."""
         self.blocked = False
+        if not (self.waiting and any(seat.decodes for seat in self._seats.values())):
+            return
         first: Live | None = None
         look = self._admission.config.look
         for live in tuple(self.waiting):

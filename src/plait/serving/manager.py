@@ -16,6 +16,7 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
+from plait.serving.forecast import Forecast
 from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Counts, Flight, Live, Seat, Transfer
@@ -82,10 +83,12 @@ class GlobalManager:
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
+        self.forecast = None if config.admission.ttft_ns is None else Forecast()
         self.draining = False
         self._flights: dict[int, Flight] = {}
         self._ids = 0
         self._arrivals = 0
+        self._now_ns = 0
         self._wake_ns: int | None = None
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -105,10 +108,10 @@ class GlobalManager:
 
     def handle(self, event: Event, now: int) -> list[Command]:
         """Take in one fact and say what is to be done. `now` in ns, later than at any call before."""
-        self._out = []
+        self._out, self._now_ns = [], now
         self._handlers[type(event)](event)
         self._requeue()
-        self._expire(now)
+        self._expire()
         self._pull()
         self._seat_waiting()
         self._plan()
@@ -128,9 +131,17 @@ class GlobalManager:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
+        elif self._late(live):
+            self._end(live, EndReason.LATE)
         else:
             self.admission.watch(live)
             self.admission.push(live)
+
+    def _late(self, live: Live) -> bool:
+        limit_ns = self.config.admission.ttft_ns
+        if limit_ns is None or self.forecast is None:
+            return False
+        return self.forecast.first_token_ns(live.known, self.admission, self.seats.values()) > limit_ns
 
     def _aborted(self, event: Aborted) -> None:
         if live := self.lives.get(event.request):
@@ -235,6 +246,8 @@ class GlobalManager:
             live.attempts += not live.leaving
             self._lose(None if transfer else seat, live)
         self.roster.leave(seat)
+        if self.forecast is not None:
+            self.forecast.lost(seat.instance)
 
     def _reassign(self, event: Reassign) -> None:
         seat = self.roster.reassign(event.instance, event.role)
@@ -253,6 +266,8 @@ class GlobalManager:
         flight = self._flights.pop(step, None)
         if flight is not None:
             flight.seat.flights -= 1
+            if self.forecast is not None:
+                self.forecast.answered(step, flight.seat.instance, self._now_ns)
         return flight
 
     def _turn_back(self, transfer: Transfer) -> None:
@@ -312,8 +327,8 @@ class GlobalManager:
         elif (reason is EndReason.TOO_LONG or reason not in REFUSALS) and live in self.admission:
             self.admission.drop(live)
 
-    def _expire(self, now: int) -> None:
-        for request in self.admission.passed(now):
+    def _expire(self) -> None:
+        for request in self.admission.passed(self._now_ns):
             if live := self.lives.get(request):
                 self._end(live, EndReason.DEADLINE)
 
@@ -332,6 +347,8 @@ class GlobalManager:
 
     def _issue(self, step: Step, flight: Flight) -> None:
         self._flights[self._number()] = flight
+        if self.forecast is not None:
+            self.forecast.issued(step, self._now_ns)
         flight.seat.flights += 1
         self._out.append(step)
         for live in self.batcher.computed:

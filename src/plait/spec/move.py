@@ -31,8 +31,9 @@ class Move:
     source: Span
     target: Span
     after: tuple[int, ...] = ()
-    """The last unanswered step on the source that writes what is copied (the steps of an instance run in order);
-    empty where all are answered. The copy may follow it layer by layer. If it fails, so does the move."""
+    """The last unanswered step on the source that writes what is copied (the steps of an instance run in
+    order); empty where all are answered. The copy may follow it layer by layer. If it fails, so does the
+    move."""
 
 
 @dataclass(frozen=True, slots=True)
