@@ -1,4 +1,4 @@
-"""`Forecast`: when a newcomer's first token would come, by the speed at which prompts were computed lately."""
+"""`Forecast`: when a newcomer's first token would come, by the speed at which prompts were computed."""
 
 from collections.abc import Iterable
 
