@@ -58,14 +58,17 @@ class ManagerMachine(RuleBasedStateMachine):
         retries=st.sampled_from([0, 2]),
         held_share=st.sampled_from([0.2, 1.0]),
         overlap=st.booleans(),
+        ttft_ns=st.sampled_from([None, None, 60]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, **handover):
+    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, **handover):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
             ManagerConfig(
                 page=page,
-                admission=AdmissionConfig(max_queue=max_queue, max_rows=6, bypass=2, output_share=share),
+                admission=AdmissionConfig(
+                    max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
+                ),
                 batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
                 handover=HandoverConfig(**handover),
                 placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
@@ -234,7 +237,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.shadow.lose(instance)
         self.send(WorkerLost(instance, self.epochs.pop(instance)))
 
-    @precondition(lambda self: self.next_id > 20)
+    @precondition(lambda self: self.next_id > 12)
     @rule()
     def drain(self):
         self.send(Drain())
