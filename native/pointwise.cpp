@@ -13,7 +13,7 @@ namespace nb = nanobind;
 namespace plait {
 namespace {
 
-constexpr int64_t kAlone = 1 << 16;  // elements below which one thread is faster
+constexpr int64_t kAlone = 1 << 14;  // elements below which one thread is faster
 
 const PointwiseIsa& isa(const std::string& set) {
   static const std::vector<const PointwiseIsa*> known{

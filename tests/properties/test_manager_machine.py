@@ -1,4 +1,4 @@
-"""Random events against `GlobalManager`, its steps carried out on paper by `Shadow`."""
+"""Random events against `GlobalManager`, its steps and moves carried out on paper by `Shadow`."""
 
 from collections import Counter
 
@@ -16,24 +16,31 @@ from hypothesis.stateful import (
 
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.handover import HandoverConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End, Token, Wake
 from plait.spec.event import (
     Aborted,
     Arrived,
     Drain,
+    MoveFailed,
+    Reassign,
     StepFailed,
     Stopped,
     Woken,
     WorkerLost,
     WorkerUp,
 )
+from plait.spec.move import Cancel, Move
 from plait.spec.request import REFUSALS, EndReason, Request
 from plait.spec.step import Step
 from tests.properties.shadow import Shadow
 from tests.scale import scaled, seed
+from tests.serving.audit import audit
 
 EOS = 7
+M, P, D = Role.MIXED, Role.PREFILL, Role.DECODE
 
 
 class ManagerMachine(RuleBasedStateMachine):
@@ -46,15 +53,25 @@ class ManagerMachine(RuleBasedStateMachine):
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_queue=st.sampled_from([3, 1000]),
         prefix_cache=st.booleans(),
+        roles=st.sampled_from([(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M)]),
+        pulls=st.sampled_from([1, 4]),
+        retries=st.sampled_from([0, 2]),
+        held_share=st.sampled_from([0.2, 1.0]),
+        overlap=st.booleans(),
+        ttft_ns=st.sampled_from([None, None, 60]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache):
+    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, **handover):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
             ManagerConfig(
                 page=page,
-                admission=AdmissionConfig(max_queue=max_queue, max_rows=6, bypass=2, output_share=share),
+                admission=AdmissionConfig(
+                    max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
+                ),
                 batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
+                handover=HandoverConfig(**handover),
+                placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
             )
         )
         self.shadow = Shadow(EOS)
@@ -67,9 +84,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.wakes = []
         self.next_id = 0
         self.faults = 0
-        self.send(WorkerUp(0, 1, 64))
-        self.epochs[0] = 1
-        self.shadow.up(0, 64)
+        for instance in range(1 if roles == (M, M, M, M) else 3):
+            self.epochs[instance] = 1
+            self.send(WorkerUp(instance, 1, 64))
 
     def send(self, event):
         self.now += 1
@@ -79,6 +96,10 @@ class ManagerMachine(RuleBasedStateMachine):
         for command in self.manager.handle(event, self.now):
             if isinstance(command, Step):
                 self.shadow.submit(command)
+            elif isinstance(command, Move):
+                self.shadow.begin(command)
+            elif isinstance(command, Cancel):
+                assert command.move in self.shadow.moves, "a cancel of a move that is over"
             elif isinstance(command, Token):
                 for request in command.requests:
                     assert request not in self.ends, "a token after the end"
@@ -90,7 +111,7 @@ class ManagerMachine(RuleBasedStateMachine):
             elif isinstance(command, Wake):
                 self.wakes.append(command)
         assert before == {r: len(t) for r, t in self.shadow.tokens.items()}
-        self.manager.check()
+        audit(self.manager)
 
     def check_end(self, end):
         request = self.requests[end.request]
@@ -136,6 +157,38 @@ class ManagerMachine(RuleBasedStateMachine):
             self.answer(data)
 
     @rule(data=st.data())
+    def copy(self, data):
+        """Data arrive some time before anybody is told."""
+        if able := [id for id in self.shadow.moves if self.shadow.able(id)]:
+            self.shadow.copy(data.draw(st.sampled_from(able)))
+
+    @rule(data=st.data())
+    def answer_move(self, data):
+        if self.shadow.moves:
+            self.finish_move(data.draw(st.sampled_from(sorted(self.shadow.moves))))
+
+    def finish_move(self, id):
+        if self.shadow.able(id):
+            self.send(self.shadow.complete(id))
+        elif self.shadow.moves[id].doomed:
+            self.send(self.shadow.break_off(id))
+
+    @rule(data=st.data())
+    def fail_move(self, data):
+        if self.shadow.moves:
+            self.send(self.shadow.break_off(data.draw(st.sampled_from(sorted(self.shadow.moves)))))
+
+    @rule(move=st.integers(0, 9))
+    def answer_unknown_move(self, move):
+        if move not in self.shadow.moves:
+            self.send(MoveFailed(move, "its target was lost meanwhile"))
+
+    @rule(instance=st.integers(0, 3), role=st.sampled_from(Role))
+    def reassign(self, instance, role):
+        self.faults += 1  # an instance full of requests that wait may begin to decode
+        self.send(Reassign(instance, role))
+
+    @rule(data=st.data())
     def fail_step(self, data):
         busy = sorted(i for i, at in self.shadow.instances.items() if at.inbox)
         if busy:
@@ -169,7 +222,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.now = max(self.now, wake.at_ns)
             self.send(Woken(wake.at_ns))
 
-    @rule(instance=st.integers(0, 2), slots=st.sampled_from([48, 64, 100]))
+    @rule(instance=st.integers(0, 3), slots=st.sampled_from([48, 64, 100]))
     def worker_up(self, instance, slots):
         if instance not in self.epochs:
             self.epoch += 1
@@ -181,10 +234,10 @@ class ManagerMachine(RuleBasedStateMachine):
     def worker_lost(self, data):
         instance = data.draw(st.sampled_from(sorted(self.epochs)))
         self.faults += 1
-        del self.shadow.instances[instance]
+        self.shadow.lose(instance)
         self.send(WorkerLost(instance, self.epochs.pop(instance)))
 
-    @precondition(lambda self: self.next_id > 20)
+    @precondition(lambda self: self.next_id > 12)
     @rule()
     def drain(self):
         self.send(Drain())
@@ -201,24 +254,39 @@ class ManagerMachine(RuleBasedStateMachine):
         if not self.epochs:
             self.epochs[0] = 99
             self.send(WorkerUp(0, 99, 100))
+        seats = self.manager.seats.values()
+        if not (any(seat.prefills for seat in seats) and any(seat.decodes for seat in seats)):
+            for instance in range(4):
+                self.send(Reassign(instance, M))
+        self.run_dry()
+        while left := sorted(self.manager.lives):
+            # Only what fits no instance that is still up may be left, and what waits for its slots.
+            sizes = [(seat, self.manager.ledger.capacity(i)) for i, seat in self.manager.seats.items()]
+            limit = min(
+                max(size for seat, size in sizes if seat.prefills),
+                max(size for seat, size in sizes if seat.decodes),
+            )
+            large = [r for r in left if self.manager.ledger.whole(self.manager.lives[r].longest) > limit]
+            assert large, "requests are left that could go on"
+            self.send(Aborted(large[0]))
+            self.run_dry()
+        assert self.manager.quiet, "something is left at quiescence"
+        assert set(self.ends) == set(self.requests), "a request without an end"
+
+    def run_dry(self):
         limit = 20_000
-        while any(at.inbox for at in self.shadow.instances.values()):
+        while self.shadow.moves or any(at.inbox for at in self.shadow.instances.values()):
             limit -= 1
             assert limit, "no end in sight"
             for instance in sorted(self.shadow.instances):
                 if self.shadow.instances[instance].inbox:
                     self.finish(instance)
-        for request in sorted(self.manager.lives):
-            # only what fits no instance that is still up may be left
-            slots = max(self.manager.ledger.capacity(i) for i in self.epochs)
-            assert self.manager.ledger.whole(self.manager.lives[request].longest) > slots
-            self.send(Aborted(request))
-        assert self.manager.quiet, "something is left at quiescence"
-        assert set(self.ends) == set(self.requests), "a request without an end"
+            for move in sorted(self.shadow.moves):
+                self.finish_move(move)
 
 
 def test_random_events():
-    """At least 10,000 events with PLAIT_TEST_ALL=1, and everything that can happen among them."""
+    """At least 50,000 events with PLAIT_TEST_ALL=1, and everything that can happen among them."""
     seen = Counter()
 
     class Counting(ManagerMachine):
@@ -229,20 +297,24 @@ def test_random_events():
                 seen["preemptions"] += self.manager.counts.preemptions
                 seen["recomputations"] += self.manager.counts.recomputations
                 seen["prefix hits"] += self.manager.counts.prefix_hits
+                seen["moves"] += self.manager.counts.moves
+                seen["move retries"] += self.manager.counts.move_retries
                 seen.update(end.reason for end in self.ends.values())
 
     chosen = settings(
-        max_examples=scaled(800),
-        stateful_step_count=60,
+        max_examples=scaled(1600),
+        stateful_step_count=80,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
     print(dict(seen))
-    assert seen["events"] >= scaled(10_000)
+    assert seen["events"] >= scaled(50_000)
     if scaled(2) == 2:
         assert seen["preemptions"]
         assert seen["recomputations"]
         assert seen["prefix hits"]
+        assert seen["moves"]
+        assert seen["move retries"]
         assert all(seen[reason] for reason in EndReason), "an ending that never came"

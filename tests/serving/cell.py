@@ -5,28 +5,56 @@ from dataclasses import replace
 
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.handover import HandoverConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import Command, End, Token, Wake
-from plait.spec.event import Arrived, Event, StepDone, StepFailed, WorkerLost, WorkerUp
+from plait.spec.event import Arrived, Event, Moved, MoveFailed, StepDone, StepFailed, WorkerLost, WorkerUp
+from plait.spec.move import Cancel, Move
 from plait.spec.request import EndReason, Request
 from plait.spec.step import Step
+from tests.serving.audit import audit
+
+ROLES = {"m": Role.MIXED, "p": Role.PREFILL, "d": Role.DECODE}
 
 
 class Cell:
-    """`slots` are those of instances 0, 1, ...; settings go to whichever config has them."""
+    """`slots` are those of instances 0, 1, ...; `roles` has a letter for each (m, p or d); settings go to
+    whichever config has them."""
 
-    def __init__(self, *slots: int, page: int = 1, retries: int = 2, **settings: object) -> None:
-        admission, batcher = AdmissionConfig(), BatcherConfig()
+    def __init__(
+        self,
+        *slots: int,
+        page: int = 1,
+        retries: int = 2,
+        roles: str = "",
+        tries: int = 2,
+        **settings: object,
+    ) -> None:
+        admission, batcher, handover = AdmissionConfig(), BatcherConfig(), HandoverConfig(retries=tries)
         for name, value in settings.items():
             if hasattr(admission, name):
                 admission = replace(admission, **{name: value})
-            else:
+            elif hasattr(batcher, name):
                 batcher = replace(batcher, **{name: value})
+            else:
+                handover = replace(handover, **{name: value})
+        placement = Placement(tuple(Instance(i, ROLES[role]) for i, role in enumerate(roles)))
         self.manager = GlobalManager(
-            ManagerConfig(page=page, retries=retries, admission=admission, batcher=batcher)
+            ManagerConfig(
+                page=page,
+                retries=retries,
+                admission=admission,
+                batcher=batcher,
+                handover=handover,
+                placement=placement,
+            )
         )
         self.now = 0
         self.inbox: dict[int, deque[Step]] = {}
+        self.moves: dict[int, Move] = {}
+        """Moves without an answer, by id."""
+        self.cancelled: list[int] = []
         self.ends: dict[int, End] = {}
         self.drawn: dict[int, int] = {}
         self.wakes: list[int] = []
@@ -45,6 +73,10 @@ class Cell:
                 case Step(group=(instance,)):
                     self.inbox[instance].append(command)
                     self.started += command.opened
+                case Move():
+                    self.moves[command.id] = command
+                case Cancel():
+                    self.cancelled.append(command.move)
                 case End():
                     assert command.request not in self.ends, "ended twice"
                     self.ends[command.request] = command
@@ -53,7 +85,7 @@ class Cell:
                         self.drawn[request] = self.drawn.get(request, 0) + 1
                 case Wake():
                     self.wakes.append(command.at_ns)
-        self.manager.check()
+        audit(self.manager)
         return out
 
     def up(self, instance: int, slots: int, epoch: int = 1) -> None:
@@ -62,7 +94,20 @@ class Cell:
 
     def lose(self, instance: int, epoch: int = 1) -> None:
         self.inbox[instance].clear()
+        self.moves = {id: move for id, move in self.moves.items() if move.target.instance != instance}
         self.send(WorkerLost(instance, epoch))
+
+    def moved(self, id: int | None = None) -> Move:
+        """A move succeeds: this one, or the oldest."""
+        move = self.moves.pop(min(self.moves) if id is None else id)
+        self.send(Moved(move.id))
+        return move
+
+    def break_off(self, id: int | None = None) -> Move:
+        """A move fails: this one, or the oldest."""
+        move = self.moves.pop(min(self.moves) if id is None else id)
+        self.send(MoveFailed(move.id, "made to fail"))
+        return move
 
     def arrive(
         self, prompt: int, max_tokens: int, hashes: tuple[int, ...] = (), deadline_ns: int | None = None
@@ -87,9 +132,11 @@ class Cell:
         return step
 
     def run(self, limit: int = 10_000) -> int:
-        """Answer steps, instances in turn, until none is left; returns how many."""
+        """Answer steps, instances in turn, and moves until none is left; returns how many steps."""
         count = 0
-        while any(self.inbox.values()):
+        while any(self.inbox.values()) or self.moves:
+            if self.moves:
+                self.moved()
             for instance, steps in self.inbox.items():
                 if steps:
                     self.answer(instance)

@@ -1,5 +1,6 @@
 """`Cost`: how long a step takes. `Load`: what a step asks of a device, in terms to compute with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,18 @@ class Cost(Protocol):
     def step_ns(self, step: Step) -> int:
         """Nanoseconds from the step's start to the end of its slowest member."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ByInstance:
+    """Instances of different plans: a step costs what its slowest member's model says."""
+
+    costs: Mapping[int, Cost]
+    """Instance -> its cost."""
+
+    def step_ns(self, step: Step) -> int:
+        """See `Cost`."""
+        return max(self.costs[member].step_ns(step) for member in step.group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from plait.text.tokenizer import Tokenizer
 _RAISED: dict[EndReason, tuple[type[PlaitError], str]] = {
     EndReason.DEADLINE: (DeadlineExceeded, "the request's deadline passed before it was done"),
     EndReason.QUEUE_FULL: (Overloaded, "the queue is full; try again later"),
+    EndReason.LATE: (Overloaded, "the first token would come too late; try again later"),
     EndReason.DRAINING: (Overloaded, "the server is shutting down; try again elsewhere"),
     EndReason.TOO_LONG: (
         TooLong,

@@ -30,6 +30,9 @@ class AdmissionConfig:
     """Times in a row that the request at the head may be passed by younger ones that fit."""
     look: int = 8
     """How far behind a blocked head to look for one that fits, in requests."""
+    ttft_ns: int | None = None
+    """Refuse a request whose first token would come later than this, as far as can be foretold; None: refuse
+    none for that."""
     output_share: float = 1.0
     """Share of their remaining tokens that requests are presumed to draw. 1: preemption never
     happens; less: more rows at once, and recomputation when the presumption fails."""
@@ -48,8 +51,9 @@ class Admission:
         """Changes when another request may come into an instance's view of the queue."""
         self._open_ended = True
         """An instance has looked at the whole queue in vain: what joins at the end comes into its view."""
-        self._least = (-1, 0)
-        """Version of the queue, and the fewest slots that a request in the view of it asks for."""
+        self._least = (-1, 0, 0)
+        """Version of the queue, and the fewest slots that a request in the view of it asks for where its
+        prompt is computed only, and where it decodes too."""
         self._deadlines: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -97,9 +101,10 @@ class Admission:
             return False  # a smaller instance looks past requests that it could never hold
         if self._least[0] != self.version:
             view = islice(self._queue, self.config.look + 1)
-            self._least = (self.version, min((live.presumed for live in view), default=0))
+            asked = [(live.least, live.presumed) for live in view] or [(0, 0)]
+            self._least = (self.version, min(asked)[0], min(presumed for _, presumed in asked))
             self._open_ended |= len(self._queue) <= self.config.look + 1
-        return seat.room < self._least[1]
+        return seat.room < self._least[1 + seat.decodes]
 
     def take(self, seat: Seat) -> Live | None:
         """The next request that `seat` can run now, removed from the queue; None if none fits.
@@ -111,7 +116,7 @@ class Admission:
         for at, live in enumerate(self._queue):
             if not self.fits_alone(seat, live):
                 continue
-            if live.presumed <= self.room(seat):
+            if (live.presumed if seat.decodes else live.least) <= self.room(seat):
                 del self._queue[at]
                 self.version += 1
                 if first is not None:
@@ -135,11 +140,16 @@ class Admission:
 
     def fits_alone(self, seat: Seat, live: Live) -> bool:
         """Whether `live` could ever run on `seat`."""
-        return live.most <= self._ledger.capacity(seat.instance)
+        return (live.most if seat.decodes else live.least) <= self._ledger.capacity(seat.instance)
+
+    def presume(self, live: Live) -> None:
+        """Reckon anew what a request will need where it decodes."""
+        live.presumed = self._ledger.whole(self._presumed(live))
 
     def _measure(self, live: Live) -> None:
         live.most = self._ledger.whole(live.longest)
-        live.presumed = self._ledger.whole(self._presumed(live))
+        live.least = self._ledger.whole(live.known)
+        self.presume(live)
 
     def _presumed(self, live: Live) -> int:
         left = live.longest - live.known + 1
@@ -155,7 +165,10 @@ class Admission:
             holding = holdings[id]
             private = holding.private * page
             mine += private
-            final = live.most if whole_share else self._ledger.whole(self._presumed(live))
+            if live.passing and live.instance == seat.instance:
+                final = live.least
+            else:
+                final = live.most if whole_share else self._ledger.whole(self._presumed(live))
             grown = max(0, final - len(holding.pages) * page)
             if id in seat.decoding:
                 lockstep.append((grown, private))

@@ -17,7 +17,8 @@ class BatcherConfig:
 
     step_tokens: int = 512
     """Tokens that a step computes at most, decoding rows counted. Where more rows than this decode,
-    they all go along, and no prompt does."""
+    they all go along, and no prompt does. On an instance that only prefills no prompt is cut: whole ones
+    are packed up to this, and a longer one goes alone."""
     depth: int = 2
     """Steps in flight on one instance: 2 plans the next one while one runs."""
     prefix_cache: bool = True
@@ -25,7 +26,8 @@ class BatcherConfig:
 
 
 class Batcher:
-    """Builds steps. `yielded` receives requests that lost their place while a step was built."""
+    """Builds steps. While one is built, `yielded` receives requests that lost their place, and `computed`
+    those of which the last known token is in it and which are to decode elsewhere."""
 
     def __init__(self, config: BatcherConfig, ledger: KvLedger, counts: Counts, model: str = "") -> None:
         self.config = config
@@ -33,36 +35,55 @@ class Batcher:
         self._counts = counts
         self._model = model
         self.yielded: list[Live] = []
+        self.computed: list[Live] = []
+
+    def limit(self, seat: Seat) -> int:
+        """Tokens that saturate an instance."""
+        return seat.step_tokens or self.config.step_tokens
+
+    def found(self, seat: Seat, live: Live, tokens: int) -> tuple[int, ...]:
+        """Hashes of the leading blocks within the first `tokens` tokens of a request that an instance has."""
+        hashes = live.request.block_hashes if self.config.prefix_cache else ()
+        hashes = hashes[: tokens // self._ledger.page]
+        return hashes[: self._ledger.match(seat.instance, hashes)]
 
     def seat(self, seat: Seat, live: Live) -> None:
         """Put a request on an instance, with what is known there of its prompt."""
-        page, request = self._ledger.page, live.request
-        hashes: tuple[int, ...] = ()
-        if self.config.prefix_cache and request.block_hashes:
-            # The last known token is always computed: its logits are what the first draw needs.
-            hashes = request.block_hashes[: (live.known - 1) // page]
-            hashes = hashes[: self._ledger.match(seat.instance, hashes)]
+        # The last known token is always computed: its logits are what the first draw needs.
+        hashes = self.found(seat, live, live.known - 1)
         self._ledger.open(seat.instance, live.id, hashes)
-        live.instance, live.planned = seat.instance, len(hashes) * page
+        live.instance, live.planned = seat.instance, len(hashes) * self._ledger.page
         live.room, live.opened, live.leaving = 0, False, False
+        live.passing, live.step = not seat.decodes, -1
         seat.lives[live.id] = seat.prefilling[live.id] = live
-        seat.promised += live.most
-        seat.taken(live)
-        self._counts.prefix_queries += request.prompt_tokens
+        seat.promised += live.promise
+        seat.taken(live.least if live.passing else live.presumed)
+        self._counts.prefix_queries += live.request.prompt_tokens
         self._counts.prefix_hits += live.planned
 
     def unseat(self, seat: Seat, live: Live) -> None:
         """Take a request off its instance and give back its slots."""
         assert live.flying == 0
-        self._ledger.release(seat.instance, live.id)
+        assert live.transfer is None
         self.idle(seat, live)
+        self.vacate(seat, live)
         live.leaving = False
-        del seat.lives[live.id]
-        seat.promised -= live.most
-        seat.stir()
         live.instance = -1
+
+    def vacate(self, seat: Seat, live: Live) -> None:
+        """Give back what a request has where it ran; it goes on elsewhere or not at all."""
+        self._ledger.release(seat.instance, live.id)
+        del seat.lives[live.id]
+        seat.promised -= live.promise
+        seat.stir()
         if live.opened:
             seat.closed.append(live.id)
+
+    def decode(self, seat: Seat, live: Live) -> None:
+        """A request whose known tokens are all planned takes one more in each step from now on."""
+        seat.decoding[live.id] = live
+        self._set_room(seat, live)
+        seat.stir()
 
     def idle(self, seat: Seat, live: Live) -> None:
         """Issue no more steps for a request that stays for its steps in flight."""
@@ -73,8 +94,8 @@ class Batcher:
         """The next step of an instance, or None if nothing on it can run."""
         rows: list[Row] = []
         opened: list[int] = []
-        grown, again, context = self._decode(seat, rows)
-        chunks = self._prefill(seat, self.config.step_tokens - len(grown) - len(again), rows, opened)
+        grown, again, context = self._decode(seat, rows, opened)
+        chunks = self._prefill(seat, self.limit(seat) - len(grown) - len(again), rows, opened)
         lives = (*grown, *chunks, *again)
         if not lives:
             return None
@@ -91,7 +112,7 @@ class Batcher:
         seat.closed.clear()
         return made, Flight(seat, lives)
 
-    def _decode(self, seat: Seat, rows: list[Row]) -> tuple[list[Live], list[Live], int]:
+    def _decode(self, seat: Seat, rows: list[Row], opened: list[int]) -> tuple[list[Live], list[Live], int]:
         """One more token for every decoding row: those that get new slots, the others, and the
         context of the latter in tokens."""
         grown: list[Live] = []
@@ -104,18 +125,21 @@ class Batcher:
                 live.flying += 1
                 context += live.planned
                 again.append(live)
-            elif live.id in seat.decoding and self._regrow(seat, live, rows):
+            elif live.id in seat.decoding and self._regrow(seat, live, rows, opened):
                 grown.append(live)
         return grown, again, context
 
-    def _regrow(self, seat: Seat, live: Live, rows: list[Row]) -> bool:
-        """Plan one token of a decoding row that needs slots first. False: not in this step."""
+    def _regrow(self, seat: Seat, live: Live, rows: list[Row], opened: list[int]) -> bool:
+        """Plan one token of a decoding row that needs slots first, or is new here. False: not in this
+        step."""
         if live.undrawn <= 0:
             self.idle(seat, live)  # every token it may draw is in flight
             return False
         spans = self._own(seat, live, live.planned + 1)
         if spans is None:
             return False
+        if not live.opened:
+            spans = self._open(seat, live, opened)
         row = Row(live.id, live.planned, 1, given=False, draws=True, spans=spans, master=seat.instance)
         rows.append(row)
         live.planned += 1
@@ -124,10 +148,16 @@ class Batcher:
         return True
 
     def _prefill(self, seat: Seat, budget: int, rows: list[Row], opened: list[int]) -> list[Live]:
-        """Chunks of known tokens within the budget, oldest request first."""
+        """Known tokens within the budget, oldest request first: cut into chunks beside rows that decode,
+        whole where only prompts are computed."""
         chunks: list[Live] = []
+        whole = not (seat.decodes or seat.decoding)
         for live in sorted(seat.prefilling.values(), key=lambda live: live.order):
-            count = min(budget, live.known - live.planned)
+            count = live.known - live.planned
+            if whole and chunks and count > budget:
+                break
+            if not whole:
+                count = min(budget, count)
             if count <= 0:
                 break
             # An older row may have made this one yield.
@@ -143,24 +173,31 @@ class Batcher:
         if spans is None:
             return False
         if not live.opened:
-            spans = (Span(seat.instance, 0, self._ledger.extents(seat.instance, live.id)),)
-            live.opened = True
-            opened.append(live.id)
+            spans = self._open(seat, live, opened)
         live.planned += count
         live.flying += 1
         draws = live.planned == live.known
         rows.append(Row(live.id, start, count, draws=draws, spans=spans, master=seat.instance))
         if self.config.prefix_cache:
-            self._publish(seat, live, start)
+            self.publish(seat, live, start)
         if draws:
             del seat.prefilling[live.id]
-            seat.decoding[live.id] = live
-            self._set_room(seat, live)
-            seat.stir()
+            if live.passing:
+                self.computed.append(live)
+                seat.stir()
+            else:
+                self.decode(seat, live)
         return True
 
-    def _publish(self, seat: Seat, live: Live, start: int) -> None:
-        """Others may share the blocks of issued steps: the steps of an instance run in order."""
+    def _open(self, seat: Seat, live: Live, opened: list[int]) -> tuple[Span, ...]:
+        """A step introduces a row to its instance, with all its slots."""
+        live.opened = True
+        opened.append(live.id)
+        return (Span(seat.instance, 0, self._ledger.extents(seat.instance, live.id)),)
+
+    def publish(self, seat: Seat, live: Live, start: int) -> None:
+        """Others may share the blocks from position `start` on. (Those of issued steps count, too: the steps
+        of an instance run in order.)"""
         page, hashes = self._ledger.page, live.request.block_hashes
         begin = start // page
         done = hashes[begin : live.planned // page]
@@ -179,9 +216,10 @@ class Batcher:
         """
         first = self._ledger.held(seat.instance, live.id)
         while (extents := self._ledger.grow(seat.instance, live.id, tokens)) is None:
-            if any(other.leaving or other.over for other in seat.lives.values()):
-                return None  # slots come back when their steps in flight are answered
-            victim = max(seat.lives.values(), key=lambda other: other.order)
+            if any(other.leaving or other.over or other.transfer for other in seat.lives.values()):
+                return None  # slots come back, or a younger row arrives, with an answer that will come
+            movable = (other for other in seat.lives.values() if not other.held)
+            victim = max(movable, key=lambda other: other.order)
             self._counts.preemptions += 1
             self.send_back(seat, victim)
             if victim is live or victim.leaving:
@@ -192,6 +230,6 @@ class Batcher:
         """A request loses its place; its slots stay pinned until its steps in flight are answered."""
         self.idle(seat, live)
         live.leaving = True
-        if live.flying == 0:
+        if live.flying == 0 and live.transfer is None:
             self.unseat(seat, live)
             self.yielded.append(live)

@@ -108,9 +108,9 @@ class KvLedger:
             self._share(pool, page)
         pool.holdings[request] = Holding(pages, len(pages))
 
-    def extents(self, instance: int, request: int) -> tuple[Extent, ...]:
-        """All slots that a request holds, in the order of its positions."""
-        return self._extents(self._pools[instance].holdings[request].pages)
+    def extents(self, instance: int, request: int, first_page: int = 0) -> tuple[Extent, ...]:
+        """The slots that a request holds from its page `first_page` on, in the order of its positions."""
+        return self._extents(self._pools[instance].holdings[request].pages[first_page:])
 
     def grow(self, instance: int, request: int, tokens: int) -> tuple[Extent, ...] | None:
         """Make the request hold room for `tokens` tokens in all.

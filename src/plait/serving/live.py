@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from plait.spec.cluster import Role
+from plait.spec.move import Move
 from plait.spec.request import Request
 
 
@@ -18,18 +20,23 @@ class Live:
         "bypassed",
         "drawn",
         "flying",
+        "held",
         "id",
         "instance",
+        "least",
         "leaving",
         "max_tokens",
         "most",
         "opened",
         "order",
         "over",
+        "passing",
         "planned",
         "presumed",
         "request",
         "room",
+        "step",
+        "transfer",
     )
 
     def __init__(self, request: Request, order: int) -> None:
@@ -56,8 +63,18 @@ class Live:
         """It goes back to the queue once its steps in flight are answered."""
         self.attempts = 0
         """Times that it was lost with a worker or a step."""
+        self.passing = False
+        """Its instance computes only its prompt: it is to decode elsewhere."""
+        self.held = False
+        """It waits to be pulled by an instance that decodes."""
+        self.transfer: Transfer | None = None
+        """It has slots at two instances."""
+        self.step = -1
+        """The step that computes the last token of its prompt, if it is passing."""
         self.most = 0
         """Slots that it may ever hold; known once it was queued."""
+        self.least = 0
+        """Slots that the tokens known when it was queued need."""
         self.presumed = 0
         """Slots that it is presumed to need in all, while it waits."""
         self.bypassed = 0
@@ -67,6 +84,16 @@ class Live:
     def known(self) -> int:
         """Tokens of prompt and answer so far."""
         return self.request.prompt_tokens + self.drawn
+
+    @property
+    def promise(self) -> int:
+        """Slots that its instance promised it."""
+        return self.least if self.passing else self.most
+
+    @property
+    def answered(self) -> bool:
+        """It is passing, and its prompt is computed and its next token drawn: nothing here can fail it."""
+        return self.passing and self.step >= 0 and not self.flying and self.planned < self.known
 
     @property
     def undrawn(self) -> int:
@@ -79,16 +106,23 @@ class Live:
         return self.request.prompt_tokens + self.max_tokens - 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Seat:
     """One instance that is up, and the requests that sit on it.
 
     A request on it is in one of three places: `prefilling` (known tokens not all planned),
-    `decoding` (one more token each step), or neither (it only waits for its steps in flight).
+    `decoding` (one more token each step), or neither (it waits for its steps in flight, or for a hand-over to
+    or from here).
     """
 
     instance: int
     epoch: int
+    role: Role = Role.MIXED
+    step_tokens: int | None = None
+    """Tokens that saturate it; None: the batcher's figure."""
+    prefills: bool = True
+    decodes: bool = True
+    """What its role takes; looked at too often to ask the role each time."""
     lives: dict[int, Live] = field(default_factory=dict)
     prefilling: dict[int, Live] = field(default_factory=dict)
     decoding: dict[int, Live] = field(default_factory=dict)
@@ -96,6 +130,10 @@ class Seat:
     """Steps not answered yet."""
     closed: list[int] = field(default_factory=list)
     """Requests that the next step lets its worker forget."""
+    arriving: int = 0
+    """Moves to it that are not answered yet."""
+    held_slots: int = 0
+    """Slots of requests that wait here to be pulled."""
     promised: int = 0
     """Slots that its requests hold if all draw all their tokens and share nothing."""
     room: int | None = None
@@ -104,11 +142,19 @@ class Seat:
     blocked: int = -1
     """Version of the queue of which nothing fitted into `room`."""
 
-    def taken(self, live: Live) -> None:
+    def __post_init__(self) -> None:
+        self.play(self.role)
+
+    def play(self, role: Role) -> None:
+        """Take the phases of a role from now on."""
+        self.role, self.prefills, self.decodes = role, role.prefills, role.decodes
+        self.stir()
+
+    def taken(self, slots: int) -> None:
         """A newcomer counts with all that it is presumed to need."""
         self.blocked = -1
         if self.room is not None:
-            self.room -= live.presumed
+            self.room -= slots
 
     def stir(self) -> None:
         """What the instance may take has changed."""
@@ -118,6 +164,26 @@ class Seat:
     def backlog(self) -> int:
         """Tokens whose steps are still to be issued before its prompts are computed."""
         return sum(live.known - live.planned for live in self.prefilling.values())
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """A request on its way between two instances, with slots at both."""
+
+    live: Live
+    source: Seat | None
+    """None: it was lost meanwhile."""
+    target: Seat
+    first: int
+    """Position up to which the target had its KV before."""
+    move: Move | None = None
+    """As last said; None: there was nothing to move."""
+    tries: int = 0
+    """Times that it was said again."""
+    done: bool = False
+    """All KV is at the target, and only the answer to the request's last step is missing."""
+    void: bool = False
+    """What is moved is of no use."""
 
 
 @dataclass(slots=True)
@@ -139,6 +205,12 @@ class Counts:
     """Requests that yielded their slots to older ones."""
     recomputations: int = 0
     """Requests that were sent back because a worker or a step was lost."""
+    moves: int = 0
+    """Requests whose KV began to move to another instance."""
+    moved_tokens: int = 0
+    """Tokens of theirs that were not at their targets before."""
+    move_retries: int = 0
+    """Times that a failed move was tried again."""
     prefix_queries: int = 0
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int = 0

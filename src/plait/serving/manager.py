@@ -1,10 +1,13 @@
 """`GlobalManager`: the serving core. `handle(event, now)` is the only door.
 
-It composes KvLedger (slots), Admission (queue, memory test, deadlines), Router (which instance)
-and Batcher (the next step), and keeps one promise: every request that arrived ends exactly once.
+It composes KvLedger (slots), Roster (instances and their roles), Admission (queue, memory test, deadlines),
+Router (which instance), Batcher (the next step) and Handover (requests between two instances), and keeps one
+promise: every request that arrived ends exactly once.
 
     Arrived -> [queue] -> seat: prefilling -> decoding -> End
-                  ^------- leaving <----------'   preempted, or lost with a step or a worker
+                  ^              |      '-> handed over -> decoding elsewhere -> End
+                  '-- leaving <--+----------------'
+                      preempted, or lost with a step or a worker
 """
 
 from collections.abc import Callable
@@ -13,15 +16,22 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
+from plait.serving.forecast import Forecast
+from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Counts, Flight, Live, Seat
+from plait.serving.live import Counts, Flight, Live, Seat, Transfer
+from plait.serving.roster import Roster
 from plait.serving.router import Router
+from plait.spec.cluster import Placement
 from plait.spec.command import Command, End, Token, Wake
 from plait.spec.event import (
     Aborted,
     Arrived,
     Drain,
     Event,
+    Moved,
+    MoveFailed,
+    Reassign,
     StepDone,
     StepFailed,
     Stopped,
@@ -29,7 +39,7 @@ from plait.spec.event import (
     WorkerLost,
     WorkerUp,
 )
-from plait.spec.request import EndReason
+from plait.spec.request import REFUSALS, EndReason
 from plait.spec.step import Step
 
 
@@ -45,6 +55,9 @@ class ManagerConfig:
     """Times that a request is recomputed after it was lost with a worker or a failed step."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     batcher: BatcherConfig = field(default_factory=BatcherConfig)
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    placement: Placement = field(default_factory=Placement)
+    """Roles and plans of instances; those that it does not name are MIXED."""
 
 
 class GlobalManager:
@@ -54,16 +67,28 @@ class GlobalManager:
         self.config = config
         self.ledger = KvLedger(config.page)
         self.admission = Admission(config.admission, self.ledger, config.batcher.depth - 1)
-        self.router = Router(self.ledger)
+        self.roster = Roster(config.placement, self.ledger)
+        self.seats = self.roster.seats
         self.counts = Counts()
         self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
-        self.seats: dict[int, Seat] = {}
+        self.handover = Handover(
+            config.handover,
+            self.roster,
+            self.ledger,
+            self.admission,
+            self.batcher,
+            self.counts,
+            self._number,
+        )
+        self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
+        self.forecast = None if config.admission.ttft_ns is None else Forecast()
         self.draining = False
         self._flights: dict[int, Flight] = {}
-        self._steps = 0
+        self._ids = 0
         self._arrivals = 0
+        self._now_ns = 0
         self._wake_ns: int | None = None
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -72,18 +97,22 @@ class GlobalManager:
             Stopped: self._stopped,
             StepDone: self._step_done,
             StepFailed: self._step_failed,
+            Moved: self._moved,
+            MoveFailed: self._move_failed,
             Woken: self._woken,
             WorkerUp: self._worker_up,
             WorkerLost: self._worker_lost,
+            Reassign: self._reassign,
             Drain: self._drain,
         }
 
     def handle(self, event: Event, now: int) -> list[Command]:
         """Take in one fact and say what is to be done. `now` in ns, later than at any call before."""
-        self._out = []
+        self._out, self._now_ns = [], now
         self._handlers[type(event)](event)
         self._requeue()
-        self._expire(now)
+        self._expire()
+        self._pull()
         self._seat_waiting()
         self._plan()
         self._watch()
@@ -98,13 +127,21 @@ class GlobalManager:
         self.lives[live.id] = live
         if self.draining:
             self._end(live, EndReason.DRAINING)
-        elif self.ledger.most and self.ledger.whole(live.longest) > self.ledger.most:
+        elif self.roster.limit and self.ledger.whole(live.longest) > self.roster.limit:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
+        elif self._late(live):
+            self._end(live, EndReason.LATE)
         else:
             self.admission.watch(live)
             self.admission.push(live)
+
+    def _late(self, live: Live) -> bool:
+        limit_ns = self.config.admission.ttft_ns
+        if limit_ns is None or self.forecast is None:
+            return False
+        return self.forecast.first_token_ns(live.known, self.admission, self.seats.values()) > limit_ns
 
     def _aborted(self, event: Aborted) -> None:
         if live := self.lives.get(event.request):
@@ -136,6 +173,8 @@ class GlobalManager:
                     continue
             if live.leaving:
                 self._settle(flight.seat, live)
+            elif live.passing and drawn:
+                self.handover.offer(live)
         if given:
             self._out.append(Token(event.step, tuple(given)))
         for live in ended:
@@ -155,7 +194,26 @@ class GlobalManager:
         for other in self._flights.values():
             other.void |= other.seat is seat
         for live in tuple(seat.lives.values()):
-            self._lose(seat, live)
+            transfer = live.transfer
+            if transfer is not None and transfer.target is seat:
+                if transfer.first:
+                    self._turn_back(transfer)
+            elif live.leaving or not live.answered:
+                self._lose(seat, live)
+
+    def _moved(self, event: Moved) -> None:
+        transfer = self.handover.answered(event.move)
+        if transfer is not None and transfer.void:
+            self._back(transfer)
+        elif transfer is not None:
+            self.handover.land(transfer)
+
+    def _move_failed(self, event: MoveFailed) -> None:
+        transfer = self.handover.answered(event.move)
+        if transfer is not None and transfer.void:
+            self._back(transfer)
+        elif transfer is not None and not self.handover.retry(transfer):
+            self._back(transfer, lost=True)
 
     def _woken(self, event: Woken) -> None:
         self._wake_ns = None
@@ -163,11 +221,9 @@ class GlobalManager:
     def _worker_up(self, event: WorkerUp) -> None:
         if event.instance in self.seats:
             self._worker_lost(WorkerLost(event.instance, self.seats[event.instance].epoch))
-        self.seats[event.instance] = Seat(event.instance, event.epoch)
-        self.seats = dict(sorted(self.seats.items()))
-        self.ledger.add(event.instance, event.slots)
+        self.roster.join(event.instance, event.epoch, event.slots)
         for live in tuple(self.admission):
-            if live.most > self.ledger.most:
+            if self.roster.limit and live.most > self.roster.limit:
                 self._end(live, EndReason.TOO_LONG)
 
     def _worker_lost(self, event: WorkerLost) -> None:
@@ -176,11 +232,29 @@ class GlobalManager:
             return
         self._flights = {step: flight for step, flight in self._flights.items() if flight.seat is not seat}
         for live in tuple(seat.lives.values()):
+            transfer = live.transfer
+            if transfer is not None and transfer.target is seat:
+                self.handover.forsake(transfer)
+                self._back(transfer)
+                continue
+            whole = live.answered
             live.flying = 0
+            if transfer is not None:
+                transfer.source, live.instance = None, -1
+                if whole and not transfer.void:
+                    continue  # the target may have had everything
             live.attempts += not live.leaving
-            self._lose(seat, live)
-        del self.seats[event.instance]
-        self.ledger.remove(event.instance)
+            self._lose(None if transfer else seat, live)
+        self.roster.leave(seat)
+        if self.forecast is not None:
+            self.forecast.lost(seat.instance)
+
+    def _reassign(self, event: Reassign) -> None:
+        seat = self.roster.reassign(event.instance, event.role)
+        if seat is not None:
+            for live in tuple(seat.prefilling.values()):
+                if not live.opened:  # nothing is computed, so nothing is lost
+                    self.batcher.send_back(seat, live)
 
     def _drain(self, event: Drain) -> None:
         self.draining = True
@@ -192,39 +266,69 @@ class GlobalManager:
         flight = self._flights.pop(step, None)
         if flight is not None:
             flight.seat.flights -= 1
+            if self.forecast is not None:
+                self.forecast.answered(step, flight.seat.instance, self._now_ns)
         return flight
 
-    def _lose(self, seat: Seat, live: Live) -> None:
-        """What a request has on an instance is of no use any more."""
+    def _turn_back(self, transfer: Transfer) -> None:
+        """The target does not have what it had of a request: it is to be moved anew."""
+        self.handover.revoke(transfer.live)
+        if transfer.live.transfer is None:
+            self.handover.offer(transfer.live)
+
+    def _back(self, transfer: Transfer, lost: bool = False) -> None:
+        """A request has nothing of use at its target. Unless `lost`, its source still has all."""
+        live = transfer.live
+        self.handover.retreat(transfer)
+        if live.over or live.leaving:
+            self._settle(transfer.source, live)
+        elif lost or transfer.source is None:
+            live.attempts += 1
+            self._lose(transfer.source, live)
+        else:
+            self.handover.offer(live)
+
+    def _lose(self, seat: Seat | None, live: Live) -> None:
+        """What a request has on an instance (None: one that is gone) is of no use any more."""
         if live.over or live.leaving:
             self._settle(seat, live)
         elif live.attempts > self.config.retries:
             self._end(live, EndReason.FAILED)
         else:
             self.counts.recomputations += 1
-            self.batcher.send_back(seat, live)
+            self.handover.revoke(live)
+            if seat is not None:
+                self.batcher.send_back(seat, live)
+            else:
+                live.leaving = True
+                self._settle(None, live)
 
-    def _settle(self, seat: Seat, live: Live) -> None:
-        """Free a request that ended or yielded, once none of its steps is in flight."""
-        if live.flying:
+    def _settle(self, seat: Seat | None, live: Live) -> None:
+        """Free a request that ended or yielded, once no step and no move of it is in flight."""
+        if live.flying or live.transfer is not None:
             return
         if live.leaving and not live.over:
             self.batcher.yielded.append(live)
-        self.batcher.unseat(seat, live)
+        live.leaving = False
+        if seat is not None:
+            self.batcher.unseat(seat, live)
 
     def _end(self, live: Live, reason: EndReason) -> None:
         del self.lives[live.id]
         self._out.append(End(live.id, reason, live.drawn))
+        self.handover.revoke(live)
         if live.instance >= 0:
             seat = self.seats[live.instance]
             live.over = True
             self.batcher.idle(seat, live)
             self._settle(seat, live)
-        elif reason not in (EndReason.QUEUE_FULL, EndReason.DRAINING) and live in self.admission:
+        elif live.transfer is not None:
+            live.over = True
+        elif (reason is EndReason.TOO_LONG or reason not in REFUSALS) and live in self.admission:
             self.admission.drop(live)
 
-    def _expire(self, now: int) -> None:
-        for request in self.admission.passed(now):
+    def _expire(self) -> None:
+        for request in self.admission.passed(self._now_ns):
             if live := self.lives.get(request):
                 self._end(live, EndReason.DEADLINE)
 
@@ -233,17 +337,36 @@ class GlobalManager:
         depth = self.config.batcher.depth
         for seat in self.seats.values():
             while seat.flights < depth and (seat.prefilling or seat.decoding):
-                built = self.batcher.build(seat, self._steps)
+                built = self.batcher.build(seat, self._ids)
                 if built is None:
                     break
                 self._issue(*built)
         self._requeue()
+        if self.config.handover.overlap:
+            self._pull()
 
     def _issue(self, step: Step, flight: Flight) -> None:
-        self._steps += 1
-        self._flights[step.id] = flight
+        self._flights[self._number()] = flight
+        if self.forecast is not None:
+            self.forecast.issued(step, self._now_ns)
         flight.seat.flights += 1
         self._out.append(step)
+        for live in self.batcher.computed:
+            live.step = step.id
+            if self.config.handover.overlap:
+                self.handover.offer(live)
+        self.batcher.computed.clear()
+
+    def _number(self) -> int:
+        """The next id: steps and moves are one order."""
+        self._ids += 1
+        return self._ids - 1
+
+    def _pull(self) -> None:
+        """Those that wait between two instances go to where there is room."""
+        self.handover.pull()
+        self._out += self.handover.said
+        self.handover.said.clear()
 
     def _requeue(self) -> None:
         for live in self.batcher.yielded:
@@ -253,23 +376,12 @@ class GlobalManager:
     def _seat_waiting(self) -> None:
         """Requests go to instances until none fits."""
         while head := self.admission.head():
-            seats = self._ready()
-            for seat in self.router.order(seats, head) if len(seats) > 1 else seats:
+            for seat in self.router.order(self.seats.values(), head):
                 if live := self.admission.take(seat):
                     self.batcher.seat(seat, live)
                     break
             else:
                 return
-
-    def _ready(self) -> list[Seat]:
-        """Instances worth trying. One whose prompts would keep a newcomer waiting for more than a
-        step is not: in the common queue it may still go where there is room first."""
-        limit, hopeless = self.config.batcher.step_tokens, self.admission.hopeless
-        return [
-            seat
-            for seat in self.seats.values()
-            if not hopeless(seat) and not (seat.prefilling and seat.backlog >= limit)
-        ]
 
     def _watch(self) -> None:
         """One Wake is pending: the earliest deadline's."""
@@ -278,25 +390,8 @@ class GlobalManager:
             self._wake_ns = deadline
             self._out.append(Wake(deadline))
 
-    # ---- for tests and metrics -----------------------------------------------------------------
-
-    def check(self) -> None:
-        """The manager's own invariants. Raises AssertionError."""
-        self.ledger.check()
-        waiting = {live.id for live in self.admission}
-        seated = {live.id for seat in self.seats.values() for live in seat.lives.values() if not live.over}
-        assert not waiting & seated, "a request waits and runs"
-        assert waiting | seated == set(self.lives), "a request is nowhere"
-        for seat in self.seats.values():
-            for live in seat.lives.values():
-                held = self.ledger.held(seat.instance, live.id)
-                assert live.planned <= held or not live.opened, "computed positions without slots"
-                assert live.planned <= live.longest, "a position beyond the last"
-                assert not (live.over or live.leaving) or live.flying, "nothing pins these slots"
-            assert seat.promised == sum(self.ledger.whole(v.longest) for v in seat.lives.values())
-
     @property
     def quiet(self) -> bool:
-        """No request is left, no step is in flight and no slot is held."""
+        """No request is left, no step or move is in flight and no slot is held."""
         held = any(self.ledger.used(instance) for instance in self.seats)
-        return not (self.lives or self._flights or held)
+        return not (self.lives or self._flights or self.handover.flying or held)

@@ -2,15 +2,17 @@
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 
 from plait.spec.command import Wake
-from plait.spec.event import EXTERNAL, Event, StepDone, StepFailed, Woken
+from plait.spec.event import EXTERNAL, Event, Moved, MoveFailed, StepDone, StepFailed, Woken
+from plait.spec.move import Move
 from plait.spec.step import Step
 from plait.workload.journal import Entry
 
 
 class Recorded:
-    """Answers each step and alarm as a journal says: after its measured duration, with its exact answer.
+    """Answers each step, move and alarm as a journal says: after its measured duration, with its answer.
 
     The durations are from issue to answer, queueing included, so there are no lanes here. What was never
     answered live is never answered. `inputs` are the events that no command caused.
@@ -20,9 +22,12 @@ class Recorded:
         self.inputs: list[tuple[int, Event]] = []
         """(time, event) for `World.run`."""
         self._duration_ns: dict[int, int] = {}
-        self._answers: dict[int, StepDone | StepFailed] = {}
+        self._answers: dict[int, StepDone | StepFailed | Moved | MoveFailed] = {}
+        """By the id of the step or move: they share one order."""
         self._alarm_ns: dict[int, deque[int]] = {}
         """Alarm time -> how long after its `Wake` each alarm for it rang, in order."""
+        self._moving: list[tuple[int, int]] = []
+        """(time of the answer, move), a heap."""
         issued_ns: dict[int, int] = {}
         set_ns: dict[int, deque[int]] = {}
         for entry in entries:
@@ -33,10 +38,11 @@ class Recorded:
                 waited_ns = entry.now_ns - set_ns[event.at_ns].popleft()
                 self._alarm_ns.setdefault(event.at_ns, deque()).append(waited_ns)
             else:
-                self._duration_ns[event.step] = entry.now_ns - issued_ns[event.step]
-                self._answers[event.step] = event
+                id = event.step if isinstance(event, StepDone | StepFailed) else event.move
+                self._duration_ns[id] = entry.now_ns - issued_ns[id]
+                self._answers[id] = event
             for command in entry.commands:
-                if isinstance(command, Step):
+                if isinstance(command, Step | Move):
                     issued_ns[command.id] = entry.now_ns
                 elif isinstance(command, Wake):
                     set_ns.setdefault(command.at_ns, deque()).append(entry.now_ns)
@@ -51,9 +57,25 @@ class Recorded:
         waits = self._alarm_ns.get(at_ns)
         return now_ns + waits.popleft() if waits else None
 
-    def answer(self, step: Step) -> StepDone | StepFailed:
+    def answer(self, step: Step) -> Event:
         """See `Hands`."""
         return self._answers[step.id]
+
+    def move(self, move: Move, now_ns: int) -> None:
+        """See `Hands`."""
+        if move.id in self._answers:
+            heappush(self._moving, (now_ns + self._duration_ns[move.id], move.id))
+
+    def cancel(self, move: int, now_ns: int) -> None:
+        """The recorded answer already came as late as it came after being cancelled."""
+
+    def next_moved_ns(self) -> int | None:
+        """See `Hands`."""
+        return self._moving[0][0] if self._moving else None
+
+    def moved(self, now_ns: int) -> Event:
+        """See `Hands`."""
+        return self._answers[heappop(self._moving)[1]]
 
     def lost(self, instance: int, now_ns: int) -> None:
         """The journal already leaves out what a lost worker did not answer."""

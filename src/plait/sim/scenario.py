@@ -1,15 +1,16 @@
 """`Scenario`: the serving core on virtual instances under a workload."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from plait.cost.cost import Cost
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.sim.copies import Copies, Network
 from plait.sim.workers import Arrival, run
-from plait.spec.cluster import Placement
+from plait.spec.cluster import Placement, Role
 from plait.spec.errors import UserError
 from plait.spec.event import Event, WorkerUp
 from plait.spec.request import Request
@@ -34,11 +35,23 @@ class Scenario:
     """What is simulated, without the requests."""
 
     placement: Placement
-    """Its instances are ready, with empty pools, before anything arrives."""
+    """Its instances are ready, with empty pools and in their roles, before anything arrives."""
     cost: Cost
-    slots: int
-    """KV token slots of each instance."""
+    """Of a step, whose `group` says which instance runs it: `ByInstance` where plans differ."""
+    slots: int | Mapping[int, int]
+    """KV token slots of each instance: one figure for all, or one by id."""
     config: ManagerConfig = field(default_factory=ManagerConfig)
+    """Its placement becomes the scenario's."""
+    network: Network | None = None
+    """What requests are moved on; needed where some instances only prefill or only decode."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", replace(self.config, placement=self.placement))
+        roles = [each.role for each in self.placement.instances]
+        if not (any(role.prefills for role in roles) and any(role.decodes for role in roles)):
+            raise UserError("a placement needs an instance that prefills and one that decodes", "placement")
+        if self.network is None and any(role is not Role.MIXED for role in roles):
+            raise UserError("prefill and decode are on different instances: name the network between them")
 
     def run(
         self,
@@ -57,10 +70,22 @@ class Scenario:
                 outputs are cut to it); None: exactly the output length of each row.
             faults: (time, event) of what else happens.
         """
-        ups = [(0, WorkerUp(each.id, 0, self.slots)) for each in self.placement.instances]
+        instances = self.placement.instances
+        ups = [(0, WorkerUp(each.id, 0, self.slots_of(each.id))) for each in instances]
         arrivals = [self._arrival(i, row, max_tokens) for i, row in enumerate(rows)]
-        core = GlobalManager(self.config)
-        return run(core, arrivals, self.cost, events=[*ups, *faults], observers=observers)
+        nodes = {each.id: each.node for each in instances}
+        return run(
+            GlobalManager(self.config),
+            arrivals,
+            self.cost,
+            events=[*ups, *faults],
+            observers=observers,
+            copies=None if self.network is None else Copies(self.network, nodes),
+        )
+
+    def slots_of(self, instance: int) -> int:
+        """KV token slots of one instance."""
+        return self.slots if isinstance(self.slots, int) else self.slots[instance]
 
     def _arrival(self, number: int, row: TraceRow, max_tokens: int | None) -> Arrival:
         hashes = row.hashes(self.config.page)

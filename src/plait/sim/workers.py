@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plait.cost.cost import Cost
+from plait.sim.copies import Copies
 from plait.sim.world import World
+from plait.spec.errors import UserError
 from plait.spec.event import Arrived, Event, StepDone
+from plait.spec.move import Move
 from plait.spec.request import Request
 from plait.spec.step import Step
 from plait.workload.journal import Core, Observer
@@ -22,7 +25,7 @@ class Arrival:
 
 
 class VirtualWorkers:
-    """One compute lane per instance, which takes its steps in the order of their ids.
+    """One compute lane per instance, which takes its steps in the order of their ids; moves are `Copies`.
 
     A step occupies the lanes of its whole group from when all of them are free. A row's length is all that is
     kept of it, and it is kept as a worker keeps it: a described row says where it stands, a row taken again
@@ -30,12 +33,14 @@ class VirtualWorkers:
     forgotten when a row is closed: who opens it describes it.)
     """
 
-    def __init__(self, cost: Cost, arrivals: Iterable[Arrival]) -> None:
+    def __init__(self, cost: Cost, arrivals: Iterable[Arrival], copies: Copies | None = None) -> None:
+        """`copies` may be None where nothing is ever moved."""
         self._cost = cost
+        self._copies = copies
         self._free_ns: dict[int, int] = {}
         """Instance -> when its lane is free."""
-        self._flying: dict[int, tuple[int, ...]] = {}
-        """Step -> its group, until it is answered."""
+        self._flying: dict[int, tuple[tuple[int, ...], int, int]] = {}
+        """Step -> its group, its start and its end, until it is answered."""
         self._known: dict[int, int] = {}
         """Request -> tokens of its prompt and output so far."""
         self._full: dict[int, int] = {}
@@ -52,7 +57,7 @@ class VirtualWorkers:
         end_ns = start_ns + self._cost.step_ns(step)
         for member in step.group:
             free_ns[member] = end_ns
-        self._flying[step.id] = step.group
+        self._flying[step.id] = (step.group, start_ns, end_ns)
         return end_ns
 
     def wake_ns(self, at_ns: int, now_ns: int) -> int:
@@ -80,10 +85,32 @@ class VirtualWorkers:
 
     def lost(self, instance: int, now_ns: int) -> None:
         """See `Hands`. Survivors of a broken group stay busy until the step would have ended."""
-        broken = [step for step, group in self._flying.items() if instance in group]
+        broken = [step for step, (group, _, _) in self._flying.items() if instance in group]
         for step in broken:
             del self._flying[step]
         self._free_ns[instance] = now_ns
+        if self._copies is not None:
+            self._copies.lost(instance, now_ns)
+
+    def move(self, move: Move, now_ns: int) -> None:
+        """See `Hands`."""
+        if self._copies is None:
+            raise UserError("a request is to be moved, but there is no network: give the simulation one")
+        last = self._flying.get(max(move.after, default=-1))
+        self._copies.begin(move, now_ns, None if last is None else last[1:])
+
+    def cancel(self, move: int, now_ns: int) -> None:
+        """See `Hands`."""
+        if self._copies is not None:
+            self._copies.cancel(move, now_ns)
+
+    def next_moved_ns(self) -> int | None:
+        """See `Hands`."""
+        return None if self._copies is None else self._copies.next_ns
+
+    def moved(self, now_ns: int) -> Event | None:
+        """See `Hands`."""
+        return None if self._copies is None else self._copies.take(now_ns)
 
 
 def run(
@@ -94,6 +121,7 @@ def run(
     events: Iterable[tuple[int, Event]] = (),
     observers: Iterable[Observer] = (),
     until_ns: int | None = None,
+    copies: Copies | None = None,
 ) -> int:
     """Serve `arrivals` in virtual time; returns the number of events handled.
 
@@ -104,7 +132,8 @@ def run(
         events: (time, event) of everything else from outside: WorkerUp of each instance, faults, aborts.
         observers: see every call of the core, in order.
         until_ns: end before the first event after this time; None: when nothing is left to happen.
+        copies: carry moves out; None where there are none.
     """
     arrivals = list(arrivals)
     inputs: list[tuple[int, Event]] = [*events, *((a.at_ns, Arrived(a.request)) for a in arrivals)]
-    return World(core, VirtualWorkers(cost, arrivals), tuple(observers)).run(inputs, until_ns)
+    return World(core, VirtualWorkers(cost, arrivals, copies), tuple(observers)).run(inputs, until_ns)

@@ -1,6 +1,7 @@
-"""`World`: a heap of timed events feeds a core; whoever carries steps out says when they end.
+"""`World`: a heap of timed events feeds a core; whoever carries its commands out says when they end.
 
 inputs (arrivals, faults) --> heap --> core.handle --> Step, Wake --> hands --> heap
+                                                   |-> Move, Cancel --> hands, asked when the next one ends
                                                    `-> Token, End (observers see them)
 """
 
@@ -8,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from plait.spec.command import Wake
+from plait.spec.command import Command, Wake
 from plait.spec.event import Event, Woken, WorkerLost
+from plait.spec.move import Cancel, Move
 from plait.spec.step import Step
 from plait.workload.journal import Core, Observer
 
@@ -17,8 +19,16 @@ INPUT, ANSWER, WOKEN = range(3)
 """Ranks: at one instant facts from outside come first, then answers, then alarms."""
 
 
+Due = tuple[int, int, int, Event | Step]
+"""(time, rank, number, what comes then)."""
+
+
 class Hands(Protocol):
-    """Carries commands out in virtual time. Bodies: `VirtualWorkers`, `Recorded`."""
+    """Carries commands out in virtual time. Bodies: `VirtualWorkers`, `Recorded`.
+
+    Moves share links, so when one ends is known only as long as nothing happens to the others: `World` asks
+    before each event.
+    """
 
     def step_end_ns(self, step: Step, now_ns: int) -> int | None:
         """When a step issued now will be answered; None: never."""
@@ -32,8 +42,24 @@ class Hands(Protocol):
         """The answer to a step whose end has come; None if its worker was lost meanwhile."""
         ...
 
+    def move(self, move: Move, now_ns: int) -> None:
+        """A move begins, or joins a queue."""
+        ...
+
+    def cancel(self, move: int, now_ns: int) -> None:
+        """A move should be answered soon."""
+        ...
+
+    def next_moved_ns(self) -> int | None:
+        """When something happens next to the moves under way, as far as is known now; None: nothing."""
+        ...
+
+    def moved(self, now_ns: int) -> Event | None:
+        """The answer to a move that ended at the time named last; None: something else happened to it."""
+        ...
+
     def lost(self, instance: int, now_ns: int) -> None:
-        """An instance died: its unfinished steps will not be answered."""
+        """An instance died: its unfinished steps, and moves to it, will not be answered."""
         ...
 
 
@@ -53,16 +79,18 @@ class World:
         of events handled.
         """
         handle, hands, observers = self._core.handle, self._hands, self._observers
-        heap: list[tuple[int, int, int, Event | Step]] = [
-            (at_ns, INPUT, seq, event) for seq, (at_ns, event) in enumerate(inputs)
-        ]
+        heap: list[Due] = [(at_ns, INPUT, seq, event) for seq, (at_ns, event) in enumerate(inputs)]
         heapify(heap)
         seq, now_ns, handled = len(heap), -1, 0
-        while heap:
-            due_ns, _, _, item = heappop(heap)
+        while True:
+            move_ns = hands.next_moved_ns()
+            moves = move_ns is not None and (not heap or (move_ns, ANSWER) < heap[0][:2])
+            if not moves and not heap:
+                return handled
+            due_ns = move_ns if moves and move_ns is not None else heap[0][0]
             if until_ns is not None and due_ns > until_ns:
-                break
-            event = hands.answer(item) if isinstance(item, Step) else item
+                return handled
+            event = hands.moved(due_ns) if moves else self._fact(heappop(heap)[3])
             if event is None:
                 continue
             now_ns = due_ns if due_ns > now_ns else now_ns + 1
@@ -73,14 +101,26 @@ class World:
             for observe in observers:
                 observe(now_ns, event, commands)
             for command in commands:
-                if isinstance(command, Step):
-                    end_ns = hands.step_end_ns(command, now_ns)
-                    if end_ns is not None:
-                        heappush(heap, (end_ns, ANSWER, seq, command))
-                        seq += 1
-                elif isinstance(command, Wake):
-                    ring_ns = hands.wake_ns(command.at_ns, now_ns)
-                    if ring_ns is not None:
-                        heappush(heap, (ring_ns, WOKEN, seq, Woken(command.at_ns)))
-                        seq += 1
-        return handled
+                seq = self._carry_out(command, now_ns, heap, seq)
+
+    def _fact(self, item: Event | Step) -> Event | None:
+        return self._hands.answer(item) if isinstance(item, Step) else item
+
+    def _carry_out(self, command: Command, now_ns: int, heap: list[Due], seq: int) -> int:
+        """Returns the number of the next entry of the heap."""
+        hands = self._hands
+        if isinstance(command, Step):
+            end_ns = hands.step_end_ns(command, now_ns)
+            if end_ns is not None:
+                heappush(heap, (end_ns, ANSWER, seq, command))
+                seq += 1
+        elif isinstance(command, Wake):
+            ring_ns = hands.wake_ns(command.at_ns, now_ns)
+            if ring_ns is not None:
+                heappush(heap, (ring_ns, WOKEN, seq, Woken(command.at_ns)))
+                seq += 1
+        elif isinstance(command, Move):
+            hands.move(command, now_ns)
+        elif isinstance(command, Cancel):
+            hands.cancel(command.move, now_ns)
+        return seq

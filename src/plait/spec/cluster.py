@@ -5,11 +5,21 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """Which phases an instance takes."""
+    """Which phases an instance takes. What it has begun it finishes, whatever its role becomes."""
 
     MIXED = "mixed"
     PREFILL = "prefill"
     DECODE = "decode"
+
+    @property
+    def prefills(self) -> bool:
+        """It takes prompts."""
+        return self is not Role.DECODE
+
+    @property
+    def decodes(self) -> bool:
+        """It takes requests whose prompt is computed."""
+        return self is not Role.PREFILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +56,30 @@ class Instance:
     role: Role = Role.MIXED
     tp: int = 1
     pp: int = 1
+    node: int = 0
+    """Host that its devices are on: instances of one node are joined by its local links."""
+    step_tokens: int | None = None
+    """Tokens that saturate it (L_m), measured for its plan: steps are packed up to that many; None: the
+    batcher's own figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which instances serve, in which role, with how much parallelism inside."""
+    """Which instances serve, in which role, with how much parallelism inside.
 
-    instances: tuple[Instance, ...]
+    All MIXED is a colocated deployment, PREFILL and DECODE a disaggregated one, all three a hybrid.
+    """
+
+    instances: tuple[Instance, ...] = ()
+    """Those that are not named are MIXED."""
 
     @staticmethod
     def colocated(count: int) -> "Placement":
         """`count` equal instances that take both phases."""
         return Placement(tuple(Instance(i) for i in range(count)))
+
+    @staticmethod
+    def disaggregated(prefill: int, decode: int, mixed: int = 0) -> "Placement":
+        """Equal instances: first those that prefill, then those that decode, then those that do both."""
+        roles = (Role.PREFILL,) * prefill + (Role.DECODE,) * decode + (Role.MIXED,) * mixed
+        return Placement(tuple(Instance(i, role) for i, role in enumerate(roles)))

@@ -1,7 +1,8 @@
-"""Commands: the only way wishes leave a core. (`Step` has a file of its own.)"""
+"""Commands: the only way wishes leave a core. (`Step`, and `Move` with `Cancel`, have files of their own.)"""
 
 from dataclasses import dataclass
 
+from plait.spec.move import Cancel, Move
 from plait.spec.request import EndReason
 from plait.spec.step import Step
 
@@ -31,4 +32,4 @@ class End:
     """Drawn tokens that belong to the answer."""
 
 
-Command = Step | Wake | Token | End
+Command = Step | Move | Cancel | Wake | Token | End

@@ -1,10 +1,12 @@
 """Events: the only way facts enter a core.
 
-Arrived, Aborted, Stopped, WorkerUp, WorkerLost and Drain come from outside; the others answer a command.
+Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign and Drain come from outside; the others answer a
+command.
 """
 
 from dataclasses import dataclass
 
+from plait.spec.cluster import Role
 from plait.spec.request import Request
 
 
@@ -51,6 +53,22 @@ class StepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A move is complete on every worker of its target; its source's slots are not needed any more."""
+
+    move: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFailed:
+    """A move could not be completed, or was cancelled. The target's slots hold nothing of use; the source's
+    still do, unless the source was lost."""
+
+    move: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Woken:
     """The time asked for by `Wake(at_ns)` has come."""
 
@@ -68,10 +86,19 @@ class WorkerUp:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """An instance died with all its KV; its unfinished steps will not be answered."""
+    """An instance died with all its KV; its unfinished steps, and moves to it, will not be answered. Moves
+    from it will: by their targets."""
 
     instance: int
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reassign:
+    """From now on an instance, up or not, takes the phases of another role; what it has, it finishes."""
+
+    instance: int
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +106,19 @@ class Drain:
     """Take no new requests; finish those that were accepted."""
 
 
-Event = Arrived | Aborted | Stopped | StepDone | StepFailed | Woken | WorkerUp | WorkerLost | Drain
-EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Drain)
+Event = (
+    Arrived
+    | Aborted
+    | Stopped
+    | StepDone
+    | StepFailed
+    | Moved
+    | MoveFailed
+    | Woken
+    | WorkerUp
+    | WorkerLost
+    | Reassign
+    | Drain
+)
+EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Drain)
 """Events that no command causes: the input of a simulation."""

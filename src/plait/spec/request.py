@@ -12,12 +12,13 @@ class EndReason(StrEnum):
     ABORTED = "aborted"  # the caller left
     DEADLINE = "deadline"  # its deadline passed
     QUEUE_FULL = "queue_full"  # refused at arrival
+    LATE = "late"  # refused at arrival: its first token would come too late
     TOO_LONG = "too_long"  # refused: fits no instance even alone
     DRAINING = "draining"  # refused: the manager takes no new work
     FAILED = "failed"  # lost with its workers more often than may be retried
 
 
-REFUSALS = frozenset({EndReason.QUEUE_FULL, EndReason.TOO_LONG, EndReason.DRAINING})
+REFUSALS = frozenset({EndReason.QUEUE_FULL, EndReason.LATE, EndReason.TOO_LONG, EndReason.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A journal as a timeline: Chrome trace JSON, which ui.perfetto.dev opens.
 
 process "requests"     a span for each request, from arrival to end; counters of waiting and running
-process "instance i"   a slice for each step on its compute lane; counter of tokens whose KV it holds
+process "instance i"   a slice for each step on its compute lane and for each move to it on its copy lane;
+                       counter of tokens whose KV it holds
 """
 
 from collections.abc import Iterable
@@ -11,12 +12,26 @@ from typing import Any
 import msgspec
 
 from plait.spec.command import End, Token
-from plait.spec.event import Arrived, Drain, Event, StepDone, StepFailed, WorkerLost, WorkerUp
+from plait.spec.event import (
+    Arrived,
+    Drain,
+    Event,
+    Moved,
+    MoveFailed,
+    Reassign,
+    StepDone,
+    StepFailed,
+    WorkerLost,
+    WorkerUp,
+)
+from plait.spec.move import Move
 from plait.spec.step import Row, Step
 from plait.workload.journal import Entry
 
 REQUESTS = 0
 """Process of the requests; instance i is process i + 1."""
+COMPUTE, COPY = 0, 1
+"""Lanes of an instance."""
 
 
 class Timeline:
@@ -25,8 +40,9 @@ class Timeline:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self._issued: dict[int, tuple[int, Step]] = {}
-        self._lane_free_ns: dict[int, int] = {}
-        """Instance -> end of its last step; its next slice starts no earlier."""
+        self._moving: dict[int, tuple[int, Move]] = {}
+        self._lane_free_ns: dict[tuple[int, int], int] = {}
+        """(instance, lane) -> end of its last slice; its next one starts no earlier."""
         self._waiting: dict[int, None] = {}
         self._silent: dict[int, None] = {}
         """Requests without a token so far."""
@@ -46,6 +62,8 @@ class Timeline:
         for command in commands:
             if isinstance(command, Step):
                 self._issue(now_ns, command)
+            elif isinstance(command, Move):
+                self._moving[command.id] = (now_ns, command)
             elif isinstance(command, Token):
                 self._first_tokens(now_ns, command)
             elif isinstance(command, End):
@@ -75,6 +93,12 @@ class Timeline:
             self._instant(now_ns, event.instance + 1, f"lost, epoch {event.epoch}")
             for lost in [r for r, home in self._running.items() if home == event.instance]:
                 self._send_back(lost)
+        elif isinstance(event, Moved):
+            self._copied(now_ns, event.move, {})
+        elif isinstance(event, MoveFailed):
+            self._copied(now_ns, event.move, {"failed": event.reason})
+        elif isinstance(event, Reassign):
+            self._instant(now_ns, event.instance + 1, f"takes {event.role}")
         elif isinstance(event, Drain):
             self._instant(now_ns, REQUESTS, "drain")
 
@@ -127,11 +151,28 @@ class Timeline:
             "issued": issued_ns,
         }
         for member in step.group:
-            start_ns = max(issued_ns, self._lane_free_ns.get(member, 0))
-            self._lane_free_ns[member] = now_ns
-            span = {"ts": start_ns / 1e3, "dur": (now_ns - start_ns) / 1e3}
-            place = {"pid": member + 1, "tid": 0}
-            self.events.append({"name": name, "cat": "step", "ph": "X", **span, **place, "args": args})
+            span = self._occupied(now_ns, issued_ns, member, COMPUTE)
+            self.events.append({"name": name, "cat": "step", "ph": "X", **span, "args": args})
+
+    def _copied(self, now_ns: int, move_id: int, found: dict[str, Any]) -> None:
+        if move_id not in self._moving:
+            return
+        issued_ns, move = self._moving.pop(move_id)
+        args = found | {"move": move.id, "request": move.request, "tokens": move.count}
+        args |= {"source": move.source.instance, "issued": issued_ns}
+        span = self._occupied(now_ns, issued_ns, move.target.instance, COPY)
+        self.events.append({"name": "move", "cat": "move", "ph": "X", **span, "args": args})
+
+    def _occupied(self, now_ns: int, issued_ns: int, instance: int, lane: int) -> dict[str, float]:
+        """Where and when a lane was busy with what has just been answered."""
+        start_ns = max(issued_ns, self._lane_free_ns.get((instance, lane), 0))
+        self._lane_free_ns[instance, lane] = now_ns
+        return {
+            "ts": start_ns / 1e3,
+            "dur": (now_ns - start_ns) / 1e3,
+            "pid": instance + 1,
+            "tid": lane,
+        }
 
     def _span(self, phase: str, now_ns: int, request: int, args: dict[str, Any]) -> None:
         place = {"pid": REQUESTS, "tid": 0, "id": request}

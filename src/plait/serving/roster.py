@@ -1,0 +1,55 @@
+"""`Roster`: which instances are up, and the role of each, up or not."""
+
+from dataclasses import replace
+
+from plait.serving.ledger import KvLedger
+from plait.serving.live import Seat
+from plait.spec.cluster import Instance, Placement, Role
+
+
+class Roster:
+    """Owns the seats. An instance keeps its role while its worker is away; one that nobody named is MIXED."""
+
+    def __init__(self, placement: Placement, ledger: KvLedger) -> None:
+        self.seats: dict[int, Seat] = {}
+        """Instances that are up, by id, in the order of ids."""
+        self.limit = 0
+        """Slots of the largest request that every phase has an instance for, of those that ever joined; 0
+        while a phase has none."""
+        self._ledger = ledger
+        self._plans = {each.id: each for each in placement.instances}
+        self._slots: dict[int, int] = {}
+        """Instance -> most slots that it ever had."""
+
+    def join(self, instance: int, epoch: int, slots: int) -> None:
+        """An instance is up, with an empty pool."""
+        assert instance not in self.seats
+        self._ledger.add(instance, slots)
+        plan = self._plans.setdefault(instance, Instance(instance))
+        self.seats[instance] = Seat(instance, epoch, plan.role, plan.step_tokens)
+        ordered = sorted(self.seats.items())
+        self.seats.clear()
+        self.seats.update(ordered)
+        self._slots[instance] = max(self._slots.get(instance, 0), self._ledger.capacity(instance))
+        self._measure()
+
+    def leave(self, seat: Seat) -> None:
+        """An instance is gone, with all its slots."""
+        del self.seats[seat.instance]
+        self._ledger.remove(seat.instance)
+
+    def reassign(self, instance: int, role: Role) -> Seat | None:
+        """Give an instance another role; its seat if it is up."""
+        self._plans[instance] = replace(self._plans.get(instance, Instance(instance)), role=role)
+        seat = self.seats.get(instance)
+        if seat is not None:
+            seat.play(role)
+        self._measure()
+        return seat
+
+    def _measure(self) -> None:
+        joined = [(self._plans[instance].role, slots) for instance, slots in self._slots.items()]
+        self.limit = min(
+            max((slots for role, slots in joined if role.prefills), default=0),
+            max((slots for role, slots in joined if role.decodes), default=0),
+        )

@@ -1,0 +1,38 @@
+"""What must hold of a manager after every event. Raises AssertionError."""
+
+from plait.serving.live import Live, Seat
+from plait.serving.manager import GlobalManager
+
+
+def audit(manager: GlobalManager) -> None:
+    """Every request is in one place, every slot is owned once, every sum is right."""
+    manager.ledger.check()
+    seats = manager.seats.values()
+    waiting = {live.id for live in manager.admission}
+    seated = {live.id for seat in seats for live in seat.lives.values() if not live.over}
+    assert not waiting & seated, "a request waits and runs"
+    assert waiting | seated == set(manager.lives), "a request is nowhere"
+    for seat in seats:
+        assert set(manager.ledger.holdings(seat.instance)) == set(seat.lives), "slots of a request elsewhere"
+        for live in seat.lives.values():
+            _audit_on(manager, seat, live)
+        there = [(live, live.instance == seat.instance) for live in seat.lives.values()]
+        assert seat.promised == sum(live.promise if here else live.most for live, here in there)
+        assert seat.held_slots == sum(live.least for live, here in there if live.held and here)
+        assert seat.arriving == sum(t.target is seat for t in manager.handover.flying.values())
+    held = [live.order for seat in seats for live in seat.lives.values() if live.held]
+    assert [live.order for live in manager.handover.waiting] == sorted(held), "who waits to be pulled"
+
+
+def _audit_on(manager: GlobalManager, seat: Seat, live: Live) -> None:
+    held = manager.ledger.held(seat.instance, live.id)
+    if live.instance != seat.instance:
+        assert live.transfer is not None, "slots of a request that is neither here nor on its way"
+        assert live.transfer.target is seat
+    assert live.planned <= held or not live.opened, "computed positions without slots"
+    assert live.planned <= live.longest, "a position beyond the last"
+    pinned = live.flying or live.transfer is not None
+    assert not (live.over or live.leaving) or pinned, "nothing pins these slots"
+    assert not (live.held and (live.leaving or live.over or live.transfer)), "it does not wait"
+    places = (live.id in seat.prefilling, live.id in seat.decoding, live.held, live.transfer is not None)
+    assert sum(places) <= 1, "a request is in two places"
