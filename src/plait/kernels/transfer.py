@@ -2,8 +2,8 @@
 
 There are two forms, both for one layer and an interval of its heads:
 
-    slots   [heads, 2, tokens, D] elements, keys then values; of int8, each [tokens, D] with its float32 scales
-            [tokens] behind it. Says nothing of the pool that it came from.
+    slots   [heads, 2, tokens, D] elements, keys then values; of int8, each [tokens, D] with its float32
+            scales [tokens] behind it. Says nothing of the pool that it came from.
     blocks  whole blocks as they lie in the pool, [blocks, heads, 2, E]. For pools of one form only.
 
 Native bodies release the interpreter lock, so a copy delays nobody but through memory.
@@ -100,8 +100,8 @@ def copy_blocks(
 
 
 def checksum(wire: Bytes) -> tuple[int, int]:
-    """Fletcher's sums over words of 64 bits: the sum of all, and the sum of all sums so far. Any change of one
-    word shows, and so does any exchange of two."""
+    """Fletcher's sums over words of 64 bits: the sum of all, and the sum of all sums so far. Any change of
+    one word shows, and so does any exchange of two different ones."""
     native = choose().native
     if native is not None:
         sums: tuple[int, int] = native.aside.fletcher(wire.ctypes.data, len(wire))

@@ -16,7 +16,6 @@ from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes
 from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
-from plait.spec.cluster import Role
 from plait.spec.errors import TooLong, UserError
 from plait.spec.event import Drain
 from plait.spec.request import Request
@@ -203,7 +202,7 @@ class Engine:
         instances = tuple(
             InstanceStats(
                 id=i,
-                role=Role.MIXED.value,
+                role=self.core.roster.role(i).value,
                 state="up" if i in seats else "down",
                 running=len(seats[i].lives) if i in seats else 0,
                 kv_used=ledger.used(i) if i in seats else 0,

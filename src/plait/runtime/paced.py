@@ -12,6 +12,7 @@ from plait.cost.cost import Cost
 from plait.runtime.driver import Fleet, Sink
 from plait.spec.errors import PlaitError
 from plait.spec.event import Event, StepFailed, WorkerLost
+from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Step
 
@@ -43,6 +44,14 @@ class PacedFleet:
             self._free_s[member] = due_s
         self._due[step.id] = (due_s, step.group)
         self._inner.submit(step, opened)
+
+    def move(self, move: Move) -> None:
+        """See `Fleet`."""
+        self._inner.move(move)
+
+    def cancel(self, move: int) -> None:
+        """See `Fleet`."""
+        self._inner.cancel(move)
 
     async def close(self) -> None:
         """See `Fleet`."""

@@ -1,8 +1,8 @@
 """Which parts of a request's KV lie on which worker, and what a worker must copy from which other ones.
 
 KV is a box: layers x KV heads x positions. A worker of an instance holds a box of it: an interval of layers
-(pipeline parallel), an interval of heads (tensor parallel), and positions in intervals (where several instances
-share a sequence). What one worker needs of another is the intersection of their boxes.
+(pipeline parallel), an interval of heads (tensor parallel), and positions in intervals (where several
+instances share a sequence). What one worker needs of another is the intersection of their boxes.
 
     needs of a target worker, minus what earlier sources gave = what this source gives     (each cell once)
 """
