@@ -14,7 +14,8 @@ from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
 from plait.runtime.room import free_slots
 from plait.serving.manager import ManagerConfig
-from plait.spec.errors import UserError
+from plait.spec.cluster import Placement, Role
+from plait.spec.errors import Unsupported, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ def open_engine(config: ServeConfig) -> Engine:
         raise UserError(f"device is {config.device}; choose cpu, cuda or cuda:N", "device")
     folder = resolve(config.model)
     page, instances = config.manager.page, config.fleet.instances
+    _check_placement(config.manager.placement, instances)
     max_len = max_len_of(folder, config.max_len)
     config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
     slots = config.kv_tokens or free_slots(
@@ -84,6 +86,24 @@ def open_engine(config: ServeConfig) -> Engine:
         folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
     )
     return Engine(engine, fleet, instances)
+
+
+def _check_placement(placement: Placement, instances: int) -> None:
+    """Raises UserError where these instances cannot serve so."""
+    named = {each.id: each for each in placement.instances}
+    strangers = [id for id in named if not 0 <= id < instances]
+    if strangers:
+        raise UserError(f"the placement names instance {strangers[0]} of {instances}", "placement")
+    if any(each.tp * each.pp > 1 for each in placement.instances):
+        raise Unsupported(
+            "instances of more than one worker are not supported: use tp 1 and pp 1", "placement"
+        )
+    roles = [named[id].role if id in named else Role.MIXED for id in range(instances)]
+    if not any(role.prefills for role in roles) or not any(role.decodes for role in roles):
+        raise UserError(
+            "a placement needs an instance that prefills and one that decodes: add one, or a mixed one",
+            "placement",
+        )
 
 
 def _launcher(config: ServeConfig) -> Launcher:
