@@ -19,7 +19,7 @@ from plait.server.lifespan import serve as answer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Placement
+from plait.spec.cluster import Link, Placement
 from plait.spec.errors import UserError
 from plait.workload.placement import read_placement
 
@@ -72,6 +72,10 @@ Pace = Annotated[
     str | None, typer.Option(help="Answer no earlier than this cost file says; results are 'paced'.")
 ]
 
+PaceBandwidth = Annotated[
+    float | None, typer.Option(min=1, help="With --pace: bytes/s of each instance's link, for moves of KV.")
+]
+
 
 def serve(
     model: Model,
@@ -105,6 +109,7 @@ def serve(
     cluster: Cluster = None,
     interface: Interface = "127.0.0.1",
     pace: Pace = None,
+    pace_bandwidth: PaceBandwidth = None,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
@@ -143,6 +148,7 @@ def serve(
         journal=journal,
         cluster=cluster,
         pace=cost_named(pace) if pace else None,
+        pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
     uvloop.run(_run(config, server, began))

@@ -12,9 +12,10 @@ from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
 from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
-from plait.runtime.room import free_slots
+from plait.runtime.room import free_slots, stored_shape
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Placement, Role
+from plait.sim.copies import Network
+from plait.spec.cluster import Link, Placement, Role
 from plait.spec.errors import Unsupported, UserError
 
 
@@ -47,6 +48,8 @@ class ServeConfig:
     """None: workers are child processes; "local" or an address: Ray starts them."""
     pace: Cost | None = None
     """Deliver answers no earlier than this cost model says."""
+    pace_link: Link | None = None
+    """What moves between instances of a paced run travel on; None: they take as long as they do."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """How many workers, and when one counts as lost."""
 
@@ -80,7 +83,10 @@ def open_engine(config: ServeConfig) -> Engine:
     )
     fleet: Fleet = WorkerFleet(config.fleet, model, _launcher(config))
     if config.pace is not None:
-        fleet = PacedFleet(fleet, config.pace)
+        nodes = {each.id: each.node for each in config.manager.placement.instances}
+        fleet = PacedFleet(fleet, config.pace, _network(config, folder), nodes)
+    elif config.pace_link is not None:
+        raise UserError("only a paced run has a stated bandwidth: give --pace, or leave it out", "pace_link")
     name = config.name or config.model
     engine = EngineConfig(
         folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
@@ -104,6 +110,15 @@ def _check_placement(placement: Placement, instances: int) -> None:
             "a placement needs an instance that prefills and one that decodes: add one, or a mixed one",
             "placement",
         )
+
+
+def _network(config: ServeConfig, folder: Path) -> Network | None:
+    link = config.pace_link
+    if link is None:
+        return None
+    shape = stored_shape(shape_of(folder), config.dtype, config.kv_dtype)
+    layers = len(shape.layers) if config.manager.handover.overlap else 1
+    return Network(shape.kv_bytes_per_token, local=link, remote=link, layers=layers)
 
 
 def _launcher(config: ServeConfig) -> Launcher:
