@@ -17,7 +17,7 @@ from plait.worker.channel import LinkError, connect
 from plait.worker.config import LinkConfig
 from plait.worker.layout import Interval, parts
 from plait.worker.link import Link, MoveError
-from plait.worker.piece import pieces
+from plait.worker.parcel import parcels
 from plait.worker.store import Store
 from plait.worker.wire import Message, Pull, Pulled, PullFault, Source
 
@@ -109,7 +109,7 @@ class CopyLane:
             source = pull.sources[part.source]
             link = self._link(source)
             try:
-                wanted = pieces(part, move, self._store, link.part_bytes, alike=link.alike)
+                wanted = parcels(part, move, self._store, link.part_bytes, alike=link.alike)
                 pulled += link.pull(wanted, max(move.after, default=None), lambda: self._dropped is not None)
             except (LinkError, MoveError):
                 # Something may be under way on it still; a new link has a ring of its own.

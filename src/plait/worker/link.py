@@ -16,7 +16,7 @@ from plait.spec.errors import ServiceError
 from plait.worker.channel import Ask, Channel, Denied, Given, LinkError, Open, Opened
 from plait.worker.config import LinkConfig
 from plait.worker.layout import Interval
-from plait.worker.piece import Piece
+from plait.worker.parcel import Parcel
 from plait.worker.ring import Ring
 from plait.worker.store import BLOCK, Store
 
@@ -31,10 +31,10 @@ class Cancelled(MoveError):
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A piece that is under way."""
+    """A parcel that is under way."""
 
     ask: Ask
-    piece: Piece
+    parcel: Parcel
     tries: int
     """Times that it came with a wrong checksum."""
 
@@ -84,8 +84,8 @@ class Link:
         """Break the connection; what is under way comes to nothing."""
         self._channel.close()
 
-    def pull(self, wanted: Iterable[Piece], after: int | None, cancelled: Callable[[], bool]) -> int:
-        """Copy pieces into the store; returns their bytes.
+    def pull(self, wanted: Iterable[Parcel], after: int | None, cancelled: Callable[[], bool]) -> int:
+        """Copy parcels into the store; returns their bytes.
 
         Args:
             after: the step that writes them, if it is not done yet.
@@ -98,26 +98,26 @@ class Link:
         flying: deque[Flight] = deque()
         places = list(range(self._config.window))
         pulled = 0
-        for piece in wanted:
+        for parcel in wanted:
             while not places:
                 pulled += self._land(flying, places, cancelled)
-            flying.append(self._ask(piece, places.pop(), after))
+            flying.append(self._ask(parcel, places.pop(), after))
         while flying:
             pulled += self._land(flying, places, cancelled)
         if after is not None:
             self._confirm(after, cancelled)
         return pulled
 
-    def _ask(self, piece: Piece, place: int, after: int | None, tries: int = 0) -> Flight:
+    def _ask(self, parcel: Parcel, place: int, after: int | None, tries: int = 0) -> Flight:
         self._number += 1
-        ask = Ask(self._number, piece.layers, piece.heads, piece.extents, piece.whole, place, after)
+        ask = Ask(self._number, parcel.layers, parcel.heads, parcel.extents, parcel.whole, place, after)
         self._channel.send(ask, within_s=self._config.patience_s)
-        return Flight(ask, piece, tries)
+        return Flight(ask, parcel, tries)
 
     def _land(self, flying: deque[Flight], places: list[int], cancelled: Callable[[], bool]) -> int:
-        """Take in the oldest piece that is under way; 0 bytes if it has to be asked for again."""
+        """Take in the oldest parcel that is under way; 0 bytes if it has to be asked for again."""
         flight = flying.popleft()
-        ask, piece = flight.ask, flight.piece
+        ask, parcel = flight.ask, flight.parcel
         given, payload = self._answer(ask, cancelled)
         room = payload if self._ring is None else self._ring.place(ask.place)
         if given.count > len(room):
@@ -126,10 +126,10 @@ class Link:
         if given.sums is not None and transfer.checksum(room) != given.sums:
             if flight.tries == self._config.retries:
                 raise MoveError(f"parts of {self._channel.peer} do not have their checksums")
-            flying.append(self._ask(piece, ask.place, ask.after, flight.tries + 1))
+            flying.append(self._ask(parcel, ask.place, ask.after, flight.tries + 1))
             return 0
         copied = self._store.copy(
-            piece.layers, piece.heads, piece.target_T, room, whole=piece.whole, out=False
+            parcel.layers, parcel.heads, parcel.target_T, room, whole=parcel.whole, out=False
         )
         if copied != given.count:
             raise LinkError(f"{self._channel.peer} gave {given.count} bytes, not {copied}")

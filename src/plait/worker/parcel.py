@@ -1,4 +1,4 @@
-"""`Piece`: as much of a move as is asked for at once; each one fits the room that there is for it."""
+"""`Parcel`: as much of a move as is asked for at once; each one fits the room that there is for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from plait.worker.store import BLOCK, Store
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Parcel:
     """Some tokens of some layers and heads."""
 
     layers: Interval
@@ -35,12 +35,12 @@ class Piece:
         return tuple(Extent(slot, count) for slot, count in zip(slots, counts.tolist(), strict=True))
 
 
-def pieces(part: Part, move: Move, store: Store, room_bytes: int, *, alike: bool) -> Iterator[Piece]:
+def parcels(part: Part, move: Move, store: Store, room_bytes: int, *, alike: bool) -> Iterator[Parcel]:
     """Cut a part of a move, layer after layer.
 
     Args:
         store: of the target.
-        room_bytes: of one piece; at least one block of one layer.
+        room_bytes: of one parcel; at least one block of one layer.
         alike: the source's store has the form of the target's.
     """
     box = part.box
@@ -55,7 +55,7 @@ def pieces(part: Part, move: Move, store: Store, room_bytes: int, *, alike: bool
     for first in range(box.layers.first, box.layers.past, layers):
         some = Interval(first, min(first + layers, box.layers.past))
         for at in range(0, len(source_T), most):
-            yield Piece(some, box.heads, source_T[at : at + most], target_T[at : at + most], whole)
+            yield Parcel(some, box.heads, source_T[at : at + most], target_T[at : at + most], whole)
 
 
 def _tokens(store: Store, heads: Interval, whole: bool, room_bytes: int) -> int:
