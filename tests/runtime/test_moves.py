@@ -302,3 +302,14 @@ async def test_instances_of_several_workers_are_refused(tiny_llama):
     with pytest.raises(Unsupported, match="tp 1"):
         async with engine_of(tiny_llama, manager=manager, fleet=FleetConfig()):
             pass
+
+
+async def test_roles_can_be_changed_but_not_all_of_a_phase(tiny_llama):
+    async with engine_of(tiny_llama, **placed(ONE_AND_ONE)) as engine:
+        with pytest.raises(UserError, match="nobody is left"):
+            engine.reassign(1, Role.PREFILL)
+        with pytest.raises(UserError, match="no instance 2"):
+            engine.reassign(2, Role.MIXED)
+        engine.reassign(0, Role.MIXED)
+        engine.reassign(1, Role.PREFILL)
+        assert [each.role for each in engine.stats().instances] == ["mixed", "prefill"]
