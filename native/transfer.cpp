@@ -84,7 +84,14 @@ nb::tuple fletcher(Address from, int64_t bytes) {
   uint64_t sum = 0, sums = 0;
   {
     nb::gil_scoped_release release;
-    for (int64_t i = 0; i < bytes; i += 8) {
+    int64_t i = 0;
+    for (; i + 32 <= bytes; i += 32) {  // four words at a time: the chain from sum to sum is a quarter as long
+      uint64_t w[4];
+      std::memcpy(w, data + i, 32);
+      sums += 4 * sum + 4 * w[0] + 3 * w[1] + 2 * w[2] + w[3];
+      sum += w[0] + w[1] + w[2] + w[3];
+    }
+    for (; i < bytes; i += 8) {
       uint64_t word = 0;
       std::memcpy(&word, data + i, size_t(bytes - i < 8 ? bytes - i : 8));
       sum += word;

@@ -166,6 +166,19 @@ def test_a_copy_follows_the_step_that_writes_it_layer_by_layer():
         assert "step 6 failed" in there.answer().reason
 
 
+def test_a_link_that_nobody_uses_is_let_go_and_made_anew():
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, lease_s=0.05))
+    with peers(here, there):
+        there.lane.pull(order(1))
+        assert isinstance(there.answer(), Pulled)
+        link = there.lane._links[b"0.1"]
+        assert link._channel.ready(30), "the source is gone"
+        there.lane.pull(order(2))
+        assert isinstance(there.answer(), Pulled)
+        assert there.lane._links[b"0.1"] is not link
+        assert arrived()
+
+
 def test_who_keeps_another_type_is_refused():
     here, there = Peer("0.1", WHOLE, 16, torch.bfloat16), Peer("1.1", WHOLE, 16)
     rng = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from plait.server.config import ServerConfig
 from plait.server.lifespan import serve as answer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Link, Placement
 from plait.spec.errors import UserError
@@ -38,6 +39,9 @@ PlacementFile = Annotated[
 Prefill = Annotated[int, typer.Option(min=0, help="Instances that only compute prompts; with --decode.")]
 Decode = Annotated[
     int, typer.Option(min=0, help="Instances that only decode. What --instances has beyond both does both.")
+]
+Overlap = Annotated[
+    bool, typer.Option("--overlap", help="Move KV layer by layer behind the step that writes it.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
@@ -87,6 +91,7 @@ def serve(
     placement: PlacementFile = None,
     prefill: Prefill = 0,
     decode: Decode = 0,
+    overlap: Overlap = False,
     threads: Threads = 1,
     dtype: Dtype = "auto",
     kv_dtype: KvDtype = "auto",
@@ -131,6 +136,7 @@ def serve(
         model=name or model,
         page=page,
         placement=roles,
+        handover=HandoverConfig(overlap=overlap),
         admission=AdmissionConfig(max_queue=max_queue, max_rows=max_rows, output_share=output_share),
         batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
     )
