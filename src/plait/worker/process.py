@@ -1,15 +1,18 @@
 """The life of a worker process: load, say hello, carry out orders one after another, leave."""
 
+import contextlib
 import gc
 import logging
 import os
 import sys
+import threading
 import time
 
 import torch
 
 from plait.kernels.choice import choose
 from plait.model.model import Model
+from plait.model.pool import KvPool
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
@@ -40,11 +43,19 @@ def serve(config: WorkerConfig) -> int:
     gc.freeze()  # what stays for the life of the process need not be looked through again
     executor = Executor(model, config.instance)
     line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
+    threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     while (order := line.orders.get()) is not None:
         line.send(_carry_out(executor, order))
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _populate(pool: KvPool) -> None:
+    """Take the pool's memory while the cores have nothing better to do."""
+    with contextlib.suppress(OSError):  # where threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    pool.populate()
 
 
 def _carry_out(executor: Executor, order: Order) -> Answer | Fault:
