@@ -73,11 +73,8 @@ inline int64_t squeeze(float* to, V16 x, I16 chosen) {
 
 // e^((x - largest) * sharpness) * 2^kUnit of what is left over, not yet rounded to an integer.
 inline V16 weigh(V16 x, int64_t i, const Scale& scale, const Cut& cut) {
-  V16 y = (x - scale.largest) * scale.sharpness;
-  const int64_t last = cut.last - i;
-  const int32_t near = int32_t(last < -1 ? -1 : (last > 16 ? 16 : last));
-  const I16 kept = (y >= scale.floor) & ((x > cut.logit) | ((x == cut.logit) & (kLanes <= near)));
-  y = y >= scale.floor ? y : splat(scale.floor);
+  const V16 least = splat(scale.floor), scaled = (x - scale.largest) * scale.sharpness;
+  const V16 y = scaled >= least ? scaled : least;
   const V16 n = (y * 1.44269504f + 12582912.f) - 12582912.f;
   V16 f = y - n * 0.693359375f;
   f = f + n * 2.12194440e-4f;
@@ -89,7 +86,11 @@ inline V16 weigh(V16 x, int64_t i, const Scale& scale, const Cut& cut) {
   p = p * f + 1.f;
   p = p * f + 1.f;
   p = p * cast<V16>((__builtin_convertvector(n, I16) + int32_t(127 + kUnit)) << 23);
-  return kept ? p : V16{};
+  p = scaled >= least ? p : V16{};
+  if (cut.logit == kNone) return p;
+  const int64_t last = cut.last - i;
+  const int32_t near = int32_t(last < -1 ? -1 : (last > 16 ? 16 : last));
+  return (x > cut.logit) | ((x == cut.logit) & (kLanes <= near)) ? p : V16{};
 }
 
 // To the nearest integers, even ones on ties: the last bits of a double that is so large.
@@ -123,7 +124,7 @@ bool look(Row& row, const float* logits, int64_t vocab) {
     for (int64_t i = b * kBlock; i < std::min(vocab, (b + 1) * kBlock); i += 16) {
       const V16 x = load(logits, i, vocab);
       odd |= x != x;
-      most = greater(x, most);
+      most = x > most ? x : most;
     }
     row.lanes[size_t(b)] = most;
     row.peaks[size_t(b)] = greatest(most);

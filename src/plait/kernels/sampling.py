@@ -1,9 +1,9 @@
 """Draws from rows of logits: the definition in numpy, and the same natively for many rows at once.
 
-A token's weight is an integer: e^((logit - largest) / temperature) in units of 2^-40, by steps in float32 that
-numpy, torch and C++ round alike (no fused products, `exponential`). Sums of integers have no order, and what
-else is computed is rounded once in float64, so that every implementation draws the same token, bit for bit.
-The largest token weighs 2^40; below e^-28 of it a token weighs nothing.
+A token's weight is an integer: e^((logit - largest) / temperature) in units of 2^-40, by steps in float32
+that numpy, torch and C++ round alike (`exponential`; no fused products). Sums of integers have no order, and
+what else is computed is one float64 operation at a time, so that every implementation draws the same token.
+The largest token weighs 2^40; one below e^-28 of it weighs nothing.
 
 Legend: L rows of logits, R rows of work, V tokens of the vocabulary, N likeliest tokens.
 """
@@ -25,8 +25,8 @@ UNIT = 40
 """The largest token weighs 2^UNIT."""
 FAR = -28.0
 """Below it a weight is rounded to nothing."""
-MOST_TOKENS = 2 ** (63 - UNIT)
-"""Larger vocabularies' weights could overflow."""
+MOST_TOKENS = 2 ** (63 - UNIT) - 1
+"""The weights of more could overflow."""
 
 
 def wish(temperature: float, min_p: float, top_k: int, top_p: float, share: float) -> tuple[Any, ...]:
@@ -96,8 +96,8 @@ class Reference:
         """What log-probabilities are made of: largest logits, total weights, and the likeliest tokens.
 
         Returns:
-            largest [R], NaN where it is not finite; sums of weights at temperature 1 [R]; ids [R, N], likeliest
-            first, lower ids first among equals. All but the first are arbitrary where it is NaN.
+            largest [R], NaN where it is not finite; sums of weights at temperature 1 [R]; ids [R, N],
+            likeliest first, lower ids first among equals. All but the first are arbitrary where it is NaN.
         """
         largest_R = logits_LV[at_R].max(-1)
         largest_R[~np.isfinite(largest_R)] = np.nan
@@ -187,7 +187,7 @@ def _rows(logits_LV: Logits, at_R: Weights) -> tuple[int, int, int, int]:
     """Address, distance of rows, vocabulary and the address of the rows' indices."""
     assert logits_LV.dtype == np.float32 and at_R.dtype == np.int64, "float32 logits, int64 rows"  # noqa: PT018
     assert logits_LV.strides[1] == 4 and logits_LV.strides[0] % 4 == 0, "dense rows"  # noqa: PT018
-    assert 0 < logits_LV.shape[1] < MOST_TOKENS, "a vocabulary whose weights can be added up"
+    assert 0 < logits_LV.shape[1] <= MOST_TOKENS, "a vocabulary whose weights can be added up"
     assert len(at_R) == 0 or 0 <= at_R.min() <= at_R.max() < len(logits_LV), "rows that there are"
     address = int(logits_LV.__array_interface__["data"][0])
     return address, logits_LV.strides[0] // 4, logits_LV.shape[1], _address(at_R)
