@@ -99,6 +99,8 @@ def check(params: SamplingParams, vocab: int) -> None:
 
 def draw_rows(logits_LV: Logits, turns: Sequence[Turn], threads: int) -> list[int]:
     """The next token of each row. Asserts that the logits of each have a finite largest and no NaN."""
+    if not turns:
+        return []
     wishes_R = wishes(turns)
     at_R = np.fromiter((turn.at for turn in turns), np.int64, len(turns))
     alters_R = np.fromiter((turn.alters for turn in turns), bool, len(turns))

@@ -35,7 +35,7 @@ def draw_rows(logits_LV: Tensor, turns: Sequence[Turn], threads: int) -> list[in
     there = [turn for turn in turns if not turn.alters]
     here = [turn for turn in turns if turn.alters]
     drawn_there = iter(_draw(logits_LV, there) if there else [])
-    drawn_here = iter(sample.draw_rows(*brought(logits_LV, here), threads) if here else [])
+    drawn_here = iter(sample.draw_rows(*brought(logits_LV, here), threads))
     return [next(drawn_here if turn.alters else drawn_there) for turn in turns]
 
 

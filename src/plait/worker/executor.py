@@ -1,7 +1,6 @@
 """`Executor`: carries out steps on one model. It decides nothing."""
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor
 from plait.model import sample, sample_there
 from plait.model.inputs import StepInputs
 from plait.model.model import Model
-from plait.model.sample import Entry, Turn, logprobs
-from plait.model.sample_there import brought
+from plait.model.sample import Entry, Turn
 from plait.spec.errors import ServiceError
-from plait.spec.sampling import Draw, Opened
+from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
 from plait.worker.rows import Rows, RowState
 
@@ -142,34 +140,35 @@ class Executor:
         return inputs, owned_R
 
     def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
-        """Draw for the rows that draw, then look up what log-probabilities they ask for."""
-        lasts_R = [owned.stop - 1 for owned in owned_R]
-        turns = [
-            Turn(last, state.sampling, self.rows.known(state.index), state.prompt_tokens, state.stop_ids)
-            for state, last, draws in zip(plan.states, lasts_R, plan.draws, strict=True)
-            if draws
-        ]
-        drawn = iter(self._tokens(logits_LV, turns))
-        tokens_R = [(next(drawn),) if draws else () for draws in plan.draws]
-        entries_R = []
-        for r, state in enumerate(plan.states):
-            top = state.sampling.logprobs
-            own = [Entry(lasts_R[r], token, top) for token in tokens_R[r] if top is not None]
-            entries_R.append((own, self._prompt_entries(plan, r, owned_R[r].start)))
-        entries = [entry for both in entries_R for part in both for entry in part]
-        found = iter(logprobs(*brought(logits_LV, entries), self.threads) if entries else [])
+        turns = {
+            r: Turn(owned_R[r].stop - 1, s.sampling, self.rows.known(s.index), s.prompt_tokens, s.stop_ids)
+            for r, s in enumerate(plan.states)
+            if plan.draws[r]
+        }
+        tokens = dict(zip(turns, self._tokens(logits_LV, list(turns.values())), strict=True))
+        tops = {r: turn.params.logprobs for r, turn in turns.items() if turn.params.logprobs is not None}
+        entries = [Entry(turns[r].at, tokens[r], top) for r, top in tops.items()]
+        logprobs = dict(zip(tops, self._logprobs(logits_LV, entries), strict=True))
         answers = []
-        for state, tokens, parts in zip(plan.states, tokens_R, entries_R, strict=True):
-            for token in tokens:
-                self.rows.append(state.index, token)
-            stopped = tokens[-1:] != () and tokens[-1] in state.stop_ids
-            answers.append(Draw(tokens, stopped, *(tuple(islice(found, len(part))) for part in parts)))
+        for r, state in enumerate(plan.states):
+            prompt_logprobs = self._logprobs(logits_LV, self._prompt_entries(plan, r, owned_R[r].start))
+            if r not in tokens:
+                answers.append(Draw((), prompt_logprobs=prompt_logprobs))
+                continue
+            self.rows.append(state.index, tokens[r])
+            own = (logprobs[r],) if r in logprobs else ()
+            answers.append(Draw((tokens[r],), tokens[r] in state.stop_ids, own, prompt_logprobs))
         return tuple(answers)
 
     def _tokens(self, logits_LV: Tensor, turns: list[Turn]) -> list[int]:
         if self.draws_there:
             return sample_there.draw_rows(logits_LV, turns, self.threads)
         return sample.draw_rows(logits_LV.numpy(), turns, self.threads)
+
+    def _logprobs(self, logits_LV: Tensor, entries: list[Entry]) -> tuple[TokenLogprob, ...]:
+        if not entries:
+            return ()
+        return tuple(sample.logprobs(*sample_there.brought(logits_LV, entries), self.threads))
 
     def _prompt_entries(self, plan: Plan, r: int, start: int) -> list[Entry]:
         """The prompt's tokens that this step's positions precede, if the row asks for them."""
