@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.kernels.sampling import _pick
-from plait.model.sample import Entry, Turn, check, draw_rows, logprobs, uniform
+from plait.model.sample import Entry, Turn, draw_rows, logprobs, uniform
+from plait.model.wishes import check
 from plait.spec.errors import UserError
 from plait.spec.sampling import SamplingParams, TokenLogprob
 
