@@ -10,6 +10,7 @@ from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
+from plait.cli.profile import profile
 from plait.cli.pull import pull
 from plait.cli.replay import replay
 from plait.cli.serve import serve
@@ -40,6 +41,7 @@ app.command()(serve)
 app.command()(pull)
 app.command()(chat)
 app.command()(demo)
+app.command()(profile)
 app.command()(simulate)
 app.command()(replay)
 app.command()(doctor)

@@ -1,8 +1,8 @@
 """`Boosted`: gradient boosting of regression trees on histograms, in numpy.
 
-Trees are grown level by level on at most 64 bins a feature. Each tree fits the sign of the residuals, and each
-leaf moves to the median of its own, so that the mean absolute error is minimised: a wild measurement weighs no
-more than any other.
+Trees are grown level by level on at most 64 bins a feature. Each tree fits the sign of the residuals, and
+each leaf moves to the median of its own, so that the mean absolute error is minimised: a wild measurement
+weighs no more than any other.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,8 @@ class Boosted:
     def predict(self, features: Array) -> Array:
         """Values of rows, [rows, columns] -> [rows]."""
         bins = _binned(features, self.edges)
-        return self.start + np.sum([tree.at(bins) for tree in self.trees], axis=0)
+        summed: Array = np.sum([tree.at(bins) for tree in self.trees], axis=0)
+        return summed + self.start
 
     @staticmethod
     def fit(features: Array, target: Array, config: BoostedConfig, rng: Generator) -> "Boosted":

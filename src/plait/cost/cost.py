@@ -14,6 +14,14 @@ class Cost(Protocol):
         ...
 
 
+class Staged(Cost, Protocol):
+    """A cost of instances with pipeline stages. Steps pass them in order; `step_ns` is their sum."""
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        """Nanoseconds in each stage, hops included, in order. A stage takes one step at a time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """A step as sums over its rows.

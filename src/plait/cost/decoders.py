@@ -1,7 +1,7 @@
 """Large decoders and accelerators, as `Deployment` names them.
 
-Sizes are those of each model's published config.json; speeds are vendors' data sheets (dense). GB200 and GB300
-are the devices of NVLink racks.
+Sizes are those of each model's published config.json; speeds are vendors' data sheets (dense). GB200 and
+GB300 are the devices of NVLink racks.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,9 @@ def _dense(name: str, layers: int, hidden: int, ffn: int, heads: tuple[int, int,
     )
 
 
-def _experts(name: str, layers: int, hidden: int, heads: tuple[int, int, int], vocab: int, **experts: int) -> Decoder:
+def _experts(
+    name: str, layers: int, hidden: int, heads: tuple[int, int, int], vocab: int, **experts: int
+) -> Decoder:
     """Experts in every layer; `experts`: how many, how many a token visits, their width, that of shared ones,
     and in how many layers attention is full (linear attention elsewhere keeps no KV)."""
     query, kv, width = heads
@@ -50,8 +52,8 @@ def _experts(name: str, layers: int, hidden: int, heads: tuple[int, int, int], v
 
 
 def _latent(name: str, layers: int, hidden: int, heads: int, vocab: int, experts: int, plain: int) -> Decoder:
-    """DeepSeek-V3's form: latent attention (512 + 64 values a token), 8 of `experts` of width 2,048, one shared,
-    and `plain` first layers with a dense FFN."""
+    """DeepSeek-V3's form: latent attention (512 + 64 values a token), 8 of `experts` of width 2,048, one
+    shared, and `plain` first layers with a dense FFN."""
     attention = hidden * 1536 + 1536 * heads * 192 + hidden * 576 + 512 * heads * 256 + heads * 128 * hidden
     ffn = 18432 if hidden == 7168 else 12288
     moe = layers - plain

@@ -1,8 +1,9 @@
-"""`Deployment`: one way to serve a model at a fixed number of requests in flight, and what physics says of it.
+"""`Deployment`: one way to serve a model at a fixed number of requests in flight, and what physics says of
+it.
 
-`features` turns it into numbers that a learner can hold against measurements: how long weights, KV, arithmetic
-and exchanges take on the data sheet, what a closed loop does where prefill or KV memory is the bottleneck, and
-the plain sizes. No feature looks at a measurement.
+`features` turns it into numbers that a learner can hold against measurements: how long weights, KV,
+arithmetic and exchanges take on the data sheet, what a closed loop does where prefill or KV memory is the
+bottleneck, and the plain sizes. No feature looks at a measurement.
 """
 
 from collections.abc import Mapping
@@ -116,7 +117,8 @@ def features(served: Deployment) -> dict[str, float]:
         "decode_step": step_s,
         "all_at_once": served.in_flight * each_s,
         "load": served.in_flight * each_s / (step_s * served.output_tokens),
-        "with_prefill": step_s + (0 if served.disaggregated else served.in_flight * each_s / served.output_tokens),
+        "with_prefill": step_s
+        + (0 if served.disaggregated else served.in_flight * each_s / served.output_tokens),
     }
     found |= _closed_loop(served, one_s, each_s)
     found |= _memory(served, one_s, served.in_flight * each_s)
@@ -184,7 +186,9 @@ def _terms(served: Deployment, phase: Phase, tokens: float, keys: float, pairs: 
     touched = 1 - (1 - model.chosen / model.experts) ** tokens if model.experts else 0.0
     message = local * model.hidden * 2
     wide = max(phase.tp, phase.expert_tp)
-    arithmetic = local * (model.attention + model.dense) / phase.tp + model.chosen * model.expert * tokens / share
+    arithmetic = (
+        local * (model.attention + model.dense) / phase.tp + model.chosen * model.expert * tokens / share
+    )
     return {
         "weights": (model.attention + model.dense) * width / phase.tp / device.bandwidth,
         "experts": model.expert * model.experts * touched * width / share / device.bandwidth,
@@ -192,7 +196,9 @@ def _terms(served: Deployment, phase: Phase, tokens: float, keys: float, pairs: 
         "flops": 2 * arithmetic / speed,
         "pairs": local * pairs * model.pair_flops / phase.tp / device.flops,
         "reduce": model.layers * 2 * message * (wide - 1) / wide / device.link,
-        "scatter": model.expert_layers * 2 * message * min(model.chosen, phase.ep) / device.link if phase.ep > 1 else 0,
+        "scatter": model.expert_layers * 2 * message * min(model.chosen, phase.ep) / device.link
+        if phase.ep > 1
+        else 0,
     }
 
 
@@ -221,7 +227,7 @@ def _step_s(served: Deployment, in_flight: float) -> float:
 
 def _closed_loop(served: Deployment, one_s: float, each_s: float) -> dict[str, float]:
     """Where prefill cannot keep up, only so many requests decode and the others wait for their prompt."""
-    found = {}
+    found: dict[str, float] = {}
     for name, share in (("slow", 0.2), ("fast", 0.5)):
         rate = share / each_s
         decoding = float(served.in_flight)

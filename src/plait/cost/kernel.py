@@ -19,7 +19,7 @@ class KernelConfig:
     """Distance of one standard deviation of one feature; smaller reaches farther."""
     noise: float = 0.01
     """Variance of a measurement over that of the function."""
-    clip: float = 1.5
+    clip: float = 3.0
     """Targets farther than this many typical deviations (1.48 median) from the median are moved there."""
 
 
@@ -42,15 +42,17 @@ class Kernel:
     @staticmethod
     def fit(features: Array, target: Array, config: KernelConfig) -> "Kernel":
         """Fit to rows; columns that do not vary are left out of the distance."""
-        middle, spread = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(spread > 1e-9, spread / config.reach, 1e12)
-        points = (features - middle) / scale
+        middle: Array = features.mean(axis=0)
+        spread = features.std(axis=0)
+        scale: Array = np.where(spread > 1e-9, spread / config.reach, 1e12)
+        points: Array = (features - middle) / scale
         start = float(np.median(target))
         reach = config.clip * 1.48 * float(np.median(np.abs(target - start)))
         pulled = np.clip(target - start, -reach, reach)
         near = _likeness(points, points)
         near[np.diag_indices_from(near)] += config.noise
-        return Kernel(middle, scale, points, np.linalg.solve(near, pulled), start)
+        share = np.linalg.solve(near, pulled).astype(np.float64)
+        return Kernel(middle, scale, points, share, start)
 
 
 def _likeness(a: Array, b: Array) -> Array:
