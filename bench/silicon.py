@@ -76,6 +76,7 @@ def _measured(row: Row) -> Measured:
         output_tokens=int(row["osl"]),
         in_flight=int(said[1]) if said else batch * decode.workers * decode.dp,
         workers_known=known,
+        load_known=said is not None,
     )
     apart = ("id", "silicon_data_source", "model_path", "silicon_ttft_ms", "silicon_tpot_ms")
     sizes = ("batch_size", "prefill_batch_size", "decode_batch_size")

@@ -24,7 +24,7 @@ def test_a_profile_survives_its_file_and_is_a_cost(tmp_path):
 
 
 def test_saturation_is_where_more_tokens_bring_no_more_a_second():
-    assert saturation({16: 1.0, 64: 2.0, 256: 7.4, 1024: 30.0}) == 256
+    assert saturation({16: 1.0, 64: 2.5, 256: 7.4, 1024: 30.0}) == 256
     assert saturation({16: 1.0}) == 16
     with pytest.raises(UserError, match="no prefill"):
         saturation({})

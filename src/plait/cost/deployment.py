@@ -91,6 +91,8 @@ class Deployment:
     """Requests that the load generator keeps open."""
     workers_known: bool = True
     """False: the layout was recorded, the number of workers was not."""
+    load_known: bool = True
+    """False: `in_flight` is the engines' limit; how many there really were was not recorded."""
 
 
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.56, "int4": 0.56}
@@ -153,6 +155,7 @@ def _kinds(served: Deployment) -> dict[str, float]:
         "version": served.version,
         "disaggregated": float(served.disaggregated),
         "workers_known": float(served.workers_known),
+        "load_known": float(served.load_known),
         "trtllm": float(served.engine == "trtllm"),
         "sglang": float(served.engine == "sglang"),
         "bits": log(WEIGHT_BYTES[served.precision]),

@@ -70,7 +70,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one learner learned: models whose mean counts, by kind; "" is for kinds that have none."""
+    """What one learner learned: models whose mean counts, by kind; "" is for kinds that were not seen."""
 
     columns: Rows
     models: Mapping[str, tuple[Boosted | Kernel, ...]]
@@ -181,11 +181,14 @@ def _part(
     width = table.shape[1] - (0 if learner.named else len(DECODERS) + len(ACCELERATORS))
     columns = np.arange(width)
     seen = table[:, columns]
-    models = {"": _models(learner.how, seen, target, bags, rng)}
-    if learner.own:
-        for name in sorted(set(kinds.tolist())):
-            rows = kinds == name
-            models[name] = _models(learner.how, seen[rows], target[rows], bags, rng)
+    if not learner.own:
+        return Part(columns, {"": _models(learner.how, seen, target, bags, rng)})
+    names, counts = np.unique(kinds, return_counts=True)
+    models = {}
+    for name in names.tolist():
+        rows = kinds == name
+        models[name] = _models(learner.how, seen[rows], target[rows], bags, rng)
+    models[""] = models[names[counts.argmax()].item()]
     return Part(columns, models)
 
 
