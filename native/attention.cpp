@@ -208,6 +208,21 @@ void advise_large(Address from, int64_t bytes) {
 #endif
 }
 
+// Takes whole pages of memory now; they read as they did. False where the system cannot be told to.
+bool populate(Address from, int64_t bytes) {
+#if defined(__linux__)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+  constexpr Address page = 4096;
+  const Address first = (from + page - 1) / page * page, past = (from + Address(bytes)) / page * page;
+  nb::gil_scoped_release release;
+  return first >= past || madvise(at<void>(first), past - first, MADV_POPULATE_WRITE) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -226,6 +241,7 @@ void bind_attention(nb::module_& m) {
     attend(crew(), name, args, count, threads);
   });
   m.def("advise_large", &advise_large);
+  m.def("populate", &populate);
   m.def("paged_store", &store_kv);
   m.def("merge_attention", &merge);
 }

@@ -25,10 +25,10 @@ const std::vector<const PackedIsa*>& known() {
   return all;
 }
 
-const PackedKernel& kernel(const std::string& set, const std::string& format) {
+const PackedKernel& kernel(const std::string& set, const std::string& format, int64_t tokens) {
   const PackedIsa& isa = pick(known(), set);
   if (format == "bf16") return isa.bf16;
-  if (format == "int8") return isa.int8;
+  if (format == "int8") return tokens > kFew && isa.int8_many.multiply ? isa.int8_many : isa.int8;
   if (format == "int4") return isa.int4;
   throw std::invalid_argument("no weights of format " + format);
 }
@@ -54,7 +54,7 @@ void packed_linear(const std::string& set, const std::string& format, Address x,
                    int64_t inputs, int64_t outputs, int64_t group, int64_t gated, int threads) {
   constexpr int64_t alone = 16;  // rows that one thread prepares sooner than two
   if (!tokens) return;
-  const PackedKernel& chosen = kernel(set, format);
+  const PackedKernel& chosen = kernel(set, format, tokens);
   nb::gil_scoped_release release;
   PackedArgs args{at<uint16_t>(x), x_stride, at<uint32_t>(words), at<void>(scales), scales_bf16, at<float>(bias),
                   at<void>(out),   wide,     tokens,              inputs,           outputs,     group,

@@ -42,11 +42,15 @@ struct PackedKernel {
 static inline int64_t tile_count(const PackedArgs& a, int64_t height) { return (a.tokens + height - 1) / height; }
 static inline int64_t tile_row(const PackedArgs& a, int64_t tile, int64_t tiles) { return tile * a.tokens / tiles; }
 
+constexpr int64_t kFew = 32;
+
 struct PackedIsa {
   const char* name;
   PackedKernel bf16, int8, int4;
   // Reads memory from end to end and does nothing else; bytes is a multiple of 512.
   float (*read)(const char* from, int64_t bytes);
+  // int8 for more than kFew tokens; without a multiply: the one above.
+  PackedKernel int8_many{};
 };
 
 extern const PackedIsa kPackedBaseline;

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <vector>
 
 #include "linear.h"
 
@@ -28,6 +29,11 @@ inline void fetch(const uint32_t* words) {
 inline __m512 widen16(const uint16_t* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+inline __m512 scales_at(const PackedArgs& a, int64_t at) {
+  if (a.scales_bf16) return widen16(static_cast<const uint16_t*>(a.scales) + at);
+  return _mm512_loadu_ps(static_cast<const float*>(a.scales) + at);
 }
 
 // silu(gate) * value of 16 outputs, rounded where modules of their own would round.
@@ -95,10 +101,11 @@ void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
   }
 }
 
-// Sums of a tile over words [first, past) of a panel; between runs of words they rest in `carry`.
-// With `Ahead` it asks for the next panel's words as it goes.
+// Sums of a tile over words [first, past) of a panel, which stands at `weights`; between runs of words they
+// rest in `carry`. With `Ahead` it asks for the next panel's words as it goes.
 template <int M, bool Ahead>
-void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int64_t past, float* carry) {
+void tile(const PackedArgs& a, const uint32_t* weights, int64_t token, int64_t panel, int64_t first, int64_t past,
+          float* carry) {
   const int64_t words = words_of(a);
   __m512 sum[M][2];
 #pragma GCC unroll 14
@@ -106,7 +113,7 @@ void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int6
     sum[m][0] = first ? _mm512_loadu_ps(carry + m * kPanel) : _mm512_setzero_ps();
     sum[m][1] = first ? _mm512_loadu_ps(carry + m * kPanel + 16) : _mm512_setzero_ps();
   }
-  const uint32_t* w = a.words + (panel * words + first) * kPanel;
+  const uint32_t* w = weights + first * kPanel;
   const uint32_t* x = reinterpret_cast<const uint32_t*>(a.prepared) + token * words + first * M;
 #pragma GCC unroll 2
   for (int64_t word = first; word < past; word++, w += kPanel, x += M) {
@@ -123,6 +130,12 @@ void tile(const PackedArgs& a, int64_t token, int64_t panel, int64_t first, int6
     }
   }
   if (past == words) {
+    if (a.scales) {
+      const __m512 scale[2] = {scales_at(a, panel * kPanel), scales_at(a, panel * kPanel + 16)};
+#pragma GCC unroll 14
+      for (int m = 0; m < M; m++)
+        for (int c = 0; c < 2; c++) sum[m][c] = _mm512_mul_ps(sum[m][c], scale[c]);
+    }
 #pragma GCC unroll 14
     for (int m = 0; m < M; m++) finish(a, sum[m], token + m, panel);
     return;
@@ -150,12 +163,47 @@ void multiply(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
           const bool ahead = t > block && t + 1 == past_tile && panel + 1 < past_panel;
           with_height<kTile>(tile_row(a, t + 1, tiles) - token, [&]<int M>() {
             if (ahead)
-              tile<M, true>(a, token, panel, first, past, rest);
+              tile<M, true>(a, a.words + panel * words * kPanel, token, panel, first, past, rest);
             else
-              tile<M, false>(a, token, panel, first, past, rest);
+              tile<M, false>(a, a.words + panel * words * kPanel, token, panel, first, past, rest);
           });
         }
       }
+  }
+}
+
+// Words of four int8 weights, as words of two bf16 weights: whole numbers up to 128 are exact in bf16.
+void widen_words(const uint32_t* from, int64_t words, uint32_t* to) {
+  const __m512i signs = _mm512_set1_epi32(int(0x80808080u)), upper = _mm512_set1_epi32(int(0xffff0000u));
+  const auto number = [](__m512i bytes, int i) {
+    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(bytes, 24 - 8 * i), 24)));
+  };
+  for (int64_t word = 0; word < words; word++)
+    for (int c = 0; c < 2; c++) {
+      const __m512i bytes = _mm512_xor_si512(_mm512_loadu_si512(from + word * kPanel + c * 16), signs);
+      for (int i = 0; i < 4; i += 2) {
+        const __m512i low = _mm512_srli_epi32(number(bytes, i), 16), high = number(bytes, i + 1);
+        // (high & upper) | low
+        _mm512_storeu_si512(to + (word * 2 + i / 2) * kPanel + c * 16, _mm512_ternarylogic_epi32(high, upper, low, 0xea));
+      }
+    }
+}
+
+// int8 weights for so many tokens that making them bf16 costs less than computing with planes of int8.
+void multiply_int8(const PackedArgs& a, int64_t first_panel, int64_t past_panel) {
+  alignas(64) float carry[kTile * kPanel];
+  const int64_t tiles = tile_count(a, kTile), quads = (a.inputs + 3) / 4;
+  static thread_local std::vector<uint32_t> panel_words;
+  panel_words.resize(size_t(quads * 2 * kPanel));
+  uint32_t* weights = panel_words.data();
+  for (int64_t panel = first_panel; panel < past_panel; panel++) {
+    widen_words(a.words + panel * quads * kPanel, quads, weights);
+    for (int64_t t = 0; t < tiles; t++) {
+      const int64_t token = tile_row(a, t, tiles);
+      with_height<kTile>(tile_row(a, t + 1, tiles) - token, [&]<int M>() {
+        tile<M, false>(a, weights, token, panel, 0, words_of(a), carry);
+      });
+    }
   }
 }
 
@@ -255,11 +303,6 @@ void prepare(const PackedArgs& a, int64_t first_tile, int64_t past_tile) {
         }
       }
   }
-}
-
-inline __m512 scales_at(const PackedArgs& a, int64_t at) {
-  if (a.scales_bf16) return widen16(static_cast<const uint16_t*>(a.scales) + at);
-  return _mm512_loadu_ps(static_cast<const float*>(a.scales) + at);
 }
 
 template <int M>
@@ -363,6 +406,7 @@ const PackedIsa kPackedAvx512Bf16{
     planes::kernel<planes::Int8>(),
     planes::kernel<planes::Int4>(),
     read,
+    {bf16::kTile, bf16::row_bytes, bf16::prepare, bf16::multiply_int8},
 };
 
 }  // namespace plait

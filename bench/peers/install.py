@@ -1,5 +1,6 @@
 """Installs the engines that ours is measured against (`make peers`); exits 0 if all can be used."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,19 @@ def llama_cpp(folder: Path, threads: int) -> Contender:
     python = str(peer.folder / "bin" / "python")
     program = (python, str(HERE / "llama_cpp_q8.py"), str(weights), str(threads))
     return Contender("llama.cpp q8_0", peer.version("llama-cpp-python"), program)
+
+
+def eight_bits(folder: Path) -> Path:
+    """Our own folder of the model with 8-bit weights, head included, as llama.cpp's file has them."""
+    target = PEERS / f"{folder.name}-int8"
+    if not target.exists():
+        part = target.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        quantize = [sys.executable, "-c", "from plait.cli.main import main; main()", "quantize"]
+        PEERS.mkdir(exist_ok=True)
+        subprocess.run([*quantize, str(folder), str(part), "--weights=int8", "--lm-head"], check=True)
+        part.rename(target)
+    return target
 
 
 def transformers_cb(folder: Path, threads: int) -> Contender:

@@ -3,6 +3,10 @@
 import asyncio
 import sys
 import time
+from pathlib import Path
+
+KV_BYTES = 2 << 30
+"""As much as vLLM gets; and no cache of prefixes, as there."""
 
 
 async def main() -> None:
@@ -11,9 +15,11 @@ async def main() -> None:
     door = Door()
     folder, threads, instances, dtype = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     from plait.runtime.ask import Ask
-    from plait.runtime.engine import Engine
+    from plait.runtime.engine import Engine, shape_of
     from plait.runtime.fleet import FleetConfig
     from plait.runtime.setup import ServeConfig, open_engine
+    from plait.serving.batcher import BatcherConfig
+    from plait.serving.manager import ManagerConfig
     from plait.spec.sampling import SamplingParams
 
     async def answer(engine: Engine, prompt: list[int], output: int) -> list[int]:
@@ -24,7 +30,14 @@ async def main() -> None:
     async def run(engine: Engine, work: Work) -> list[list[int]]:
         return await asyncio.gather(*(answer(engine, prompt, work.output) for prompt in work.prompts))
 
-    config = ServeConfig(folder, threads=threads, dtype=dtype, fleet=FleetConfig(instances=instances))
+    config = ServeConfig(
+        folder,
+        threads=threads,
+        dtype=dtype,
+        kv_tokens=KV_BYTES // shape_of(Path(folder)).kv_bytes_per_token // instances,
+        manager=ManagerConfig(batcher=BatcherConfig(prefix_cache=False)),
+        fleet=FleetConfig(instances=instances),
+    )
     engine = open_engine(config)
     await engine.start()
     door.ready()

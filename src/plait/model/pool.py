@@ -5,7 +5,11 @@ from torch import Tensor
 
 from plait.kernels.attention import empty_pool, pool_shape
 from plait.kernels.choice import choose
+from plait.kernels.memory import populate
 from plait.spec.shape import ModelShape
+
+TAKEN_BYTES = 2 << 20
+"""Memory of one layer that `KvPool.populate` takes at a time."""
 
 
 class KvPool:
@@ -38,3 +42,14 @@ class KvPool:
         self.layers: tuple[Tensor, ...] = tuple(
             empty_pool(size, dtype, torch.device(device)) for size in sizes
         )
+
+    def populate(self) -> None:
+        """Take the memory of all slots of a CPU's pool, lower slots first. Beside a step it is safe: contents
+        stay. A first touch of memory in the middle of a step costs as much as ten steps."""
+        if self.layers[0].device.type != "cpu":
+            return
+        blocks = len(self.layers[0])
+        part = max(1, TAKEN_BYTES // self.layers[0][:1].nbytes)
+        for first in range(0, blocks, part):
+            if not all(populate(layer, first, min(first + part, blocks)) for layer in self.layers):
+                return

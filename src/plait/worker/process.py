@@ -1,15 +1,18 @@
 """The life of a worker process: load, say hello, carry out orders one after another, leave."""
 
+import contextlib
 import gc
 import logging
 import os
 import sys
+import threading
 import time
 
 import torch
 
 from plait.kernels.choice import choose
 from plait.model.model import Model
+from plait.model.pool import KvPool
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
@@ -53,6 +56,7 @@ def serve(config: WorkerConfig) -> int:
             shard=fabric.store.shard,
         )
     )
+    threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     while (order := line.orders.get()) is not None:
         progress.begin(order.step.id)
         answer = _carry_out(executor, order)
@@ -62,6 +66,13 @@ def serve(config: WorkerConfig) -> int:
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _populate(pool: KvPool) -> None:
+    """Take the pool's memory while the cores have nothing better to do."""
+    with contextlib.suppress(OSError):  # where threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    pool.populate()
 
 
 def _carry_out(executor: Executor, order: Order) -> Answer | Fault:
