@@ -106,8 +106,9 @@ class Gauge:
 
     def measure(self) -> Machine:
         """Bandwidth of reading plain memory, and the rate of the best product; medians of a few tries."""
-        memory = self._memory
-        native = partial(choose().native.read_sum, memory.data_ptr(), memory.nbytes, CORES)
+        memory, choice = self._memory, choose()
+        assert choice.native is not None, f"nothing to measure: {choice.why}"
+        native = partial(choice.native.read, choice.isa, memory.data_ptr(), memory.nbytes, CORES)
         read_s = min(_median_s(native), _median_s(memory.sum))
         flops = max(2 * len(x) * w.numel() / _median_s(partial(F.linear, x, w)) for x, w in self._products)
         time.sleep(SETTLE_S)
