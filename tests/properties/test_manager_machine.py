@@ -14,8 +14,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from plait.search.batching import Width
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.elasticity import ElasticConfig
 from plait.serving.handover import HandoverConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.spec.cluster import Instance, Placement, Role
@@ -40,7 +42,8 @@ from tests.scale import scaled, seed
 from tests.serving.audit import audit
 
 EOS = 7
-M, P, D = Role.MIXED, Role.PREFILL, Role.DECODE
+M, P, D, E = Role.MIXED, Role.PREFILL, Role.DECODE, Role.ELASTIC
+WIDTHS = tuple(Width(n, 1.0 + n / 4, 1.0 / n, 0.1 / n) for n in (1, 2, 3, 4))
 
 
 class ManagerMachine(RuleBasedStateMachine):
@@ -53,14 +56,16 @@ class ManagerMachine(RuleBasedStateMachine):
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_queue=st.sampled_from([3, 1000]),
         prefix_cache=st.booleans(),
-        roles=st.sampled_from([(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M)]),
+        roles=st.sampled_from([(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M), (E, E, E, E), (E, E, E, M)]),
+        chunk_ns=st.sampled_from([8.0, 100.0]),
+        master_rows=st.sampled_from([2, 100]),
         pulls=st.sampled_from([1, 4]),
         retries=st.sampled_from([0, 2]),
         held_share=st.sampled_from([0.2, 1.0]),
         overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, **handover):
+    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, chunk_ns, master_rows, **handover):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
@@ -71,6 +76,7 @@ class ManagerMachine(RuleBasedStateMachine):
                 ),
                 batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
                 handover=HandoverConfig(**handover),
+                elastic=ElasticConfig(WIDTHS, 2.0, chunk_ns, master_rows=master_rows),
                 placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
             )
         )
@@ -146,6 +152,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.finish(data.draw(st.sampled_from(busy)))
 
     def finish(self, instance):
+        instance = self.shadow.next(instance)
         if self.shadow.broken(instance):
             self.send(StepFailed(self.shadow.fail(instance).id, "row forgotten"))
         else:
@@ -193,7 +200,8 @@ class ManagerMachine(RuleBasedStateMachine):
         busy = sorted(i for i, at in self.shadow.instances.items() if at.inbox)
         if busy:
             self.faults += 1
-            self.send(StepFailed(self.shadow.fail(data.draw(st.sampled_from(busy))).id, "made to fail"))
+            instance = self.shadow.next(data.draw(st.sampled_from(busy)))
+            self.send(StepFailed(self.shadow.fail(instance).id, "made to fail"))
 
     @rule(data=st.data())
     def abort(self, data):
@@ -255,17 +263,20 @@ class ManagerMachine(RuleBasedStateMachine):
             self.epochs[0] = 99
             self.send(WorkerUp(0, 99, 100))
         seats = self.manager.seats.values()
-        if not (any(seat.prefills for seat in seats) and any(seat.decodes for seat in seats)):
+        alone = any(seat.prefills for seat in seats) and any(seat.decodes for seat in seats)
+        if not (alone or self.manager.roster.elastic):
             for instance in range(4):
                 self.send(Reassign(instance, M))
         self.run_dry()
         while left := sorted(self.manager.lives):
             # Only what fits no instance that is still up may be left, and what waits for its slots.
             sizes = [(seat, self.manager.ledger.capacity(i)) for i, seat in self.manager.seats.items()]
+            elastic = [size - self.page for seat, size in sizes if seat.role is E]
             limit = min(
-                max(size for seat, size in sizes if seat.prefills),
-                max(size for seat, size in sizes if seat.decodes),
+                max((size for seat, size in sizes if seat.prefills), default=0),
+                max((size for seat, size in sizes if seat.decodes), default=0),
             )
+            limit = max(limit, sum(elastic))
             large = [r for r in left if self.manager.ledger.whole(self.manager.lives[r].longest) > limit]
             assert large, "requests are left that could go on"
             self.send(Aborted(large[0]))

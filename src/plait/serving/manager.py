@@ -16,6 +16,8 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
+from plait.serving.elasticity import ElasticConfig, Elasticity
+from plait.serving.ensemble import Ensemble
 from plait.serving.forecast import Forecast
 from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
@@ -56,6 +58,7 @@ class ManagerConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     batcher: BatcherConfig = field(default_factory=BatcherConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
     placement: Placement = field(default_factory=Placement)
     """Roles and plans of instances; those that it does not name are MIXED."""
 
@@ -81,6 +84,12 @@ class GlobalManager:
             self._number,
         )
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
+        self.ensemble = Ensemble(
+            self.roster.elastic, self.ledger, self.counts, config.model, self.batcher.yielded
+        )
+        self.elasticity = Elasticity(
+            config.elastic, self.ensemble, self.ledger, self.admission, config.batcher.depth
+        )
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.forecast = None if config.admission.ttft_ns is None else Forecast()
@@ -111,6 +120,7 @@ class GlobalManager:
         self._out, self._now_ns = [], now
         self._handlers[type(event)](event)
         self._requeue()
+        self.roster.turn()
         self._expire()
         self._pull()
         self._seat_waiting()
@@ -163,7 +173,7 @@ class GlobalManager:
         for live, drawn in zip(flight.lives, counts, strict=True):
             live.flying -= 1
             if live.over:
-                self._settle(flight.seat, live)
+                self._settle(flight.seats[0], live)
                 continue
             if drawn:
                 live.drawn += drawn
@@ -172,7 +182,9 @@ class GlobalManager:
                     ended.append(live)
                     continue
             if live.leaving:
-                self._settle(flight.seat, live)
+                self._settle(flight.seats[0], live)
+            elif flight.prompts:
+                self.elasticity.computed(live, bool(drawn))
             elif live.passing and drawn:
                 self.handover.offer(live)
         if given:
@@ -184,22 +196,23 @@ class GlobalManager:
         flight = self._land(event.step)
         if flight is None:
             return
-        seat = flight.seat
         for live in flight.lives:
             live.flying -= 1
             live.attempts += not live.leaving  # steps in flight that fail together are one loss
         # Rows that share a prefix with a failed one hold KV that was never computed, and steps
         # already in flight may read it.
-        self.ledger.forget(seat.instance)
-        for other in self._flights.values():
-            other.void |= other.seat is seat
-        for live in tuple(seat.lives.values()):
-            transfer = live.transfer
-            if transfer is not None and transfer.target is seat:
-                if transfer.first:
-                    self._turn_back(transfer)
-            elif live.leaving or not live.answered:
-                self._lose(seat, live)
+        for seat in flight.seats:
+            self.ledger.forget(seat.instance)
+            for other in self._flights.values():
+                other.void |= seat in other.seats
+        for seat in flight.seats:
+            for live in tuple(seat.lives.values()):
+                transfer = live.transfer
+                if transfer is not None and transfer.target is seat:
+                    if transfer.first:
+                        self._turn_back(transfer)
+                elif live.leaving or not live.answered:
+                    self._lose(seat, live)
 
     def _moved(self, event: Moved) -> None:
         transfer = self.handover.answered(event.move)
@@ -230,7 +243,8 @@ class GlobalManager:
         seat = self.seats.get(event.instance)
         if seat is None or seat.epoch != event.epoch:
             return
-        self._flights = {step: flight for step, flight in self._flights.items() if flight.seat is not seat}
+        for step in [step for step, flight in self._flights.items() if seat in flight.seats]:
+            self._break_off(step, seat)
         for live in tuple(seat.lives.values()):
             transfer = live.transfer
             if transfer is not None and transfer.target is seat:
@@ -244,7 +258,7 @@ class GlobalManager:
                 if whole and not transfer.void:
                     continue  # the target may have had everything
             live.attempts += not live.leaving
-            self._lose(None if transfer else seat, live)
+            self._lose(None if transfer or live.parts is not None else seat, live)
         self.roster.leave(seat)
         if self.forecast is not None:
             self.forecast.lost(seat.instance)
@@ -265,10 +279,26 @@ class GlobalManager:
         """A step was answered; None if it was lost with its worker before."""
         flight = self._flights.pop(step, None)
         if flight is not None:
-            flight.seat.flights -= 1
+            self._ground(flight)
             if self.forecast is not None:
-                self.forecast.answered(step, flight.seat.instance, self._now_ns)
+                self.forecast.answered(step, flight.seats[0].instance, self._now_ns)
         return flight
+
+    def _ground(self, flight: Flight) -> None:
+        for seat in flight.seats:
+            seat.flights -= 1
+        if flight.prompts:
+            self.ensemble.landed(flight)
+
+    def _break_off(self, step: int, lost: Seat) -> None:
+        """An instance of the step's group is gone: it will not be answered, and nobody of it draws."""
+        flight = self._flights.pop(step)
+        self._ground(flight)
+        for live in flight.lives:
+            if live.id not in lost.lives:
+                live.flying -= 1
+                live.attempts += not live.leaving
+                self._lose(None, live)
 
     def _turn_back(self, transfer: Transfer) -> None:
         """The target does not have what it had of a request: it is to be moved anew."""
@@ -297,7 +327,9 @@ class GlobalManager:
         else:
             self.counts.recomputations += 1
             self.handover.revoke(live)
-            if seat is not None:
+            if live.parts is not None:
+                self.ensemble.send_back(live)
+            elif seat is not None:
                 self.batcher.send_back(seat, live)
             else:
                 live.leaving = True
@@ -310,14 +342,20 @@ class GlobalManager:
         if live.leaving and not live.over:
             self.batcher.yielded.append(live)
         live.leaving = False
-        if seat is not None:
+        if live.parts is not None:
+            self.ensemble.unseat(live)
+        elif seat is not None:
             self.batcher.unseat(seat, live)
 
     def _end(self, live: Live, reason: EndReason) -> None:
         del self.lives[live.id]
         self._out.append(End(live.id, reason, live.drawn))
         self.handover.revoke(live)
-        if live.instance >= 0:
+        if live.parts is not None:
+            live.over = True
+            self.ensemble.rest(live)
+            self._settle(None, live)
+        elif live.instance >= 0:
             seat = self.seats[live.instance]
             live.over = True
             self.batcher.idle(seat, live)
@@ -341,6 +379,8 @@ class GlobalManager:
                 if built is None:
                     break
                 self._issue(*built)
+        for made in self.elasticity.plan(lambda: self._ids):
+            self._issue(*made)
         self._requeue()
         if self.config.handover.overlap:
             self._pull()
@@ -349,7 +389,8 @@ class GlobalManager:
         self._flights[self._number()] = flight
         if self.forecast is not None:
             self.forecast.issued(step, self._now_ns)
-        flight.seat.flights += 1
+        for seat in flight.seats:
+            seat.flights += 1
         self._out.append(step)
         for live in self.batcher.computed:
             live.step = step.id
