@@ -63,4 +63,5 @@ NB_MODULE(_native, m) {
   plait::bind_attention(m);
   plait::bind_pointwise(m);
   plait::bind_elementwise(m);
+  plait::bind_sampling(m);
 }

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.model.sample import _pick, check, draw, is_plain, logprob, uniform
+from plait.kernels.sampling import _pick
+from plait.model.sample import Entry, Turn, draw_rows, logprobs, uniform
+from plait.model.wishes import check
 from plait.spec.errors import UserError
-from plait.spec.sampling import SamplingParams
+from plait.spec.sampling import SamplingParams, TokenLogprob
 
 VOCAB = 20
 NO_TOKENS = np.zeros(0, np.int32)
@@ -17,6 +19,15 @@ NO_TOKENS = np.zeros(0, np.int32)
 
 def row(*logits: float) -> np.ndarray:
     return np.array(logits, np.float32)
+
+
+def draw(logits: np.ndarray, params: SamplingParams, tokens: np.ndarray, prompt: int, stop: tuple) -> int:
+    """The next token of one row."""
+    return draw_rows(logits[None], [Turn(0, params, tokens, prompt, stop)], 1)[0]
+
+
+def logprob(logits: np.ndarray, token: int, top: int) -> TokenLogprob:
+    return logprobs(logits[None], [Entry(0, token, top)], 1)[0]
 
 
 def chances(logits: np.ndarray, draws: int = 4000, tokens: np.ndarray = NO_TOKENS, **wishes) -> np.ndarray:
@@ -63,13 +74,12 @@ def test_filters_keep_what_they_say():
 @given(st.integers(0, 2**32), st.integers(1, 1500), st.floats(0, 1 - 2**-53))
 def test_the_picked_token_is_where_the_running_sum_passes(seed, count, share):
     rng = np.random.default_rng(seed)
-    weights = rng.random(count) * (rng.random(count) < 0.3)
-    weights[rng.integers(count)] = 1.0
+    weights = rng.integers(0, 2**40, count) * (rng.random(count) < 0.3)
+    weights[rng.integers(count)] = 2**40
     token = _pick(weights, share)
     assert weights[token] > 0
-    below, total = weights[:token].sum(), weights.sum()
-    assert below <= share * total * (1 + 1e-12) + 1e-12
-    assert share * total <= (below + weights[token]) * (1 + 1e-12)
+    below, total = int(weights[:token].sum()), int(weights.sum())
+    assert below <= share * total < below + int(weights[token]) or share * total >= total - 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -189,17 +199,49 @@ def test_impossible_wishes_are_refused(field, value):
     assert refused.value.param == field
 
 
-def test_plain_rows_are_those_whose_draw_is_the_largest_logit():
-    assert is_plain(SamplingParams(temperature=0, top_p=0.5, top_k=3, min_p=0.1, seed=5, stop_token_ids=(1,)))
+def test_rows_that_draw_from_other_logits_know_it():
+    def alters(**wishes) -> bool:
+        return Turn(0, SamplingParams(**wishes), np.zeros(3, np.int32), 2, ()).alters
+
+    assert not alters(temperature=0.5, top_p=0.5, top_k=3, min_p=0.1, seed=5, stop_token_ids=(1,), logprobs=2)
+    assert not alters(min_tokens=1)
     for wish in (
-        {"temperature": 0.1},
-        {"logprobs": 0},
-        {"prompt_logprobs": 0},
-        {"min_tokens": 1},
+        {"min_tokens": 2},
         {"logit_bias": ((1, 1.0),)},
         {"allowed_token_ids": (1,)},
         {"repetition_penalty": 1.1},
         {"presence_penalty": 0.1},
         {"frequency_penalty": 0.1},
     ):
-        assert not is_plain(SamplingParams(**{"temperature": 0, **wish}))
+        assert alters(**wish)
+
+
+def test_rows_are_drawn_alike_together_and_alone():
+    """Rows of all kinds, in any order, and no row's logits change."""
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((6, 300)) * 3).astype(np.float32)
+    before, tokens = logits.copy(), rng.integers(0, 300, 9).astype(np.int32)
+    turns = [
+        Turn(4, SamplingParams(temperature=0), tokens, 2, ()),
+        Turn(1, SamplingParams(presence_penalty=1.0, seed=1), tokens, 2, ()),
+        Turn(0, SamplingParams(top_p=0.8, seed=2), tokens, 2, ()),
+        Turn(5, SamplingParams(temperature=0, logit_bias=((7, 9.0),)), tokens, 2, ()),
+        Turn(3, SamplingParams(top_k=4, seed=3), tokens, 2, ()),
+    ]
+    alone = [draw(logits[t.at], t.params, t.tokens, t.prompt, t.stop) for t in turns]
+    assert draw_rows(logits, turns, 2) == alone
+    entries = [Entry(at, token, at) for at, token in enumerate((5, 9, 2, 0))]
+    assert logprobs(logits, entries, 2) == [logprob(logits[e.at], e.token, e.top) for e in entries]
+    assert logits.tolist() == before.tolist()
+
+
+def test_wishes_beyond_float32_draw_what_they_say():
+    def greedy(**wishes) -> int:
+        params = SamplingParams(temperature=0, **wishes)
+        return draw(row(1, 3, 2), params, np.array([0, 1], np.int32), 0, ())
+
+    assert greedy(logit_bias=((0, 1e300),)) == 0
+    assert greedy(logit_bias=((1, -1e300),)) == 2
+    assert greedy(presence_penalty=1e300) == 2
+    assert greedy(presence_penalty=1e300, allowed_token_ids=(1,)) == 1
+    assert greedy(repetition_penalty=1e300) == 2

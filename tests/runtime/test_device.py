@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the engine extra")
 from plait.kernels.choice import choose  # noqa: E402
 from plait.model.config import ModelConfig  # noqa: E402
 from plait.model.model import Model  # noqa: E402
+from plait.runtime.room import LONGEST  # noqa: E402
 from plait.runtime.setup import ServeConfig, open_engine  # noqa: E402
 from plait.spec.errors import Unsupported, UserError  # noqa: E402
 
@@ -57,7 +58,7 @@ def test_serving_on_a_gpu_that_is_not_there_is_refused_at_once(tiny_llama):
 def test_the_pool_fits_the_gpus_free_memory(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     nvidia_smi(tmp_path, monkeypatch, "GPU-5", 1)
-    for max_len, most in ((64, 32 * 64), (512, (9 << 20) // 10 // 256)):  # 256 bytes a token in bf16
+    for max_len, most in ((64, LONGEST * 64), (512, (9 << 20) // 10 // 256)):  # 256 bytes a token in bf16
         engine = open_engine(ServeConfig(str(tiny_llama), device="cuda:1", max_len=max_len))
         model = engine.fleet._model
         assert model.device == "cuda:1"

@@ -54,6 +54,15 @@ def test_mooncake_blocks_become_finer_hashes(tmp_path):
     assert TraceRow(0, 5, 5).hashes(16) == ()
 
 
+def test_simdistserves_own_workloads_are_read(tmp_path):
+    path = tmp_path / "w.json"
+    path.write_text(
+        '[{"start_time": 1.5, "prompt_len": 3, "output_len": 4},'
+        ' {"start_time": 1.25, "prompt_len": 1, "output_len": 2}]'
+    )
+    assert read_trace(path, "distserve") == [TraceRow(0, 1, 2), TraceRow(250_000_000, 3, 4)]
+
+
 def test_sharegpt_counts_with_the_tokenizer_it_is_given(tmp_path):
     path = tmp_path / "s.json"
     path.write_text(
@@ -82,6 +91,14 @@ def test_sharegpt_counts_with_the_tokenizer_it_is_given(tmp_path):
         ("mooncake", "{}\n{\n", "line 1"),
         ("sharegpt", "{}", "list of conversations"),
         ("sharegpt", '[{"conversations": [{"from": "human"}]}]', "conversation 1.*'value'"),
+        ("csv", "arrival_s,prompt_tokens,output_tokens\ninf,2,3\n", "line 2.*OverflowError"),
+        (
+            "mooncake",
+            '{"timestamp": 1, "input_length": 600, "output_length": 1, "hash_ids": [1]}\n',
+            "line 1.*512",
+        ),
+        ("distserve", '[{"start_time": 1, "prompt_len": 3}]', "request 1.*'output_len'"),
+        ("distserve", "{}", "list of requests"),
         ("parquet", "", "known are csv"),
     ],
 )

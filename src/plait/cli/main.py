@@ -10,6 +10,7 @@ from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
+from plait.cli.profile import profile
 from plait.cli.pull import pull
 from plait.cli.quantize import quantize
 from plait.cli.replay import replay
@@ -42,6 +43,7 @@ app.command()(pull)
 app.command()(quantize)
 app.command()(chat)
 app.command()(demo)
+app.command()(profile)
 app.command()(simulate)
 app.command()(replay)
 app.command()(doctor)

@@ -10,6 +10,7 @@ import msgspec
 from plait.cost.cost import Cost
 from plait.cost.fitted import Fitted
 from plait.cost.roofline import Roofline
+from plait.cost.step_profile import StepProfile
 from plait.cost.table import Table
 from plait.spec.cluster import Device
 from plait.spec.errors import NotFound, UserError
@@ -111,15 +112,17 @@ def shape_named(name: str) -> ModelShape:
 def cost_named(text: str) -> Cost:
     """A cost model from its short form: a file, or `DEVICE/MODEL` for a roofline.
 
-    A .csv file and a JSON list are a `Table`, a JSON object is a `Fitted`.
+    A .csv file and a JSON list are a `Table`; a JSON object is a `Fitted`, or what `plait profile` wrote.
 
     Raises:
         UserError: there is no such file, device or model, or the file is malformed.
     """
     path = Path(text)
     if path.is_file():
-        listed = path.suffix == ".csv" or path.read_bytes().lstrip()[:1] == b"["
-        return Table.load(path) if listed else Fitted.load(path)
+        text_bytes = path.read_bytes()
+        if path.suffix == ".csv" or text_bytes.lstrip()[:1] == b"[":
+            return Table.load(path)
+        return StepProfile.load(path).fitted if b'"fitted"' in text_bytes else Fitted.load(path)
     device, slash, model = text.partition("/")
     if not slash:
         raise NotFound(f"no cost file {text!r}; name a file or DEVICE/MODEL, such as a100-80g/llama-2-7b")

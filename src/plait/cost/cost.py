@@ -15,6 +15,14 @@ class Cost(Protocol):
         ...
 
 
+class Staged(Cost, Protocol):
+    """A cost of instances with pipeline stages. Steps pass them in order; `step_ns` is their sum."""
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        """Nanoseconds in each stage, hops included, in order. A stage takes one step at a time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ByInstance:
     """Instances of different plans: a step costs what its slowest member's model says."""

@@ -1,107 +1,98 @@
-"""Draws tokens from logits. A draw is a function of the row's logits, its tokens and its wishes alone.
+"""What rows wish for, made into draws: `plait.kernels.sampling` draws from what is settled here.
 
-The order is that of SamplingParams. Log-probabilities are of the model's own distribution, before any
-wish is applied, as vLLM reports them. No torch here: rows are numpy arrays of the vocabulary's size.
+A draw is a function of the row's logits, its tokens and its wishes alone. The order is that of
+SamplingParams. Log-probabilities are of the model's own distribution, before any wish is applied, as vLLM
+reports them. No torch here. Legend: L rows of logits, R rows that draw, A those that alter their logits,
+V tokens of the vocabulary, N likeliest tokens.
 """
 
 import hashlib
-import math
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.spec.errors import UserError
+from plait.kernels import sampling
+from plait.kernels.sampling import UNIT, WISH, Logits, wish
 from plait.spec.sampling import SamplingParams, TokenLogprob
 
-Row = NDArray[np.float64]
+LARGEST = float(np.finfo(np.float32).max)
 
 
-def check(params: SamplingParams, vocab: int) -> None:
-    """Refuse wishes that no draw from `vocab` tokens can honour.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A row that draws its next token."""
 
-    Raises:
-        UserError: names the field.
-    """
-    for name, low, high in (
-        ("temperature", 0.0, math.inf),
-        ("top_p", 0.0, 1.0),
-        ("min_p", 0.0, 1.0),
-        ("repetition_penalty", 0.0, math.inf),
-        ("presence_penalty", -math.inf, math.inf),
-        ("frequency_penalty", -math.inf, math.inf),
-    ):
-        value = getattr(params, name)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"{name} is {value}; it must lie in [{low}, {high}]", name)
-    for name in ("top_p", "repetition_penalty"):
-        if getattr(params, name) == 0:
-            raise UserError(f"{name} must be above 0", name)
-    ids = {
-        "logit_bias": [token for token, _ in params.logit_bias],
-        "allowed_token_ids": params.allowed_token_ids,
-    }
-    for name, tokens in ids.items():
-        if any(not 0 <= token < vocab for token in tokens):
-            raise UserError(f"{name} names a token outside the vocabulary of {vocab}", name)
-    if any(not math.isfinite(bias) for _, bias in params.logit_bias):
-        raise UserError("logit_bias must be finite", "logit_bias")
+    at: int
+    """Its row of the logits."""
+    params: SamplingParams
+    tokens: NDArray[np.int32]
+    """Its prompt and output so far."""
+    prompt: int
+    """How many of `tokens` are the prompt's."""
+    stop: tuple[int, ...]
+    """Tokens that `min_tokens` masks."""
 
+    @property
+    def too_short(self) -> bool:
+        """Stop tokens are masked still."""
+        return len(self.tokens) - self.prompt < self.params.min_tokens
 
-def is_plain(params: SamplingParams) -> bool:
-    """Whether the row's draw is the largest logit and nothing else is asked."""
-    return (
-        params.temperature == 0
-        and params.logprobs is None
-        and params.prompt_logprobs is None
-        and not (params.logit_bias or params.allowed_token_ids or params.min_tokens)
-        and params.repetition_penalty == 1
-        and params.presence_penalty == 0
-        and params.frequency_penalty == 0
-    )
+    @property
+    def alters(self) -> bool:
+        """It draws from other logits than the model's."""
+        params = self.params
+        return (
+            bool(params.logit_bias or params.allowed_token_ids or self.too_short)
+            or params.repetition_penalty != 1
+            or params.presence_penalty != 0
+            or params.frequency_penalty != 0
+        )
 
 
-def draw(
-    logits_V: NDArray[np.float32],
-    params: SamplingParams,
-    tokens: NDArray[np.int32],
-    prompt: int,
-    stop: tuple[int, ...],
-) -> int:
-    """The next token of a row.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A token whose log-probability is wanted."""
 
-    Args:
-        tokens: the row's prompt and output so far.
-        prompt: how many of them are the prompt's.
-        stop: tokens that `min_tokens` masks.
-    """
-    row = logits_V.astype(np.float64)
-    _bias(row, params)
-    if len(tokens) - prompt < params.min_tokens:
-        _mask(row, stop)
-    _penalise(row, params, tokens, tokens[prompt:])
-    if params.temperature == 0:
-        return int(row.argmax())
-    row -= row.max()
-    row /= params.temperature
-    _filter(row, params)
-    return _pick(np.exp(row), uniform(params.seed, params.choice, len(tokens)))
+    at: int
+    """The row of the logits that it is drawn from."""
+    token: int
+    top: int
+    """How many of the likeliest tokens are wanted with it."""
 
 
-def _pick(weights: Row, share: float) -> int:
-    """The token at which the running sum of weights passes `share` of their total.
+def draw_rows(logits_LV: Logits, turns: Sequence[Turn], threads: int) -> list[int]:
+    """The next token of each row. Asserts that the logits of each have a finite largest and no NaN."""
+    if not turns:
+        return []
+    wishes_R = wishes(turns)
+    at_R = np.fromiter((turn.at for turn in turns), np.int64, len(turns))
+    alters_R = np.fromiter((turn.alters for turn in turns), bool, len(turns))
+    tokens_R = np.empty(len(turns), np.int64)
+    tokens_R[~alters_R] = sampling.draw(logits_LV, at_R[~alters_R], wishes_R[~alters_R], threads)
+    if alters_R.any():
+        altered_AV = logits_LV[at_R[alters_R]]
+        assert np.isfinite(altered_AV.max(-1)).all(), "logits are not finite"
+        for row_V, turn in zip(altered_AV, (turn for turn in turns if turn.alters), strict=True):
+            _alter(row_V, turn)
+        tokens_R[alters_R] = sampling.draw(
+            altered_AV, np.arange(len(altered_AV)), wishes_R[alters_R], threads
+        )
+    assert (tokens_R >= 0).all(), "logits are not finite"
+    return [int(token) for token in tokens_R]
 
-    Sums of blocks find the block first: a running sum over all tokens is ten times as slow.
-    """
-    block = 256
-    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), block)))
-    target = share * float(sums[-1])
-    # Where rounding carries the target to a sum's end, the last token with any weight is meant.
-    at = min(int(np.searchsorted(sums, target, side="right")), int(np.searchsorted(sums, sums[-1])))
-    inside = np.cumsum(weights[at * block : (at + 1) * block])
-    rest = max(0.0, target - float(sums[at - 1])) if at else target
-    token = min(int(np.searchsorted(inside, rest, side="right")), int(np.searchsorted(inside, inside[-1])))
-    return at * block + token
+
+def wishes(turns: Sequence[Turn]) -> NDArray[Any]:
+    """What the rows wish for beside other logits, and their random numbers: [R] of type WISH."""
+    return np.array([_wish(turn.params, len(turn.tokens)) for turn in turns], WISH)
+
+
+def _wish(params: SamplingParams, position: int) -> tuple[Any, ...]:
+    share = uniform(params.seed, params.choice, position) if params.temperature > 0 else 0.0
+    return wish(params.temperature, params.min_p, params.top_k, params.top_p, share)
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -110,70 +101,64 @@ def uniform(seed: int, choice: int, position: int) -> float:
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
 
 
-def _bias(row: Row, params: SamplingParams) -> None:
+def _alter(row_V: Logits, turn: Turn) -> None:
+    """Apply all wishes that change logits, in place; what leaves float32's range stays at its end."""
+    _bias(row_V, turn.params)
+    if turn.too_short:
+        _mask(row_V, turn.stop)
+    _penalise(row_V, turn.params, turn.tokens, turn.tokens[turn.prompt :])
+
+
+def _bias(row_V: Logits, params: SamplingParams) -> None:
     for token, bias in params.logit_bias:
-        row[token] += bias
+        row_V[token] = _fitted(float(row_V[token]) + bias)
     if params.allowed_token_ids:
         allowed = list(params.allowed_token_ids)
-        kept = row[allowed]
-        row[:] = -np.inf
-        row[allowed] = kept
+        kept = row_V[allowed]
+        row_V[:] = -np.inf
+        row_V[allowed] = kept
 
 
-def _mask(row: Row, stop: tuple[int, ...]) -> None:
+def _mask(row_V: Logits, stop: tuple[int, ...]) -> None:
     """Take the stop tokens away, unless nothing else could be drawn."""
-    inside = [token for token in stop if 0 <= token < len(row)]
-    kept = row[inside]
-    row[inside] = -np.inf
-    if row.max() == -np.inf:
-        row[inside] = kept
+    inside = [token for token in stop if 0 <= token < len(row_V)]
+    kept = row_V[inside]
+    row_V[inside] = -np.inf
+    if row_V.max() == -np.inf:
+        row_V[inside] = kept
 
 
-def _penalise(row: Row, params: SamplingParams, seen: NDArray[np.int32], drawn: NDArray[np.int32]) -> None:
+def _penalise(
+    row_V: Logits, params: SamplingParams, seen: NDArray[np.int32], drawn: NDArray[np.int32]
+) -> None:
     if params.repetition_penalty != 1:
         ids = np.unique(seen)
-        row[ids] = np.where(
-            row[ids] > 0, row[ids] / params.repetition_penalty, row[ids] * params.repetition_penalty
-        )
+        old, penalty = row_V[ids].astype(np.float64), params.repetition_penalty
+        row_V[ids] = _fitted(np.where(old > 0, old / penalty, old * penalty))
     if (params.presence_penalty or params.frequency_penalty) and len(drawn):
         ids, counts = np.unique(drawn, return_counts=True)
-        row[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        penalties = params.presence_penalty + params.frequency_penalty * counts
+        row_V[ids] = _fitted(row_V[ids].astype(np.float64) - penalties)
 
 
-def _filter(row: Row, params: SamplingParams) -> None:
-    """Mask what min_p, top_k and top_p leave out; `row` is scaled and its largest value is 0."""
-    if params.min_p > 0:
-        row[row < math.log(params.min_p)] = -np.inf
-    if 0 < params.top_k < len(row):
-        row[row < np.partition(row, -params.top_k)[-params.top_k]] = -np.inf
-    if params.top_p < 1:
-        needed = params.top_p * float(np.exp(row).sum())
-        keep = _nucleus(row, needed, 1024)
-        mask = np.full(len(row), -np.inf)
-        mask[keep] = row[keep]
-        row[:] = mask
+def _fitted(values: Any) -> Any:
+    """Finite values within float32's range; what is masked stays so."""
+    return np.where(np.isinf(values), values, np.clip(values, -LARGEST, LARGEST))
 
 
-def _nucleus(row: Row, needed: float, near: int) -> NDArray[np.int64]:
-    """The fewest likeliest tokens whose weights reach `needed`, looked for among the `near` likeliest first:
-    sorting the whole vocabulary takes milliseconds."""
-    near = min(near, len(row))
-    ids = np.flatnonzero((row >= np.partition(row, -near)[-near]) & (row > -np.inf))
-    order = ids[np.argsort(-row[ids], kind="stable")]
-    steps = np.cumsum(np.exp(row[order]))
-    if steps[-1] < needed and near < len(row):
-        return _nucleus(row, needed, near * 8)
-    return order[: int(np.searchsorted(steps, needed, side="left")) + 1]
-
-
-def logprob(logits_V: NDArray[np.float32], token: int, top: int) -> TokenLogprob:
-    """Log-probability of `token` and the `top` likeliest, by the model's own distribution."""
-    row = logits_V.astype(np.float64)
-    row -= row.max()
-    row -= math.log(np.exp(row).sum())
-    likeliest: list[int] = []
-    if top > 0:
-        top = min(top, len(row))
-        near = np.flatnonzero(row >= np.partition(row, -top)[-top])
-        likeliest = near[np.argsort(-row[near], kind="stable")][:top].tolist()
-    return TokenLogprob(token, float(row[token]), tuple((i, float(row[i])) for i in likeliest))
+def logprobs(logits_LV: Logits, entries: Sequence[Entry], threads: int) -> list[TokenLogprob]:
+    """Log-probability of each token and of the likeliest in its place, by the model's own distribution."""
+    if not entries:
+        return []
+    at_R, tokens_R, tops_R = np.array([(e.at, e.token, e.top) for e in entries], np.int64).T.copy()
+    top = min(int(tops_R.max()), logits_LV.shape[1])
+    largest_R, totals_R, ids_RN = sampling.score(logits_LV, at_R, top, threads)
+    assert not np.isnan(largest_R).any(), "logits are not finite"
+    norms_R = largest_R + np.log(totals_R * 2.0**-UNIT)  # float64
+    drawn_R = logits_LV[at_R, tokens_R] - norms_R
+    likeliest_RN = logits_LV[at_R[:, None], ids_RN] - norms_R[:, None]
+    columns = zip(tokens_R.tolist(), drawn_R.tolist(), ids_RN.tolist(), likeliest_RN.tolist(), strict=True)
+    return [
+        TokenLogprob(token, drawn, tuple(zip(ids[: entry.top], likeliest[: entry.top], strict=True)))
+        for entry, (token, drawn, ids, likeliest) in zip(entries, columns, strict=True)
+    ]

@@ -1,68 +1,91 @@
-"""Draws where the logits are: `plait.model.sample.draw` for many rows at once, on a GPU.
+"""Draws where the logits are, on a GPU: the tokens that `plait.model.sample.draw_rows` draws, bit for bit.
 
-It knows temperature, min_p, top_k and top_p; rows that wish for more are drawn on the host. The order of the
-filters and their ties are those of `draw`, in float64 as there. Legend: R rows, V tokens of the vocabulary.
+Rows that alter their logits are drawn on the host. Legend: L rows of logits, R rows that draw, V tokens of
+the vocabulary.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from plait.model.sample import uniform
-from plait.spec.sampling import SamplingParams
+from plait.kernels.sampling import UNIT, Logits, exponential
+from plait.model import sample
+from plait.model.sample import Entry, Turn, wishes
+
+Placed = TypeVar("Placed", Turn, Entry)
 
 
-def drawable(params: SamplingParams) -> bool:
-    """Whether `draw_rows` knows all that this row wishes for."""
-    return (
-        params.temperature > 0
-        and params.logprobs is None
-        and params.prompt_logprobs is None
-        and not (params.logit_bias or params.allowed_token_ids or params.min_tokens)
-        and params.repetition_penalty == 1
-        and params.presence_penalty == 0
-        and params.frequency_penalty == 0
-    )
+def brought(logits_LV: Tensor, wanted: Sequence[Placed]) -> tuple[Logits, Sequence[Placed]]:
+    """Logits on the host, of a GPU only the rows that are `wanted`; and those with their new places."""
+    if logits_LV.device.type == "cpu":
+        return logits_LV.numpy(), wanted
+    at = torch.tensor([each.at for each in wanted], dtype=torch.int64, device=logits_LV.device)
+    return logits_LV[at].cpu().numpy(), [replace(each, at=i) for i, each in enumerate(wanted)]
 
 
-def draw_rows(logits_RV: Tensor, params_R: Sequence[SamplingParams], lengths_R: Sequence[int]) -> list[int]:
-    """The next token of each row.
+def draw_rows(logits_LV: Tensor, turns: Sequence[Turn], threads: int) -> list[int]:
+    """The next token of each row; see `plait.model.sample.draw_rows`.
 
     Args:
-        lengths_R: tokens that each row has, prompt and output.
+        threads: for rows that are drawn on the host.
     """
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits_RV.device)[:, None]
-
-    scaled_RV = logits_RV.double()
-    scaled_RV -= scaled_RV.amax(-1, keepdim=True)
-    scaled_RV /= column([p.temperature for p in params_R])
-    least = column([math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params_R])
-    scaled_RV.masked_fill_(scaled_RV < least, -math.inf)
-    if any(0 < p.top_k < logits_RV.shape[1] or p.top_p < 1 for p in params_R):
-        order_RV = logits_RV.sort(stable=True, dim=-1, descending=True).indices
-        ranked_RV = _filtered(scaled_RV.gather(-1, order_RV), params_R, column([p.top_p for p in params_R]))
-        scaled_RV = scaled_RV.scatter(-1, order_RV, ranked_RV)
-    sums_RV = scaled_RV.exp().cumsum(-1)
-    shares = column([uniform(p.seed, p.choice, n) for p, n in zip(params_R, lengths_R, strict=True)])
-    total = sums_RV[:, -1:].contiguous()
-    token = torch.searchsorted(sums_RV, shares * total, right=True)
-    # Where rounding carries the target to the end, the last token with any weight is meant.
-    return torch.minimum(token, torch.searchsorted(sums_RV, total))[:, 0].tolist()
+    there = [turn for turn in turns if not turn.alters]
+    here = [turn for turn in turns if turn.alters]
+    drawn_there = iter(_draw(logits_LV, there) if there else [])
+    drawn_here = iter(sample.draw_rows(*brought(logits_LV, here), threads))
+    return [next(drawn_here if turn.alters else drawn_there) for turn in turns]
 
 
-def _filtered(ranked_RV: Tensor, params_R: Sequence[SamplingParams], top_p: Tensor) -> Tensor:
-    """Scaled logits, likeliest first, without what top_k and then top_p leave out."""
-    vocab = ranked_RV.shape[1]
-    last = [(p.top_k if 0 < p.top_k < vocab else vocab) - 1 for p in params_R]
-    least = ranked_RV.gather(-1, torch.tensor(last, device=ranked_RV.device)[:, None])
-    ranked_RV = ranked_RV.masked_fill(ranked_RV < least, -math.inf)
-    weights_RV = ranked_RV.exp()
+def _draw(logits_LV: Tensor, turns: Sequence[Turn]) -> list[int]:
+    device = logits_LV.device
+    logits_RV = logits_LV[torch.tensor([turn.at for turn in turns], device=device)]
+    best_R1 = logits_RV.argmax(-1, keepdim=True)
+    # The largest of a row that holds a NaN is NaN: one look at the winners finds it.
+    largest_R1 = logits_RV.gather(1, best_R1)
+    tokens_R1 = best_R1
+    if any(turn.params.temperature > 0 for turn in turns):
+        wishes_R = wishes(turns)
+        columns = {
+            name: torch.tensor(wishes_R[name], device=device)[:, None] for name in wishes_R.dtype.names
+        }
+        weights_RV = _weights(logits_RV, largest_R1, columns["sharpness"], columns["floor"])
+        if any(turn.params.top_k or turn.params.top_p < 1 for turn in turns):
+            weights_RV = _filtered(logits_RV, weights_RV, columns["top_k"], columns["top_p"])
+        drawn_R1 = _picked(weights_RV, columns["share"])
+        tokens_R1 = torch.where(columns["sharpness"] == 0, best_R1, drawn_R1)
+    tokens: list[int] = torch.where(largest_R1.isfinite(), tokens_R1, -1)[:, 0].tolist()
+    assert min(tokens) >= 0, "logits are not finite"
+    return tokens
+
+
+def _weights(logits_RV: Tensor, largest_R1: Tensor, sharpness_R1: Tensor, floor_R1: Tensor) -> Tensor:
+    scaled_RV = (logits_RV - largest_R1) * sharpness_R1
+    p_RV, n_RV = exponential(torch.maximum(scaled_RV, floor_R1))
+    unit_RV = ((n_RV.int() + (127 + UNIT)) << 23).view(torch.float32)  # 2^(n + UNIT)
+    return (p_RV * unit_RV).round().long().masked_fill_(scaled_RV < floor_R1, 0)
+
+
+def _filtered(logits_RV: Tensor, weights_RV: Tensor, top_k_R1: Tensor, top_p_R1: Tensor) -> Tensor:
+    """Weights without what top_k and then top_p leave out."""
+    vocab = logits_RV.shape[1]
+    ranked_RV, order_RV = logits_RV.sort(stable=True, dim=-1, descending=True)
+    last_R1 = torch.where((top_k_R1 > 0) & (top_k_R1 < vocab), top_k_R1, vocab) - 1
+    weights_RV = weights_RV.gather(-1, order_RV)
+    weights_RV = weights_RV.masked_fill(ranked_RV < ranked_RV.gather(-1, last_R1), 0)
     sums_RV = weights_RV.cumsum(-1)
-    # A token stays while those before it do not reach the share.
-    before_RV = torch.nn.functional.pad(sums_RV[:, :-1], (1, 0))
-    stays_RV = (before_RV < top_p * sums_RV[:, -1:]) | (top_p >= 1)
-    return ranked_RV.masked_fill(~stays_RV, -math.inf)
+    total_R1 = sums_RV[:, -1:]
+    needed_R1 = torch.minimum((top_p_R1 * total_R1.double()).ceil().long(), total_R1)
+    # A token stays while those before it do not reach what is needed.
+    stays_RV = (sums_RV - weights_RV < needed_R1) | (top_p_R1 >= 1)
+    return torch.zeros_like(weights_RV).scatter(-1, order_RV, weights_RV * stays_RV)
+
+
+def _picked(weights_RV: Tensor, share_R1: Tensor) -> Tensor:
+    """The token at which the running sum of weights passes `share` of their total."""
+    sums_RV = weights_RV.cumsum(-1)
+    total_R1 = sums_RV[:, -1:].contiguous()
+    target_R1 = torch.minimum((share_R1 * total_R1.double()).long(), total_R1 - 1)
+    return torch.searchsorted(sums_RV, target_R1, right=True).clamp_(max=weights_RV.shape[1] - 1)

@@ -74,16 +74,21 @@ def examine() -> Iterator[Finding]:
     yield from _engine()
 
 
+def cpu_name() -> str:
+    """Model of this machine's CPU, as far as it can be told."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Keys and values of the first processor; empty where the system does not tell them."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.is_file() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def _cpu() -> Iterator[Finding]:
     """Model, cores that this process may use, and instruction sets."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() in {"flags", "Features"}:
-            flags = set(value.split())
+    name, flags = cpu_name(), set(_cpu_facts().get("flags", _cpu_facts().get("Features", "")).split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{name}, {usable} of {os.cpu_count()} cores usable")
     yield Finding("instruction sets", ", ".join(isa for isa in ISAS if isa in flags) or "none that matter")

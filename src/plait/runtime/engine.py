@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import __version__
-from plait.model.sample import check as check_sampling
+from plait.model.wishes import check as check_sampling
 from plait.runtime.ask import Ask, ModelCard
 from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes

@@ -9,12 +9,15 @@ from pathlib import Path
 from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
 
+LONGEST = 16
+"""Requests of the greatest length that a pool of default size has room for at most."""
+
 
 def free_slots(
     shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int
 ) -> int:
     """KV slots of each instance. They may take 40 % of a host's free memory, and of a GPU's all but a tenth
-    and the weights; no more than 16 of the longest requests need.
+    and the weights; no more than `LONGEST` of the longest requests need.
 
     Raises:
         UserError: not one request fits, or free memory cannot be told.
@@ -33,7 +36,7 @@ def free_slots(
             f"free memory holds {max(slots, 0)} KV tokens for each of {instances} instances, less than one "
             f"request of {max_len}: lower --max-model-len or --instances, or set --kv-tokens"
         )
-    return min(slots, 16 * max_len)
+    return min(slots, LONGEST * max_len)
 
 
 def _free_bytes() -> int:

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plait.model import sample, sample_there
 from plait.model.inputs import StepInputs
 from plait.model.model import Model
-from plait.model.sample import draw, logprob
-from plait.model.sample_there import draw_rows, drawable
+from plait.model.sample import Entry, Turn
 from plait.spec.errors import ServiceError
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
@@ -40,9 +40,9 @@ class Executor:
     """
 
     def __init__(self, model: Model, instance: int) -> None:
-        self.model, self.instance = model, instance
+        self.model, self.instance, self.threads = model, instance, model.config.threads
         self.draws_there = model.device.type != "cpu"
-        """Tokens are drawn where the logits are, as far as that knows their wishes."""
+        """Tokens are drawn where the logits are, unless their rows alter them."""
         self.rows = Rows(instance, model.pool.page, model.pool.slots)
 
     def run(self, step: Step, opened: tuple[Opened, ...]) -> tuple[Draw, ...]:
@@ -140,62 +140,42 @@ class Executor:
         return inputs, owned_R
 
     def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
-        if not len(logits_LV):
-            return tuple(Draw(()) for _ in plan.states)
-        best_L = logits_LV.argmax(-1)
-        # The largest of a row that holds a NaN is NaN: one look at the winners finds it.
-        assert bool(logits_LV.gather(1, best_L[:, None]).isfinite().all()), "logits are not finite"
-        best = best_L.tolist()
-        there = self._draw_there(plan, logits_LV, owned_R) if self.draws_there else {}
-        # Logits leave the device only for rows that wish for what is drawn on the host.
-        here = any(not state.plain and r not in there for r, state in enumerate(plan.states))
-        logits = logits_LV.cpu().numpy() if here else None
+        turns = {
+            r: Turn(owned_R[r].stop - 1, s.sampling, self.rows.known(s.index), s.prompt_tokens, s.stop_ids)
+            for r, s in enumerate(plan.states)
+            if plan.draws[r]
+        }
+        tokens = dict(zip(turns, self._tokens(logits_LV, list(turns.values())), strict=True))
+        tops = {r: turn.params.logprobs for r, turn in turns.items() if turn.params.logprobs is not None}
+        entries = [Entry(turns[r].at, tokens[r], top) for r, top in tops.items()]
+        logprobs = dict(zip(tops, self._logprobs(logits_LV, entries), strict=True))
         answers = []
         for r, state in enumerate(plan.states):
-            owned = owned_R[r]
-            if state.plain:
-                answers.append(self._end(state, best[owned.start], ()) if plan.draws[r] else Draw(()))
-            elif r in there:
-                answers.append(self._end(state, there[r], ()))
-            else:
-                answers.append(self._draw_row(state, plan, r, logits[owned]))
+            prompt_logprobs = self._logprobs(logits_LV, self._prompt_entries(plan, r, owned_R[r].start))
+            if r not in tokens:
+                answers.append(Draw((), prompt_logprobs=prompt_logprobs))
+                continue
+            self.rows.append(state.index, tokens[r])
+            own = (logprobs[r],) if r in logprobs else ()
+            answers.append(Draw((tokens[r],), tokens[r] in state.stop_ids, own, prompt_logprobs))
         return tuple(answers)
 
-    def _draw_there(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> dict[int, int]:
-        """Row of the plan -> its token, for rows that can be drawn without the host."""
-        rows = [
-            r for r, s in enumerate(plan.states) if plan.draws[r] and not s.plain and drawable(s.sampling)
-        ]
-        if not rows:
-            return {}
-        at = torch.tensor([owned_R[r].stop - 1 for r in rows], device=logits_LV.device)
-        states = [plan.states[r] for r in rows]
-        lengths = [int(self.rows.known_R[state.index]) for state in states]
-        tokens = draw_rows(logits_LV[at], [state.sampling for state in states], lengths)
-        return dict(zip(rows, tokens, strict=True))
+    def _tokens(self, logits_LV: Tensor, turns: list[Turn]) -> list[int]:
+        if self.draws_there:
+            return sample_there.draw_rows(logits_LV, turns, self.threads)
+        return sample.draw_rows(logits_LV.numpy(), turns, self.threads)
 
-    def _draw_row(self, state: RowState, plan: Plan, r: int, logits_LV: NDArray[np.float32]) -> Draw:
-        """Draw with all of the row's wishes; the row's last logits are those of its next token."""
-        params, known = state.sampling, self.rows.known(state.index)
-        prompt_logprobs: tuple[TokenLogprob, ...] = ()
-        first = int(plan.firsts_R[r])
-        if params.prompt_logprobs is not None and first < state.prompt_tokens - 1:
-            count = min(int(plan.counts_R[r]), state.prompt_tokens - 1 - first)
-            prompt_logprobs = tuple(
-                logprob(logits_LV[i], int(known[first + 1 + i]), params.prompt_logprobs) for i in range(count)
-            )
-        if not plan.draws[r]:
-            return Draw((), prompt_logprobs=prompt_logprobs)
-        token = draw(logits_LV[-1], params, known, state.prompt_tokens, state.stop_ids)
-        logprobs = () if params.logprobs is None else (logprob(logits_LV[-1], token, params.logprobs),)
-        return self._end(state, token, logprobs, prompt_logprobs)
+    def _logprobs(self, logits_LV: Tensor, entries: list[Entry]) -> tuple[TokenLogprob, ...]:
+        if not entries:
+            return ()
+        return tuple(sample.logprobs(*sample_there.brought(logits_LV, entries), self.threads))
 
-    def _end(
-        self,
-        state: RowState,
-        token: int,
-        logprobs: tuple[TokenLogprob, ...],
-        prompt_logprobs: tuple[TokenLogprob, ...] = (),
-    ) -> Draw:
-        self.rows.append(state.index, token)
-        return Draw((token,), token in state.stop_ids, logprobs, prompt_logprobs)
+    def _prompt_entries(self, plan: Plan, r: int, start: int) -> list[Entry]:
+        """The prompt's tokens that this step's positions precede, if the row asks for them."""
+        state, first = plan.states[r], int(plan.firsts_R[r])
+        top = state.sampling.prompt_logprobs
+        if top is None:
+            return []
+        past = min(first + int(plan.counts_R[r]), state.prompt_tokens - 1)
+        known = self.rows.known(state.index)
+        return [Entry(start + p - first, int(known[p + 1]), top) for p in range(first, past)]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.model.sample import is_plain
 from plait.spec.sampling import Opened, SamplingParams
 from plait.spec.step import Span
 
@@ -19,8 +18,6 @@ class RowState:
     prompt_tokens: int
     sampling: SamplingParams
     stop_ids: tuple[int, ...]
-    plain: bool
-    """Draws the largest logit and reports nothing else."""
 
 
 class Rows:
@@ -51,9 +48,7 @@ class Rows:
         self._reach(known)
         self.tokens_RL[index, :known] = opened.tokens
         self.known_R[index], self.next_R[index], self.covered_R[index] = known, 0, 0
-        self.states[opened.request] = RowState(
-            index, opened.prompt_tokens, opened.sampling, opened.stop_ids, is_plain(opened.sampling)
-        )
+        self.states[opened.request] = RowState(index, opened.prompt_tokens, opened.sampling, opened.stop_ids)
 
     def close(self, request: int) -> None:
         """Forget a row; one that is not known was forgotten by a failed step."""

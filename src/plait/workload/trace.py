@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -68,7 +68,7 @@ CSV_FORMATS: Mapping[str, Columns] = MappingProxyType(
         "vidur": Columns("arrived_at", "num_prefill_tokens", "num_decode_tokens"),
     }
 )
-FORMATS = (*CSV_FORMATS, "mooncake", "sharegpt")
+FORMATS = (*CSV_FORMATS, "mooncake", "sharegpt", "distserve")
 
 
 def read_trace(path: Path, form: str, limit: int | None = None) -> list[TraceRow]:
@@ -87,6 +87,8 @@ def read_trace(path: Path, form: str, limit: int | None = None) -> list[TraceRow
         rows = read_mooncake(path)
     elif form == "sharegpt":
         rows = read_sharegpt(path)
+    elif form == "distserve":
+        rows = read_distserve(path)
     else:
         raise UserError(f"no trace format {form!r}; known are {', '.join(FORMATS)}", param="format")
     return rows[:limit]
@@ -120,6 +122,8 @@ def read_mooncake(path: Path) -> list[TraceRow]:
             arrival_ns = round(record["timestamp"] * 1_000_000)
             hashes = tuple(map(int, record["hash_ids"]))
             lengths = int(record["input_length"]), int(record["output_length"])
+            if hashes and len(hashes) != -(-lengths[0] // 512):
+                raise ValueError(f"{len(hashes)} hash_ids for {lengths[0]} tokens; expected one for each 512")
             rows.append(_checked(TraceRow(arrival_ns, *lengths, hashes, 512)))
     return _from_zero(path, rows)
 
@@ -142,6 +146,18 @@ def read_sharegpt(path: Path, count_tokens: CountTokens | None = None) -> list[T
             prompt, output = (count(text) for _, text in turns)
             if prompt and output:
                 rows.append(TraceRow(0, prompt, output))
+    return _from_zero(path, rows)
+
+
+def read_distserve(path: Path) -> list[TraceRow]:
+    """A JSON list of objects with start_time (s), prompt_len and output_len, as simdistserve takes."""
+    with _Line(path, 1, "a JSON list of requests"):
+        records = msgspec.json.decode(_text(path), type=list[dict[str, Any]])
+    rows = []
+    for number, record in enumerate(records, start=1):
+        with _Line(path, number, "start_time, prompt_len and output_len", "request"):
+            lengths = int(record["prompt_len"]), int(record["output_len"])
+            rows.append(_checked(TraceRow(_seconds_ns(str(record["start_time"])), *lengths)))
     return _from_zero(path, rows)
 
 
@@ -172,7 +188,7 @@ class _Line:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        wrong = (ValueError, TypeError, KeyError, AttributeError, InvalidOperation, msgspec.DecodeError)
+        wrong = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, msgspec.DecodeError)
         if isinstance(error, wrong):
             raise UserError(f"{self._where} ({type(error).__name__}: {error})") from error
 

@@ -1,0 +1,5 @@
+#include "sampling.inl"
+
+namespace plait {
+const SamplingIsa kSamplingBaseline{"baseline", draw, score};
+}

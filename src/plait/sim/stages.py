@@ -1,0 +1,40 @@
+"""`StagedWorkers`: virtual instances with pipeline stages, each of which takes one step at a time."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from plait.cost.cost import Staged
+from plait.sim.workers import Arrival, VirtualWorkers
+from plait.spec.step import Step
+
+
+class StagedWorkers(VirtualWorkers):
+    """As many steps as there are stages run at once, in order: a tandem queue.
+
+    Stages fill only as far as the core lets several steps be in flight (`BatcherConfig.depth`).
+    """
+
+    def __init__(self, cost: Staged, arrivals: Iterable[Arrival], *more: Any) -> None:
+        super().__init__(cost, arrivals, *more)
+        self._staged = cost
+        self._stage_free_ns: dict[int, list[int]] = {}
+        """Instance -> when each of its stages is free."""
+
+    def step_end_ns(self, step: Step, now_ns: int) -> int:
+        """See `Hands`."""
+        super().step_end_ns(step, now_ns)
+        at_ns = now_ns
+        stages_ns = self._staged.stages_ns(step)
+        lanes = [self._stage_free_ns.setdefault(member, [0] * len(stages_ns)) for member in step.group]
+        for stage, stage_ns in enumerate(stages_ns):
+            at_ns = max(at_ns, *(lane[stage] for lane in lanes)) + stage_ns
+            for lane in lanes:
+                lane[stage] = at_ns
+        for member, lane in zip(step.group, lanes, strict=True):
+            self._free_ns[member] = lane[0]
+        return at_ns
+
+    def lost(self, instance: int, now_ns: int) -> None:
+        """See `Hands`."""
+        super().lost(instance, now_ns)
+        self._stage_free_ns.pop(instance, None)
