@@ -45,7 +45,7 @@ async def test_a_lost_worker_takes_its_held_answers_with_it(tiny_llama):
 
         def kill(now_ns, event, commands):
             if isinstance(event, StepDone) and event.step == 6:
-                engine.fleet._inner.members[0].process._process.kill()
+                engine.fleet._inner.members[0].parts[0].process._process.kill()
 
         engine.driver.observers.append(kill)
         assert await answers(engine, 4, long) == expected

@@ -27,7 +27,11 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: any free
 ApiKey = Annotated[
     list[str] | None, typer.Option(help="Accepted key, may be repeated; or set PLAIT_API_KEY.")
 ]
-Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
+Instances = Annotated[
+    int, typer.Option(min=1, help="Instances; each has all weights, in --tp x --pp processes.")
+]
+Tp = Annotated[int, typer.Option(min=1, help="Processes of an instance that share each layer.")]
+Pp = Annotated[int, typer.Option(min=1, help="Stages of an instance, each with an interval of layers.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 KvDtype = Annotated[
@@ -69,6 +73,8 @@ def serve(
     port: Port = 8000,
     api_key: ApiKey = None,
     instances: Instances = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
     threads: Threads = 1,
     dtype: Dtype = "auto",
     kv_dtype: KvDtype = "auto",
@@ -127,6 +133,8 @@ def serve(
         journal=journal,
         cluster=cluster,
         pace=cost_named(pace) if pace else None,
+        tp=tp,
+        pp=pp,
         fleet=FleetConfig(instances=instances, interface=interface),
     )
     uvloop.run(_run(config, server, began))

@@ -93,5 +93,7 @@ def refusal_of_exactness(module: nn.Module, dtype: torch.dtype, tp: int = 1) -> 
     capped = getattr(config, "final_logit_softcapping", None)
     # Torch computes exp, tanh and the like 32 values at a time, and what is left over with other bits.
     if (width or 32 * tp) // tp % 32 or (capped and config.vocab_size % 32):
-        return f"its feed-forward width (over {tp}), or its vocabulary with capped logits, is no multiple of 32"
+        return (
+            f"its feed-forward width (over {tp}), or its vocabulary with capped logits, is no multiple of 32"
+        )
     return None

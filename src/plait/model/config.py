@@ -41,12 +41,17 @@ class Rank:
         """Its stage has the output head and draws tokens."""
         return self.stage == self.pp - 1
 
+    @property
+    def answers(self) -> bool:
+        """It speaks for the instance: the first of those that draw, whose draws are the same."""
+        return self.index == self.size - self.tp
+
     def of_stage(self, stage: int) -> int:
         """Index of the process with the same share of another stage."""
         return stage * self.tp + self.column
 
     def layers(self, count: int) -> range:
-        """Its layers of `count`; stages get equal numbers, the first ones one more where it does not divide."""
+        """Its layers of `count`; stages get equal numbers, some one more where it does not divide."""
         return range(-(-self.stage * count // self.pp), -(-(self.stage + 1) * count // self.pp))
 
     def share(self, units: int) -> range:

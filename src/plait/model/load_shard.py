@@ -39,7 +39,9 @@ def load_share(folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape,
     return module.eval().requires_grad_(False)
 
 
-def _fill(module: nn.Module, folder: Path, cuts: dict[str, Cut], tied: dict[str, str], dtype: torch.dtype) -> None:
+def _fill(
+    module: nn.Module, folder: Path, cuts: dict[str, Cut], tied: dict[str, str], dtype: torch.dtype
+) -> None:
     """Read every parameter of the module, each the part of it that the module has."""
     files = _files(folder)
     opened: dict[str, Any] = {}

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Model:
     """A decoder that computes one flat row of tokens a step. Several live in one process.
 
-    Where an instance has several processes, each has a `Model` of its share, and all compute the same steps in
-    the same order. A stage that is not the last one gives its activations where others give logits.
+    Where an instance has several processes, each has a `Model` of its share, and all compute the same steps
+    in the same order. A stage that is not the last one gives its activations where others give logits.
     """
 
     def __init__(self, config: ModelConfig, world: World | None = None) -> None:
@@ -142,8 +142,8 @@ class Model:
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """Float32 logits [L, V] of the wanted tokens (of a stage before the last one activations [T, N] of all),
-        on the device; stores the keys and values of all.
+        """Float32 logits [L, V] of the wanted tokens (of a stage before the last one activations [T, N] of
+        all), on the device; stores the keys and values of all.
 
         `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row
         are played from a tape or graph where there is one; in exact mode there is none, so that every step

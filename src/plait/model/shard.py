@@ -2,8 +2,8 @@
 
 A product that is `colwise` is cut by outputs: by heads in attention, in equal shares elsewhere. The one that
 takes its outputs is `rowwise`, cut by inputs: what the processes have is summed. Norms of single heads, the
-embedding and the output head are whole on every process: its logits are the same bits everywhere, so each draws
-the same token and nothing has to be gathered or told.
+embedding and the output head are whole on every process: logits are the same bits everywhere, so each process
+draws the same token and nothing has to be gathered or told.
 """
 
 import re
@@ -60,8 +60,8 @@ def shape_of(shape: ModelShape, rank: Rank) -> ModelShape:
     if layer.heads % rank.tp or (layer.kv_heads % rank.tp and rank.tp % layer.kv_heads):
         fits = [n for n in range(1, layer.heads + 1) if _divides(layer, n)]
         raise Unsupported(
-            f"tp is {rank.tp}, but the model has {layer.heads} query and {layer.kv_heads} KV heads: tp can be "
-            f"{', '.join(map(str, fits))}",
+            f"tp is {rank.tp}, but the model has {layer.heads} query and {layer.kv_heads} KV heads: "
+            f"tp can be {', '.join(map(str, fits))}",
             "tp",
         )
     layers = tuple(
@@ -89,7 +89,9 @@ def cut(module: nn.Module, layer: LayerShape, rank: Rank) -> dict[str, Cut]:
         if style == WHOLE:
             continue
         if not isinstance(part, nn.Linear) or style not in (COLUMNS, ROWS):
-            raise Unsupported(f"tp is {rank.tp}, but the model's plan wants {style!r} of {name}: use tp 1", "tp")
+            raise Unsupported(
+                f"tp is {rank.tp}, but the model's plan wants {style!r} of {name}: use tp 1", "tp"
+            )
         cuts |= _cut_linear(name, part, style, _attention(module, name), layer, rank)
     for part in module.modules():
         if hasattr(part, "num_key_value_groups"):

@@ -17,7 +17,7 @@ from plait.model.world import Tag, World
 from plait.spec.errors import Unsupported
 
 Forward = Callable[[Tensor, Tensor | None, Tensor | int], Tensor]
-"""Token ids [1, T], positions [1, T] and wanted tokens (0: all) -> what the stage gives [1, L, V] or [1, T, N]."""
+"""Token ids [1, T], positions [1, T], wanted tokens (0: all) -> logits [1, L, V] or activations [1, T, N]."""
 
 
 class Elsewhere(nn.Module):
@@ -68,9 +68,7 @@ class Inner:
         self.base, self.world = module.base_model, world
 
     def __call__(self, ids_1T: Tensor, positions_1T: Tensor | None, wanted: Tensor | int) -> Tensor:
-        hidden_1TN = self.base(
-            input_ids=ids_1T, position_ids=positions_1T, use_cache=False
-        ).last_hidden_state
+        hidden_1TN = self.base(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).last_hidden_state
         self.world.send(hidden_1TN, self.world.rank.stage + 1, Tag.ACTIVATIONS)
         return hidden_1TN
 

@@ -66,7 +66,9 @@ class World:
         mine = x.contiguous()
         parts = [mine.new_empty(mine.shape) for _ in range(self.rank.tp)]
         what = f"sum over ranks of stage {self.rank.stage}"
-        work = self._begin(lambda: self._columns.allgather([[_bytes(p) for p in parts]], [_bytes(mine)]), what)
+        work = self._begin(
+            lambda: self._columns.allgather([[_bytes(p) for p in parts]], [_bytes(mine)]), what
+        )
         self._wait(work, what)
         total = parts[0]
         for part in parts[1:]:
@@ -77,7 +79,9 @@ class World:
         """Send to the process with the same share of another stage, which may take it later."""
         peer, kept = self.rank.of_stage(stage), x.contiguous()
         what = f"send to rank {peer}, tag {tag.name}"
-        self._sent.append((self._begin(lambda: self._pipe.send([_bytes(kept)], peer, int(tag)), what), kept, what))
+        self._sent.append(
+            (self._begin(lambda: self._pipe.send([_bytes(kept)], peer, int(tag)), what), kept, what)
+        )
         self._settle(2 * self.rank.pp)
 
     def close(self) -> None:
@@ -115,7 +119,9 @@ class World:
 
     def _error(self, what: str, error: Exception) -> WorldError:
         limit = f"within {self._patience.total_seconds():g} s"
-        return WorldError(f"rank {self.rank.index} of {self.rank.size}: {what} did not end well {limit}: {error}")
+        return WorldError(
+            f"rank {self.rank.index} of {self.rank.size}: {what} did not end well {limit}: {error}"
+        )
 
 
 def _bytes(x: Tensor) -> Tensor:

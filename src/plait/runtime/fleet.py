@@ -5,6 +5,9 @@ A worker's life, once per epoch:
     launched --Hello--> up --exit, silence--> lost --after a pause, epoch + 1--> launched ...
         `--Refusal--> given up (starting again would end the same way)
 
+An instance of tp x pp has so many processes. They live and die together: it is up when all are, and lost when
+one is, and the next epoch starts all anew. All get every step; one of them answers for all.
+
 `LocalFleet` and `RayFleet` are this with different launchers.
 """
 
@@ -14,12 +17,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from plait.model.config import ModelConfig
+from plait.model.config import ModelConfig, Rank
 from plait.runtime.driver import Sink
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
+from plait.spec.cluster import Instance, Placement
 from plait.spec.errors import EngineFailure, PlaitError, Unsupported
 from plait.spec.event import StepFailed, WorkerLost, WorkerUp
 from plait.spec.sampling import Opened
@@ -35,7 +39,9 @@ class FleetConfig:
     """How many workers there are, and when they count as lost."""
 
     instances: int = 1
-    """Worker processes; each holds all weights."""
+    """Each holds all weights."""
+    placement: Placement = field(default_factory=Placement)
+    """How many processes (tp x pp) each instance has; those that are not named have one."""
     interface: str = "127.0.0.1"
     """Address that the driver listens on for its workers."""
     silence_ns: int = 10_000_000_000
@@ -51,23 +57,51 @@ class FleetConfig:
 
 
 @dataclass(slots=True)
+class Part:
+    """One process of an instance, in one epoch."""
+
+    config: WorkerConfig
+    heard_ns: int
+    """When it last gave a sign of life."""
+    slots: int | None = None
+    """KV slots that it has; None: it is not ready."""
+    process: Started | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, where the launcher knows one."""
+        return getattr(self.process, "pid", None)
+
+
+@dataclass(slots=True)
 class Member:
     """One instance: what is known of its present worker."""
 
     instance: int
+    tp: int = 1
+    pp: int = 1
     epoch: int = 0
     up: bool = False
-    pid: int | None = None
-    heard_ns: int = 0
-    """When it last gave a sign of life."""
+    parts: list[Part] = field(default_factory=list)
+    """Its processes, in the order of their ranks."""
     kernels: str = ""
     failed_starts: int = 0
     refusal: str | None = None
     steps: dict[int, None] = field(default_factory=dict)
     """Steps sent to this epoch and not answered."""
-    process: Started | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """It is up for the first time, or given up."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of its first process."""
+        return self.parts[0].pid if self.parts else None
+
+    async def kill(self) -> None:
+        """End all its processes."""
+        for part in self.parts:
+            if part.process is not None:
+                await part.process.kill()
 
 
 class WorkerFleet:
@@ -75,7 +109,9 @@ class WorkerFleet:
 
     def __init__(self, config: FleetConfig, model: ModelConfig, launcher: Launcher) -> None:
         self.config = config
-        self.members = {i: Member(i) for i in range(config.instances)}
+        named = {each.id: each for each in config.placement.instances}
+        shapes = [named.get(i, Instance(i)) for i in range(config.instances)]
+        self.members = {each.id: Member(each.id, each.tp, each.pp) for each in shapes}
         self.watchers: list[Callable[[int, Answer], None]] = []
         """Are told every answer, with the instance that gave it."""
         self._model = model
@@ -106,11 +142,15 @@ class WorkerFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        assert self._hub is not None
         (instance,) = step.group
         member = self.members[instance]
         member.steps[step.id] = None
-        self._hub.send(self._config_of(member).identity, Order(step, opened))
+        self._tell(member, Order(step, opened))
+
+    def _tell(self, member: Member, message: Message) -> None:
+        assert self._hub is not None
+        for part in member.parts:
+            self._hub.send(part.config.identity, message)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -119,9 +159,9 @@ class WorkerFleet:
             return
         for member in self.members.values():
             if member.up:
-                self._hub.send(self._config_of(member).identity, Quit())
-            elif member.process is not None:
-                await member.process.kill()
+                self._tell(member, Quit())
+            else:
+                await member.kill()
         await self._leave()
         await self._hub.close()
         await self._launcher.close()
@@ -132,8 +172,8 @@ class WorkerFleet:
             return
         _, late = await asyncio.wait(self._keepers, timeout=self.config.quit_ns / 1e9)
         for member in self.members.values():
-            if late and member.process is not None:
-                await member.process.kill()
+            if late:
+                await member.kill()
         if late:
             await asyncio.wait(late)
 
@@ -157,34 +197,46 @@ class WorkerFleet:
     async def _run_epoch(self, member: Member) -> None:
         assert self._hub is not None
         member.epoch += 1
-        config = self._config_of(member)
-        self._hub.expect(config.identity)
-        member.heard_ns = time.monotonic_ns()
+        ranks = (Rank(member.tp, member.pp, index) for index in range(member.tp * member.pp))
+        member.parts = [Part(self._config_of(member, rank), time.monotonic_ns()) for rank in ranks]
+        for part in member.parts:
+            self._hub.expect(part.config.identity)
         try:
-            member.process = await self._launcher.launch(config)
-            member.pid = getattr(member.process, "pid", None)
-            status = await self._watch(member, member.process)
+            for part in member.parts:
+                part.process = await self._launcher.launch(part.config)
+            status = await self._watch(member)
         finally:
-            self._hub.forget(config.identity)
+            for part in member.parts:
+                self._hub.forget(part.config.identity)
         if member.up:
             self._lost(member, status)
         elif not self._closing:
             member.failed_starts += 1
-            log.warning("worker %s did not start (status %s)", config.identity.decode(), status)
+            log.warning("worker %d.%d did not start (status %d)", member.instance, member.epoch, status)
 
-    async def _watch(self, member: Member, process: Started) -> int:
-        """Until the process is gone; kills it when it is silent for too long."""
-        began_ns = time.monotonic_ns()
-        waiting = asyncio.get_running_loop().create_task(process.wait())
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=0.5)
+    async def _watch(self, member: Member) -> int:
+        """Until all processes are gone; kills them when one is silent for too long or gone. Returns the exit
+        status of the first that went."""
+        began_ns, loop = time.monotonic_ns(), asyncio.get_running_loop()
+        processes = [part.process for part in member.parts if part.process is not None]
+        waiting = [loop.create_task(process.wait()) for process in processes]
+        first: int | None = None
+        while left := [task for task in waiting if not task.done()]:
+            done, _ = await asyncio.wait(left, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            if done and first is None:
+                first = next(task.result() for task in waiting if task in done)
             now_ns = time.monotonic_ns()
-            silent = now_ns - member.heard_ns > self.config.silence_ns and member.up
+            silent = member.up and any(
+                now_ns - part.heard_ns > self.config.silence_ns
+                for part, task in zip(member.parts, waiting, strict=True)
+                if not task.done()
+            )
             late = now_ns - began_ns > self.config.start_ns and not member.up
             if silent or late:
                 log.warning("worker %d gives no sign of life; killing it", member.instance)
-                await process.kill()
-        return waiting.result()
+            if silent or late or (done and not self._closing):
+                await member.kill()
+        return waiting[0].result() if first is None else first
 
     def _lost(self, member: Member, status: int) -> None:
         member.up = False
@@ -203,16 +255,16 @@ class WorkerFleet:
     # ---- what workers say ------------------------------------------------------------------------
 
     def _heard(self, identity: bytes, message: Message) -> None:
-        instance, epoch = (int(part) for part in identity.split(b"."))
+        instance, epoch, rank = (int(part) for part in identity.split(b"."))
         member = self.members[instance]
         if epoch != member.epoch or self._sink is None:
             return
-        member.heard_ns = time.monotonic_ns()
+        part = member.parts[rank]
+        part.heard_ns = time.monotonic_ns()
         match message:
             case Hello():
-                member.up, member.failed_starts, member.kernels = True, 0, message.kernels
-                member.settled.set()
-                self._sink.post(WorkerUp(instance, epoch, message.slots))
+                part.slots, member.kernels = message.slots, message.kernels
+                self._up(member)
             case Refusal():
                 member.refusal = message.reason
             case Answer():
@@ -226,12 +278,21 @@ class WorkerFleet:
                     del member.steps[message.step]
                     self._sink.post(StepFailed(message.step, message.reason))
 
-    def _config_of(self, member: Member) -> WorkerConfig:
+    def _up(self, member: Member) -> None:
+        """The instance is up once all its processes are; it has as many slots as each of them."""
+        slots = [part.slots for part in member.parts if part.slots is not None]
+        if len(slots) < len(member.parts) or self._sink is None:
+            return
+        member.up, member.failed_starts = True, 0
+        member.settled.set()
+        self._sink.post(WorkerUp(member.instance, member.epoch, min(slots)))
+
+    def _config_of(self, member: Member, rank: Rank) -> WorkerConfig:
         assert self._hub is not None
         return WorkerConfig(
             instance=member.instance,
             epoch=member.epoch,
             address=self._hub.address,
             secret=self._secret.hex(),
-            model=self._model,
+            model=replace(self._model, rank=rank),
         )

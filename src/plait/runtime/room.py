@@ -14,9 +14,9 @@ LONGEST = 16
 
 
 def free_slots(
-    shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int
+    shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int, copies: int = 1
 ) -> int:
-    """KV slots of each instance. They may take 40 % of a host's free memory, and of a GPU's all but a tenth
+    """KV slots of each instance, whose processes keep each key and value `copies` times. They may take 40 % of a host's free memory, and of a GPU's all but a tenth
     and the weights; no more than `LONGEST` of the longest requests need.
 
     Raises:
@@ -27,7 +27,7 @@ def free_slots(
     if kv_dtype == "int8":
         shape = replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
     if device == "cpu":
-        room_bytes = 0.4 * _free_bytes() / instances
+        room_bytes = 0.4 * _free_bytes() / instances / copies
     else:
         room_bytes = 0.9 * _free_gpu_bytes(device) / instances - shape.weight_bytes * bits / 16
     slots = int(room_bytes / shape.kv_bytes_per_token)

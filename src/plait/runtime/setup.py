@@ -14,6 +14,7 @@ from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
 from plait.runtime.room import free_slots
 from plait.serving.manager import ManagerConfig
+from plait.spec.cluster import Instance, Placement
 from plait.spec.errors import UserError
 
 
@@ -47,7 +48,11 @@ class ServeConfig:
     pace: Cost | None = None
     """Deliver answers no earlier than this cost model says."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
-    """How many workers, and when one counts as lost."""
+    """How many workers, and when one counts as lost; its placement is that of `manager`."""
+    tp: int = 1
+    """Processes that share each layer, in instances that the placement does not name."""
+    pp: int = 1
+    """Stages, in instances that the placement does not name."""
 
 
 def open_engine(config: ServeConfig) -> Engine:
@@ -62,8 +67,10 @@ def open_engine(config: ServeConfig) -> Engine:
     page, instances = config.manager.page, config.fleet.instances
     max_len = max_len_of(folder, config.max_len)
     config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
+    placement, shape = _placement(config), shape_of(folder)
+    copies = max(-(-each.tp // shape.layers[0].kv_heads) for each in placement.instances)
     slots = config.kv_tokens or free_slots(
-        shape_of(folder), config.dtype, config.kv_dtype, config.device, instances, max_len
+        shape, config.dtype, config.kv_dtype, config.device, instances, max_len, copies
     )
     model = ModelConfig(
         folder=str(folder),
@@ -76,7 +83,9 @@ def open_engine(config: ServeConfig) -> Engine:
         max_len=max_len,
         threads=config.threads,
     )
-    fleet: Fleet = WorkerFleet(config.fleet, model, _launcher(config))
+    fleet: Fleet = WorkerFleet(
+        replace(config.fleet, placement=placement), model, _launcher(config, placement)
+    )
     if config.pace is not None:
         fleet = PacedFleet(fleet, config.pace)
     name = config.name or config.model
@@ -86,9 +95,20 @@ def open_engine(config: ServeConfig) -> Engine:
     return Engine(engine, fleet, instances)
 
 
-def _launcher(config: ServeConfig) -> Launcher:
+def _placement(config: ServeConfig) -> Placement:
+    """Every instance by name, with its processes."""
+    named = {each.id: each for each in config.manager.placement.instances}
+    ids = range(config.fleet.instances)
+    placement = Placement(tuple(named.get(i, Instance(i, tp=config.tp, pp=config.pp)) for i in ids))
+    for each in placement.instances:
+        if each.tp < 1 or each.pp < 1:
+            raise UserError(f"instance {each.id}: tp ({each.tp}) and pp ({each.pp}) must be at least 1", "tp")
+    return placement
+
+
+def _launcher(config: ServeConfig, placement: Placement) -> Launcher:
     if config.cluster is None:
         return LocalLauncher()
     from plait.runtime.launch_ray import RayLauncher  # Ray is an extra
 
-    return RayLauncher(config.cluster, config.fleet.instances, config.threads)
+    return RayLauncher(config.cluster, [each.tp * each.pp for each in placement.instances], config.threads)

@@ -13,25 +13,33 @@ import torch
 from plait.kernels.choice import choose
 from plait.model.model import Model
 from plait.model.pool import KvPool
+from plait.model.world import World, WorldError
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
 from plait.worker.line import Line
+from plait.worker.member import MemberExecutor
 from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
 
 log = logging.getLogger(__name__)
 
 ORPHANED = 3
 """Exit status of a worker whose driver is gone."""
+APART = 4
+"""Exit status of a worker whose instance has fallen apart."""
 
 
 def serve(config: WorkerConfig) -> int:
-    """Run one instance until the driver lets it go; returns the exit status."""
+    """Run one process of an instance until the driver lets it go; returns the exit status."""
     line = Line(config, orphaned=lambda: os._exit(ORPHANED))
     line.start()
     torch.set_num_threads(config.model.threads)
     try:
-        model = Model(config.model)
+        world = _meet(config)
+        model = Model(config.model, world)
+    except WorldError:
+        log.exception("the instance does not come together")
+        os._exit(APART)  # threads of the world may still wait for those who are gone
     except PlaitError as error:
         # A model that can never be served: starting again would not help, so say why instead.
         line.send(Refusal(str(error)))
@@ -41,14 +49,30 @@ def serve(config: WorkerConfig) -> int:
     torch.set_num_threads(model.threads_of_torch)
     gc.collect()
     gc.freeze()  # what stays for the life of the process need not be looked through again
-    executor = Executor(model, config.instance)
+    executor = MemberExecutor(model, config.instance, world) if world else Executor(model, config.instance)
     line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
-    while (order := line.orders.get()) is not None:
-        line.send(_carry_out(executor, order))
+    try:
+        while (order := line.orders.get()) is not None:
+            answer = _carry_out(executor, order)
+            if config.model.rank.answers or isinstance(answer, Fault):
+                line.send(answer)
+        if world is not None:
+            world.close()
+    except WorldError:
+        log.exception("the instance has fallen apart")
+        os._exit(APART)
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _meet(config: WorkerConfig) -> World | None:
+    """The processes of the instance; None where this is the only one."""
+    if config.model.rank.size == 1:
+        return None
+    os.umask(0o077)  # the file in which they meet is for this user only
+    return World(config.model.rank, config.meeting, config.patience_s)
 
 
 def _populate(pool: KvPool) -> None:
@@ -74,7 +98,7 @@ def main() -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
-        format=f"%(asctime)s worker {config.instance}.{config.epoch} %(levelname)s %(message)s",
+        format=f"%(asctime)s worker {config.identity.decode()} %(levelname)s %(message)s",
     )
     return serve(config)
 
