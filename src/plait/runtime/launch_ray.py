@@ -75,7 +75,7 @@ class RayProcess:
 
 
 class RayLauncher:
-    """Workers on a Ray cluster: instances are spread over its nodes by one placement group, each on one node."""
+    """Workers on a Ray cluster: instances are spread over nodes by one placement group, each on one node."""
 
     def __init__(self, address: str, sizes: list[int], threads: int) -> None:
         """`address`: "local" starts Ray on this host; anything else is an address of `ray start`.

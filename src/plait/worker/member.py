@@ -1,8 +1,8 @@
 """`MemberExecutor`: carries out steps as one process of several.
 
 All processes of an instance get every order and carry them out in the same sequence. Those of the last stage
-draw; what they drew goes back to the first stage, which waits for it only when a step begins with it. So stages
-compute different steps at the same time where these do not depend on each other.
+draw; what they drew goes back to the first stage, which waits for it only when a step begins with it. So
+stages compute different steps at the same time where these do not depend on each other.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Owed:
 
 
 class MemberExecutor(Executor):
-    """See the module. A step that fails after it was planned takes the instance down: the others have begun."""
+    """See the module. A step that fails once it was planned takes the instance down: others have begun it."""
 
     def __init__(self, model: Model, instance: int, world: World) -> None:
         super().__init__(model, instance)
