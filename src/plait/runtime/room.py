@@ -17,7 +17,7 @@ def free_slots(
     shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int, copies: int = 1
 ) -> int:
     """KV slots of each instance. They may take 40 % of a host's free memory, and of a GPU's all but a tenth
-    and the weights; no more than 16 of the longest requests need.
+    and the weights; no more than `LONGEST` of the longest requests need.
 
     Args:
         copies: how often an instance keeps each key and value, in several processes.
