@@ -49,7 +49,7 @@ FLEET = FleetConfig(pause_ns=1_000_000)
 @contextlib.asynccontextmanager
 async def engine_of(folder: Path, tp: int, pp: int, **changes) -> AsyncIterator[Engine]:
     """A running engine of one instance in float32, exact."""
-    manager = ManagerConfig(page=16, batcher=BatcherConfig(step_tokens=48, depth=max(2, pp)))
+    manager = ManagerConfig(page=16, batcher=BatcherConfig(step_tokens=48, prefix_cache=True))
     config = {"exact": True, "kv_tokens": 4096, "manager": manager, "fleet": FLEET, **changes}
     engine = open_engine(ServeConfig(str(folder), tp=tp, pp=pp, **config))
     await engine.start()
