@@ -64,4 +64,5 @@ NB_MODULE(_native, m) {
   plait::bind_pointwise(m);
   plait::bind_elementwise(m);
   plait::bind_sampling(m);
+  plait::bind_shared_sum(m);
 }

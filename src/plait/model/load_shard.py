@@ -31,7 +31,7 @@ def load_share(folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape,
     with no_init_weights():  # memory that nobody writes is not taken: only our share will be
         module = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
     tied = dict(module.all_tied_weights_keys)
-    stage.trim(module, world.rank, world)
+    stage.trim(module, world)
     cuts = shard.cut(module, layer, world.rank)
     _fill(module, folder, cuts, tied, dtype)
     if world.rank.tp > 1:

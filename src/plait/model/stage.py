@@ -73,20 +73,17 @@ class Inner:
         return hidden_1TN
 
 
-def trim(module: nn.Module, rank: Rank, world: World) -> None:
+def trim(module: nn.Module, world: World) -> None:
     """Let go of what other stages have.
 
     Raises:
         Unsupported: the model has no plan for pipelines.
     """
+    rank = world.rank
     if rank.pp == 1:
         return
-    plan, base = module.config.base_model_pp_plan, module.base_model
-    stack = next((n for n in plan or () if isinstance(getattr(base, n, None), nn.ModuleList)), None)
-    if stack is None:
-        kind = module.config.model_type
-        raise Unsupported(f"transformers has no pipeline plan for {kind}: use pp 1", "pp")
-    names, layers = list(plan), getattr(base, stack)
+    base, stack = module.base_model, stack_of(module)
+    names, layers = list(module.config.base_model_pp_plan), getattr(base, stack)
     mine = rank.layers(len(layers))
     for i in range(len(layers)):
         if i not in mine:
@@ -102,6 +99,20 @@ def trim(module: nn.Module, rank: Rank, world: World) -> None:
             setattr(base, name, Elsewhere())
         head = next(name for name, part in module.named_modules() if part is module.get_output_embeddings())
         module.set_submodule(head, Elsewhere())
+
+
+def stack_of(module: nn.Module) -> str:
+    """Which part of the base model its plan divides: the list of layers.
+
+    Raises:
+        Unsupported: there is no plan.
+    """
+    plan, base = module.config.base_model_pp_plan, module.base_model
+    stack = next((name for name in plan or () if isinstance(getattr(base, name, None), nn.ModuleList)), None)
+    if stack is None:
+        kind = module.config.model_type
+        raise Unsupported(f"transformers has no pipeline plan for {kind}: use pp 1", "pp")
+    return stack
 
 
 def forward_of(module: nn.Module, rank: Rank, world: World | None) -> Forward:

@@ -90,7 +90,11 @@ def open_engine(config: ServeConfig) -> Engine:
         fleet = PacedFleet(fleet, config.pace)
     name = config.name or config.model
     engine = EngineConfig(
-        folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
+        folder=folder,
+        name=name,
+        max_len=max_len,
+        manager=_deep_enough(config.manager, placement),
+        journal=config.journal,
     )
     return Engine(engine, fleet, instances)
 
@@ -104,6 +108,12 @@ def _placement(config: ServeConfig) -> Placement:
         if each.tp < 1 or each.pp < 1:
             raise UserError(f"instance {each.id}: tp ({each.tp}) and pp ({each.pp}) must be at least 1", "tp")
     return placement
+
+
+def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:
+    """At least as many steps in flight as an instance has stages."""
+    depth = max(manager.batcher.depth, *(each.pp for each in placement.instances))
+    return replace(manager, placement=placement, batcher=replace(manager.batcher, depth=depth))
 
 
 def _launcher(config: ServeConfig, placement: Placement) -> Launcher:
