@@ -20,7 +20,7 @@ namespace plait {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int kSpins = 4000;  // about 50 us: longer than ranks with a core each are apart
+constexpr int kSpins = 64;  // between looks at whether another process wants the core
 
 struct Room {
   char* base;
@@ -41,7 +41,7 @@ void await(const Room& room, int64_t peer, uint64_t turn, bool spin, double pati
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (!spin || i > kSpins) std::this_thread::yield();
+    if (!spin || i % kSpins == 0) std::this_thread::yield();
     if (i % 1024 == 0 && std::chrono::steady_clock::now() - begin > std::chrono::duration<double>(patience_s))
       throw std::runtime_error("no sign of column " + std::to_string(peer));
   }
@@ -67,11 +67,18 @@ void put(float value, uint16_t& to) {
 
 template <class T>
 void add_up(const Room& room, uint64_t turn, T* out, int64_t count) {
-  for (int64_t i = 0; i < count; i++) {
-    float total = from(reinterpret_cast<const T*>(room.part(0, turn))[i]);
-    for (int64_t rank = 1; rank < room.size; rank++)
-      total += from(reinterpret_cast<const T*>(room.part(rank, turn))[i]);
-    put(total, out[i]);
+  constexpr int64_t kBlock = 256;
+  float total[kBlock];
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t some = std::min(kBlock, count - begin);
+    for (int64_t rank = 0; rank < room.size; rank++) {
+      const T* part = reinterpret_cast<const T*>(room.part(rank, turn)) + begin;
+      if (rank == 0)
+        for (int64_t i = 0; i < some; i++) total[i] = from(part[i]);
+      else
+        for (int64_t i = 0; i < some; i++) total[i] += from(part[i]);
+    }
+    for (int64_t i = 0; i < some; i++) put(total[i], out[begin + i]);
   }
 }
 
