@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from plait.kernels.choice import choose
 from plait.model.hub import resolve
 from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
@@ -97,6 +98,19 @@ async def test_layouts_draw_the_tokens_of_transformers(tp, pp, tmp_path):
         async with engine_of(folder, tp, pp) as engine:
             ties += check(folder, work, await tokens_of(engine, work))
     assert ties <= 1
+
+
+async def test_shared_layers_decode_from_tapes(tmp_path, capfd):
+    """Outside of exact mode: sums through shared memory are calls on the tape."""
+    if choose().native is None:
+        pytest.skip("tapes need native kernels")
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    work = asks(random.Random(3), 6)
+    async with engine_of(folder, 2, 1, exact=False, dtype="float32") as engine:
+        assert check(folder, work, await tokens_of(engine, work)) <= 1
+    said = capfd.readouterr().err
+    assert "is a tape of" in said
+    assert "without tapes" not in said
 
 
 async def test_drawn_tokens_are_those_of_one_process(tmp_path):

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 from plait.model import shard, stage
@@ -44,30 +46,40 @@ def _fill(
 ) -> None:
     """Read every parameter of the module, each the part of it that the module has."""
     files = _files(folder)
-    opened: dict[str, Any] = {}
+    rules = [r for r in get_model_conversion_mapping(module) if isinstance(r, WeightRenaming)]
+    stored = {_renamed(name, rules): name for name in files}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        stored = name if name in files else tied.get(name, name)
-        if stored not in files:
+        source = stored.get(name) or stored.get(tied.get(name, name))
+        if source is None:
             raise UserError(f"{folder} lacks weights that config.json names: {name}", "model")
-        path = files[stored]
-        if path not in opened:
-            opened[path] = safe_open(folder / path, framework="pt")  # type: ignore[no-untyped-call]
         part = cuts.get(name)
         if part is not None and not part.owned:
             parameter.data = torch.zeros(parameter.shape, dtype=dtype)
             continue
-        whole = opened[path].get_slice(stored)
-        index = [slice(None)] * len(whole.get_shape())
-        if part is not None:
-            index[part.dim] = slice(part.first, part.past)
-        value = whole[tuple(index)]
+        with safe_open(folder / files[source], framework="pt") as opened:  # type: ignore[no-untyped-call]
+            value = _read(opened.get_slice(source), part)
         if value.shape != parameter.shape:
             raise UserError(
-                f"{folder}: {stored} has other sizes than config.json says: {list(value.shape)} in place of "
+                f"{folder}: {source} has other sizes than config.json says: {list(value.shape)} in place of "
                 f"{list(parameter.shape)}",
                 "model",
             )
         parameter.data = value.to(dtype).contiguous()
+
+
+def _read(whole: Any, part: Cut | None) -> Tensor:
+    """Part of a stored tensor, read from its file now."""
+    index = [slice(None)] * len(whole.get_shape())
+    if part is not None:
+        index[part.dim] = slice(part.first, part.past)
+    return whole[tuple(index)]
+
+
+def _renamed(name: str, rules: list[WeightRenaming]) -> str:
+    """What transformers calls a stored weight: some models have other names in files."""
+    for rule in rules:
+        name, _ = rule.rename_source_key(name)
+    return name
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Model:
         native = self.kernels.native
         if self.device.type == "cuda":
             self._tapes = DecodeGraphs(self._compute, CudaGraphs(), self.pool, self.max_len)
-        elif native is not None and not config.exact and world is None:
+        elif native is not None and not config.exact and (world is None or world.plays):
             self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
 
     def _install(self, dtype: torch.dtype, quantised: dict[str, QuantisedWeight]) -> None:

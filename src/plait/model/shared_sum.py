@@ -11,12 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from plait.kernels.calls import Calls
+from plait.kernels.shared_sum import room_bytes, shared_sum
 
-LINE_BYTES = 64
-"""Each process's counter lies in a line of its own."""
-PART_BYTES = 256 << 10
-"""Summed at once; larger tensors are summed in parts."""
 Gather = Callable[[Tensor], list[Tensor]]
 """Gives what every process has brought, in the order of ranks."""
 
@@ -24,8 +20,8 @@ Gather = Callable[[Tensor], list[Tensor]]
 class SharedSum:
     """One process's end."""
 
-    def __init__(self, native: Calls, rank: int, memory: mmap.mmap, size: int, patience_s: float) -> None:
-        self._native, self._rank, self._size, self._patience_s = native, rank, size, patience_s
+    def __init__(self, rank: int, size: int, memory: mmap.mmap, patience_s: float) -> None:
+        self._rank, self._size, self._patience_s = rank, size, patience_s
         self._memory = torch.frombuffer(memory, dtype=torch.uint8)
         self._spin = len(os.sched_getaffinity(0)) >= size
 
@@ -35,34 +31,19 @@ class SharedSum:
         Raises:
             RuntimeError: a process does not come; names it.
         """
-        assert x.dtype in (torch.float32, torch.bfloat16), f"sums of {x.dtype}"
-        x = x.contiguous()
-        total = torch.empty_like(x)
-        self._native.shared_sum(
-            self._memory.data_ptr(),
-            self._rank,
-            self._size,
-            PART_BYTES,
-            x.data_ptr(),
-            total.data_ptr(),
-            x.nbytes,
-            x.dtype == torch.bfloat16,
-            self._spin,
-            self._patience_s,
-        )
-        return total
+        dense = x.contiguous()
+        return shared_sum(dense, self._memory, self._rank, self._size, self._spin, self._patience_s)
 
 
-def share(native: Calls, rank: int, size: int, gather: Gather, patience_s: float) -> SharedSum | None:
+def share(rank: int, size: int, gather: Gather, patience_s: float) -> SharedSum | None:
     """Make the memory of `size` processes; None where one of them cannot reach it. All must call this."""
-    room_bytes = size * (LINE_BYTES + 2 * PART_BYTES)
     own = os.memfd_create("plait-sum") if rank == 0 else -1
     if rank == 0:
-        os.truncate(own, room_bytes)
+        os.truncate(own, room_bytes(size))
     pid, made = gather(torch.tensor([os.getpid(), own]))[0].tolist()
     try:
         file = own if rank == 0 else os.open(f"/proc/{pid}/fd/{made}", os.O_RDWR)
-        memory = mmap.mmap(file, room_bytes)
+        memory = mmap.mmap(file, room_bytes(size))
     except OSError:
         memory = None
     else:
@@ -71,4 +52,4 @@ def share(native: Calls, rank: int, size: int, gather: Gather, patience_s: float
     reached = gather(torch.tensor([memory is not None]))
     if rank == 0:
         os.close(own)
-    return SharedSum(native, rank, memory, size, patience_s) if memory and all(map(bool, reached)) else None
+    return SharedSum(rank, size, memory, patience_s) if memory and all(map(bool, reached)) else None

@@ -71,11 +71,16 @@ class World:
 
     def _share(self) -> SharedSum | None:
         """Sums through shared memory; None where there are no native kernels."""
-        native, rank = choose().native, self.rank
-        if native is None or rank.tp == 1:
+        rank = self.rank
+        if choose().native is None or rank.tp == 1:
             return None
         gather = partial(self._gather, self._columns, size=rank.tp, what="sharing memory")
-        return share(native, rank.column, rank.tp, gather, self._patience.total_seconds())
+        return share(rank.column, rank.tp, gather, self._patience.total_seconds())
+
+    @property
+    def plays(self) -> bool:
+        """What stands between a step's native calls is native as well: tapes can hold it."""
+        return self.rank.pp == 1 and self._shared is not None
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of `x` over the processes that share this stage's layers, the same bits on each."""
