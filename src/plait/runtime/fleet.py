@@ -57,7 +57,7 @@ class FleetConfig:
 
 
 @dataclass(slots=True)
-class Part:
+class Process:
     """One process of an instance, in one epoch."""
 
     config: WorkerConfig
@@ -82,7 +82,7 @@ class Member:
     pp: int = 1
     epoch: int = 0
     up: bool = False
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Process] = field(default_factory=list)
     """Its processes, in the order of their ranks."""
     kernels: str = ""
     failed_starts: int = 0
@@ -198,7 +198,7 @@ class WorkerFleet:
         assert self._hub is not None
         member.epoch += 1
         ranks = (Rank(member.tp, member.pp, index) for index in range(member.tp * member.pp))
-        member.parts = [Part(self._config_of(member, rank), time.monotonic_ns()) for rank in ranks]
+        member.parts = [Process(self._config_of(member, rank), time.monotonic_ns()) for rank in ranks]
         for part in member.parts:
             self._hub.expect(part.config.identity)
         try:
