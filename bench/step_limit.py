@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from plait.kernels.choice import choose
 from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
@@ -105,7 +106,10 @@ class Gauge:
 
     def measure(self) -> Machine:
         """Bandwidth of reading plain memory, and the rate of the best product; medians of a few tries."""
-        read_s = _median_s(self._memory.sum)
+        memory, choice = self._memory, choose()
+        assert choice.native is not None, f"nothing to measure: {choice.why}"
+        native = partial(choice.native.read, choice.isa, memory.data_ptr(), memory.nbytes, CORES)
+        read_s = min(_median_s(native), _median_s(memory.sum))
         flops = max(2 * len(x) * w.numel() / _median_s(partial(F.linear, x, w)) for x, w in self._products)
         time.sleep(SETTLE_S)
         return Machine(READ_BYTES / read_s, flops)

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from plait.model import shard, stage
 from plait.model.config import Rank
+from plait.model.share import share_of
 from plait.spec.errors import Unsupported
 from plait.spec.shape import ModelShape
 from tests.tiny import tiny_config
@@ -53,7 +54,7 @@ def test_weights_of_all_columns_are_those_of_the_model(tp):
 )
 def test_sizes_that_do_not_divide_are_refused(rank, why):
     with pytest.raises(Unsupported, match=why):
-        shard.shape_of(whole()[1], rank)
+        share_of(whole()[1], rank)
 
 
 def test_widths_that_do_not_divide_are_refused():

@@ -1,7 +1,7 @@
 """`Model`: one transformers module with our KV pool, attention and linear layers."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from plait.model.load import end_ids, load_config, load_module, take_quantisatio
 from plait.model.load_shard import load_share
 from plait.model.pool import KvPool
 from plait.model.quantised import QuantisedWeight
+from plait.model.share import share_of
 from plait.model.staging import staged
 from plait.model.world import World
 from plait.spec.errors import Unsupported
@@ -56,7 +57,7 @@ class Model:
         self.shape = replace(shape, max_tokens=self.max_len)
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
-        held = shard.shape_of(self.shape, config.rank)
+        held = share_of(self.shape, config.rank)
         self.pool = KvPool(held, config.slots, config.page, kv_dtype, config.device)
         quantised: dict[str, QuantisedWeight] = {}
         if world is None:
@@ -140,6 +141,12 @@ class Model:
         if self.config.exact and not torch.equal(mixed_TV, pieces):
             gap = float((mixed_TV - pieces).abs().max())
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
+
+    def watch(self, stored: Callable[[int], None]) -> None:
+        """From now on call `stored(layers)` as the layers of a forward store keys and values, in order; not
+        where it is played from a tape, nor on a GPU, which stores later than it is told."""
+        if self.device.type == "cpu":
+            self._current.stored = stored
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Float32 logits [L, V] of the wanted tokens (of a stage before the last one activations [T, N] of

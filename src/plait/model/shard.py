@@ -8,14 +8,14 @@ draws the same token and nothing has to be gathered or told.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from plait.model.config import Rank
 from plait.model.world import World
 from plait.spec.errors import Unsupported
-from plait.spec.shape import LayerShape, ModelShape
+from plait.spec.shape import LayerShape
 
 COLUMNS, ROWS = "colwise", "rowwise"
 WHOLE = "replicated_with_grad_allreduce"
@@ -46,33 +46,6 @@ class Reduced:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.world.sum(self.product(x))
-
-
-def shape_of(shape: ModelShape, rank: Rank) -> ModelShape:
-    """Sizes of what this process has.
-
-    Raises:
-        Unsupported: the model cannot be divided so; the message says how it can.
-    """
-    layer = shape.layers[0]
-    if rank.pp > len(shape.layers):
-        raise Unsupported(f"{len(shape.layers)} layers make no {rank.pp} stages: lower pp", "pp")
-    if layer.heads % rank.tp or (layer.kv_heads % rank.tp and rank.tp % layer.kv_heads):
-        fits = [n for n in range(1, layer.heads + 1) if _divides(layer, n)]
-        raise Unsupported(
-            f"tp is {rank.tp}, but the model has {layer.heads} query and {layer.kv_heads} KV heads: "
-            f"tp can be {', '.join(map(str, fits))}",
-            "tp",
-        )
-    layers = tuple(
-        replace(each, heads=each.heads // rank.tp, kv_heads=max(1, each.kv_heads // rank.tp))
-        for each in (shape.layers[i] for i in rank.layers(len(shape.layers)))
-    )
-    return replace(shape, layers=layers)
-
-
-def _divides(layer: LayerShape, tp: int) -> bool:
-    return layer.heads % tp == 0 and (layer.kv_heads % tp == 0 or tp % layer.kv_heads == 0)
 
 
 def cut(module: nn.Module, layer: LayerShape, rank: Rank) -> dict[str, Cut]:

@@ -23,13 +23,26 @@ from plait.model.config import ModelConfig, Rank
 from plait.runtime.driver import Sink
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
+from plait.runtime.transfers import Transfers
 from plait.spec.cluster import Instance, Placement
 from plait.spec.errors import EngineFailure, PlaitError, Unsupported
-from plait.spec.event import StepFailed, WorkerLost, WorkerUp
+from plait.spec.event import MoveFailed, StepFailed, WorkerLost, WorkerUp
+from plait.spec.move import Move
 from plait.spec.sampling import Opened
 from plait.spec.step import Step
-from plait.worker.config import WorkerConfig
-from plait.worker.wire import Answer, Fault, Hello, Message, Order, Quit, Refusal
+from plait.worker.config import LinkConfig, WorkerConfig
+from plait.worker.wire import (
+    Answer,
+    Fault,
+    Hello,
+    Message,
+    Order,
+    Pulled,
+    PullFault,
+    Quit,
+    Refusal,
+    Source,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +67,8 @@ class FleetConfig:
     """Wait before a restart, doubled with each failed start."""
     quit_ns: int = 5_000_000_000
     """Workers that were told to leave and are still there after this long are killed."""
+    links: LinkConfig = field(default_factory=LinkConfig)
+    """How keys and values travel between workers."""
 
 
 @dataclass(slots=True)
@@ -63,8 +78,8 @@ class Process:
     config: WorkerConfig
     heard_ns: int
     """When it last gave a sign of life."""
-    slots: int | None = None
-    """KV slots that it has; None: it is not ready."""
+    hello: Hello | None = None
+    """What it said when it was ready."""
     process: Started | None = None
 
     @property
@@ -97,6 +112,14 @@ class Member:
         """Of its first process."""
         return self.parts[0].pid if self.parts else None
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where others pull from it; none while it is not up."""
+        if not self.up:
+            return ()
+        told = [(part.config.identity, part.hello) for part in self.parts if part.hello is not None]
+        return tuple(Source(identity, hello.address, hello.shard) for identity, hello in told)
+
     async def kill(self) -> None:
         """End all its processes."""
         for part in self.parts:
@@ -112,8 +135,8 @@ class WorkerFleet:
         named = {each.id: each for each in config.placement.instances}
         shapes = [named.get(i, Instance(i)) for i in range(config.instances)]
         self.members = {each.id: Member(each.id, each.tp, each.pp) for each in shapes}
-        self.watchers: list[Callable[[int, Answer], None]] = []
-        """Are told every answer, with the instance that gave it."""
+        self.watchers: list[Callable[[int, Answer | Pulled], None]] = []
+        """Are told every answer to a step, and every share of a move that was copied, with the instance."""
         self._model = model
         self._launcher = launcher
         self._secret = secrets.token_bytes(32)
@@ -121,6 +144,7 @@ class WorkerFleet:
         self._sink: Sink | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._close = asyncio.Event()
+        self._transfers = Transfers(self._send)
 
     @property
     def _closing(self) -> bool:
@@ -137,7 +161,8 @@ class WorkerFleet:
         self._keepers = [loop.create_task(self._keep(member)) for member in self.members.values()]
         for member in self.members.values():
             await member.settled.wait()
-        if not any(member.up for member in self.members.values()):
+        members = self.members.values()
+        if any(member.refusal for member in members) or not any(member.up for member in members):
             raise self._hopeless()
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
@@ -147,10 +172,27 @@ class WorkerFleet:
         member.steps[step.id] = None
         self._tell(member, Order(step, opened))
 
+    def move(self, move: Move) -> None:
+        """See `Fleet`."""
+        assert self._sink is not None
+        target, source = self.members[move.target.instance], self.members[move.source.instance]
+        if target.up:
+            pullers = [part.config.identity for part in target.parts]
+            failed = self._transfers.begin(move, pullers, source.sources)
+            if failed is not None:
+                self._sink.post(failed)
+
+    def cancel(self, move: int) -> None:
+        """See `Fleet`."""
+        self._transfers.cancel(move)
+
     def _tell(self, member: Member, message: Message) -> None:
-        assert self._hub is not None
         for part in member.parts:
-            self._hub.send(part.config.identity, message)
+            self._send(part.config.identity, message)
+
+    def _send(self, identity: bytes, message: Message) -> None:
+        assert self._hub is not None
+        self._hub.send(identity, message)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -241,6 +283,7 @@ class WorkerFleet:
     def _lost(self, member: Member, status: int) -> None:
         member.up = False
         member.steps.clear()
+        self._transfers.lost(member.instance)
         if self._sink is not None and not self._closing:
             log.warning("worker %d.%d was lost (status %d)", member.instance, member.epoch, status)
             self._sink.post(WorkerLost(member.instance, member.epoch))
@@ -263,7 +306,7 @@ class WorkerFleet:
         part.heard_ns = time.monotonic_ns()
         match message:
             case Hello():
-                part.slots, member.kernels = message.slots, message.kernels
+                part.hello, member.kernels = message, message.kernels
                 self._up(member)
             case Refusal():
                 member.refusal = message.reason
@@ -273,6 +316,8 @@ class WorkerFleet:
                 if message.step in member.steps:
                     del member.steps[message.step]
                     self._sink.answered(message.step, message.draws)
+            case Pulled() | PullFault():
+                self._moved(instance, identity, message)
             case Fault():
                 if message.step in member.steps:
                     del member.steps[message.step]
@@ -280,12 +325,23 @@ class WorkerFleet:
 
     def _up(self, member: Member) -> None:
         """The instance is up once all its processes are; it has as many slots as each of them."""
-        slots = [part.slots for part in member.parts if part.slots is not None]
-        if len(slots) < len(member.parts) or self._sink is None:
+        hellos = [part.hello for part in member.parts if part.hello is not None]
+        if len(hellos) < len(member.parts) or self._sink is None:
             return
         member.up, member.failed_starts = True, 0
         member.settled.set()
-        self._sink.post(WorkerUp(member.instance, member.epoch, min(slots)))
+        self._sink.post(WorkerUp(member.instance, member.epoch, min(hello.slots for hello in hellos)))
+
+    def _moved(self, instance: int, identity: bytes, message: Pulled | PullFault) -> None:
+        assert self._sink is not None
+        if isinstance(message, Pulled):
+            for watch in self.watchers:
+                watch(instance, message)
+        event = self._transfers.answered(identity, message)
+        if isinstance(event, MoveFailed):
+            log.info("move %d into instance %d failed: %s", event.move, instance, event.reason)
+        if event is not None:
+            self._sink.post(event)
 
     def _config_of(self, member: Member, rank: Rank) -> WorkerConfig:
         assert self._hub is not None
@@ -295,4 +351,5 @@ class WorkerFleet:
             address=self._hub.address,
             secret=self._secret.hex(),
             model=replace(self._model, rank=rank),
+            links=self.config.links,
         )

@@ -5,17 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait.cost.cost import Cost
-from plait.model.config import ModelConfig, dtype_of
+from plait.model.config import ModelConfig, Rank, dtype_of
 from plait.model.hub import resolve
+from plait.model.share import share_of
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
 from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
-from plait.runtime.room import free_slots
+from plait.runtime.room import free_slots, stored_shape
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Instance, Placement
-from plait.spec.errors import UserError
+from plait.sim.copies import Network
+from plait.spec.cluster import Instance, Link, Placement, Role
+from plait.spec.errors import Unsupported, UserError
+from plait.spec.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class ServeConfig:
     """None: workers are child processes; "local" or an address: Ray starts them."""
     pace: Cost | None = None
     """Deliver answers no earlier than this cost model says."""
+    pace_link: Link | None = None
+    """What moves between instances of a paced run travel on; None: they take as long as they do."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """How many workers, and when one counts as lost; its placement is that of `manager`."""
     tp: int = 1
@@ -65,9 +70,11 @@ def open_engine(config: ServeConfig) -> Engine:
         raise UserError(f"device is {config.device}; choose cpu, cuda or cuda:N", "device")
     folder = resolve(config.model)
     page, instances = config.manager.page, config.fleet.instances
+    _check_placement(config.manager.placement, instances)
     max_len = max_len_of(folder, config.max_len)
     config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
-    placement, shape = _placement(config), shape_of(folder)
+    shape = shape_of(folder)
+    placement = _placement(config, shape)
     copies = max(-(-each.tp // shape.layers[0].kv_heads) for each in placement.instances)
     slots = config.kv_tokens or free_slots(
         shape, config.dtype, config.kv_dtype, config.device, instances, max_len, copies
@@ -87,7 +94,10 @@ def open_engine(config: ServeConfig) -> Engine:
         replace(config.fleet, placement=placement), model, _launcher(config, placement)
     )
     if config.pace is not None:
-        fleet = PacedFleet(fleet, config.pace)
+        nodes = {each.id: each.node for each in config.manager.placement.instances}
+        fleet = PacedFleet(fleet, config.pace, _network(config, folder), nodes)
+    elif config.pace_link is not None:
+        raise UserError("only a paced run has a stated bandwidth: give --pace, or leave it out", "pace_link")
     name = config.name or config.model
     engine = EngineConfig(
         folder=folder,
@@ -99,14 +109,41 @@ def open_engine(config: ServeConfig) -> Engine:
     return Engine(engine, fleet, instances)
 
 
-def _placement(config: ServeConfig) -> Placement:
-    """Every instance by name, with its processes."""
+def _check_placement(placement: Placement, instances: int) -> None:
+    """Raises UserError where these instances cannot serve so."""
+    named = {each.id: each for each in placement.instances}
+    strangers = [id for id in named if not 0 <= id < instances]
+    if strangers:
+        raise UserError(f"the placement names instance {strangers[0]} of {instances}", "placement")
+    roles = [named[id].role if id in named else Role.MIXED for id in range(instances)]
+    if not any(role.prefills for role in roles) or not any(role.decodes for role in roles):
+        raise UserError(
+            "a placement needs an instance that prefills and one that decodes: add one, or a mixed one",
+            "placement",
+        )
+
+
+def _network(config: ServeConfig, folder: Path) -> Network | None:
+    link = config.pace_link
+    if link is None:
+        return None
+    shape = stored_shape(shape_of(folder), config.dtype, config.kv_dtype)
+    layers = len(shape.layers) if config.manager.handover.overlap else 1
+    return Network(shape.kv_bytes_per_token, local=link, remote=link, layers=layers)
+
+
+def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
+    """Every instance by name, with its processes. Raises UserError where the model cannot be divided so."""
     named = {each.id: each for each in config.manager.placement.instances}
     ids = range(config.fleet.instances)
     placement = Placement(tuple(named.get(i, Instance(i, tp=config.tp, pp=config.pp)) for i in ids))
     for each in placement.instances:
         if each.tp < 1 or each.pp < 1:
             raise UserError(f"instance {each.id}: tp ({each.tp}) and pp ({each.pp}) must be at least 1", "tp")
+        try:
+            share_of(shape, Rank(each.tp, each.pp))
+        except Unsupported as refusal:
+            raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
     return placement
 
 

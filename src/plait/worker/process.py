@@ -17,8 +17,11 @@ from plait.model.world import World, WorldError
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
+from plait.worker.fabric import Fabric
+from plait.worker.layout import Interval, Shard
 from plait.worker.line import Line
 from plait.worker.member import MemberExecutor
+from plait.worker.progress import Progress
 from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
 
 log = logging.getLogger(__name__)
@@ -50,11 +53,24 @@ def serve(config: WorkerConfig) -> int:
     gc.collect()
     gc.freeze()  # what stays for the life of the process need not be looked through again
     executor = MemberExecutor(model, config.instance, world) if world else Executor(model, config.instance)
-    line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
+    progress = Progress()
+    model.watch(progress.stored)
+    line.fabric = fabric = Fabric(config, model.pool, _shard(model), progress, line.send)
+    fabric.start()
+    line.send(
+        Hello(
+            slots=config.model.slots,
+            kernels=choose(config.model.device).why,
+            address=fabric.lender.address,
+            shard=fabric.store.shard,
+        )
+    )
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     try:
         while (order := line.orders.get()) is not None:
+            progress.begin(order.step.id)
             answer = _carry_out(executor, order)
+            progress.end(order.step.id, failed=isinstance(answer, Fault))
             if config.model.rank.answers or isinstance(answer, Fault):
                 line.send(answer)
         if world is not None:
@@ -62,6 +78,7 @@ def serve(config: WorkerConfig) -> int:
     except WorldError:
         log.exception("the instance has fallen apart")
         os._exit(APART)
+    fabric.close()
     line.close()
     gc.unfreeze()
     return 0
@@ -73,6 +90,13 @@ def _meet(config: WorkerConfig) -> World | None:
         return None
     os.umask(0o077)  # the file in which they meet is for this user only
     return World(config.model.rank, config.meeting, config.patience_s)
+
+
+def _shard(model: Model) -> Shard:
+    """What this process holds of every request. Where layers differ in their heads, it has all of them."""
+    layers, rank = model.shape.layers, model.config.rank
+    mine, heads = rank.layers(len(layers)), rank.share(max(layer.kv_heads for layer in layers))
+    return Shard(Interval(mine.start, mine.stop), Interval(heads.start, heads.stop))
 
 
 def _populate(pool: KvPool) -> None:
