@@ -59,8 +59,9 @@ class ManagerMachine(RuleBasedStateMachine):
         held_share=st.sampled_from([0.2, 1.0]),
         overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
+        pp=st.sampled_from([1, 1, 2, 3]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, **handover):
+    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, pp, **handover):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
@@ -71,7 +72,7 @@ class ManagerMachine(RuleBasedStateMachine):
                 ),
                 batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
                 handover=HandoverConfig(**handover),
-                placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
+                placement=Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles))),
             )
         )
         self.shadow = Shadow(EOS)
