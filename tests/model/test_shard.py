@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
-from plait.model import shard, stage
-from plait.model.config import Rank
+from plait.model import settle, shard, stage
+from plait.model.config import ModelConfig, Rank
+from plait.model.schemes import Quantisation, Scheme
 from plait.model.share import share_of
 from plait.spec.errors import Unsupported
 from plait.spec.shape import ModelShape
-from tests.tiny import tiny_config
+from tests.tiny import COMMON, tiny_config, tiny_folder
 
 SIZES = {"num_attention_heads": 8, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 5}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
@@ -69,3 +71,40 @@ def test_models_without_a_plan_are_refused():
         shard.cut(module, shape.layers[0], Rank(2, 1))
     with pytest.raises(Unsupported, match="no pipeline plan for opt"):
         stage.stack_of(module)
+
+
+REFUSED = {
+    "Phi3Config": "rowwise_split_input",
+    "Olmo2Config": "colwise_gather_output",
+    "Glm4Config": "colwise_gather_output",
+    "Qwen3MoeConfig": "moe_tp_experts",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_plans_that_we_do_not_carry_out_are_refused_by_name(name):
+    sizes = {**COMMON, **SIZES, **GROUPED, "num_hidden_layers": 1}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = getattr(transformers, name)(**sizes, **(experts if "Moe" in name else {}))
+    module = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(Unsupported, match=f"plan wants '{REFUSED[name]}' of model.*: use tp 1"):
+        shard.cut(module, ModelShape.from_config(config.to_dict()).layers[0], Rank(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, r"random weights \(seed\) are for tp 1 and pp 1"),
+        ({"device": "cuda"}, "several processes compute on cpu only: use tp 1 and pp 1"),
+    ],
+)
+def test_what_only_one_process_can_do_is_refused(changes, words):
+    with pytest.raises(Unsupported, match=words):
+        settle.validate(ModelConfig("", rank=Rank(2, 1), **changes))
+
+
+def test_quantised_weights_are_not_divided(tmp_path):
+    eight = Quantisation((Scheme(8, None, True, ("Linear",)),), ())
+    folder = tiny_folder(tmp_path)
+    with pytest.raises(Unsupported, match="quantised weights are not divided: use tp 1 and pp 1"):
+        settle.dtype(ModelConfig(str(folder), rank=Rank(1, 2)), eight)
