@@ -35,3 +35,13 @@ def test_a_file_names_all_instances(tmp_path: Path):
         _placement(path, 2, 0, 0)
     with pytest.raises(UserError, match="leave out"):
         _placement(path, 1, 1, 0)
+    with pytest.raises(UserError, match="leave out"):
+        _placement(path, 1, 0, 0, tp=2)
+
+
+def test_processes_are_those_of_every_instance_or_of_each_in_the_file(tmp_path: Path):
+    placement = _placement(None, 2, 1, 1, tp=3, pp=2)
+    assert [(each.tp, each.pp) for each in placement.instances] == [(3, 2), (3, 2)]
+    path = tmp_path / "placement.yaml"
+    path.write_text("instances: [{role: prefill, tp: 3}, {role: decode, pp: 2}]")
+    assert [(each.tp, each.pp) for each in _placement(path, 1, 0, 0).instances] == [(3, 1), (1, 2)]

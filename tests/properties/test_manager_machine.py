@@ -64,8 +64,23 @@ class ManagerMachine(RuleBasedStateMachine):
         held_share=st.sampled_from([0.2, 1.0]),
         overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
+        pp=st.sampled_from([1, 1, 2, 3]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, chunk_ns, master_rows, **handover):
+    def build(
+        self,
+        page,
+        depth,
+        step_tokens,
+        share,
+        max_queue,
+        prefix_cache,
+        roles,
+        ttft_ns,
+        pp,
+        chunk_ns,
+        master_rows,
+        **handover,
+    ):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
@@ -77,7 +92,7 @@ class ManagerMachine(RuleBasedStateMachine):
                 batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
                 handover=HandoverConfig(**handover),
                 elastic=ElasticConfig(WIDTHS, 2.0, chunk_ns, master_rows=master_rows),
-                placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
+                placement=Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles))),
             )
         )
         self.shadow = Shadow(EOS)

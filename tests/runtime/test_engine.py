@@ -138,7 +138,7 @@ async def test_a_killed_worker_loses_nothing(tiny_llama, cluster):
         first = await anext(aiter(streams[0]))
         victim = engine.fleet.members[0]
         epoch = victim.epoch
-        await victim.process.kill()
+        await victim.kill()
         rest = await asyncio.gather(*(collect(stream) for stream in streams))
         got = [tokens for _, tokens, _ in rest]
         assert [list(first.tokens) + got[0], *got[1:]] == expected

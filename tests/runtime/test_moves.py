@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from plait.model.hub import resolve
 from plait.runtime.ask import Ask
-from plait.runtime.fleet import FleetConfig
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.handover import HandoverConfig
@@ -187,7 +186,7 @@ async def test_a_worker_killed_at_either_end_loses_nothing(tiny_llama, alone, en
         move = watch.open[0]
         victim = engine.fleet.members[getattr(move, end).instance]
         epoch = victim.epoch
-        await victim.process.kill()
+        await victim.kill()
         await until(engine, lambda: victim.epoch > epoch and victim.up)
         rest = await asyncio.gather(*map(collect, streams))
         assert [tokens for _, tokens, _ in rest] == alone[LONG][:6]
@@ -266,7 +265,7 @@ async def test_a_journal_with_moves_replays_and_simulates(tiny_llama, tmp_path):
         streams = [engine.submit(Ask(prompt(n), LONG)) for n in range(20)]
         await until(engine, lambda: engine.core.handover.flying)
         streams[3].abort()
-        await engine.fleet.members[3].process.kill()
+        await engine.fleet.members[3].kill()
         await asyncio.gather(*map(collect, streams))
         await until(engine, lambda: engine.core.quiet)
     entries = read_journal(path).entries
@@ -297,11 +296,15 @@ async def test_placements_that_cannot_serve_are_refused(tiny_llama, placement, w
             pass
 
 
-async def test_instances_of_several_workers_are_refused(tiny_llama):
-    manager = ManagerConfig(placement=Placement((Instance(0, tp=2),)))
-    with pytest.raises(Unsupported, match="tp 1"):
-        async with engine_of(tiny_llama, manager=manager, fleet=FleetConfig()):
-            pass
+async def test_an_instance_that_the_model_cannot_be_divided_for_is_refused_by_name(tiny_llama):
+    for second, words in (
+        (Instance(1, tp=3), "1: tp is 3.*tp can be 1, 2, 4"),
+        (Instance(1, pp=3), "1: 2 lay"),
+    ):
+        manager = ManagerConfig(placement=Placement((Instance(0), second)))
+        with pytest.raises(Unsupported, match=f"instance {words}"):
+            async with engine_of(tiny_llama, **placed(manager)):
+                pass
 
 
 async def test_roles_can_be_changed_but_not_all_of_a_phase(tiny_llama):

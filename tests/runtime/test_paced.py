@@ -74,7 +74,7 @@ async def test_a_target_lost_on_the_way_is_not_waited_for(tiny_llama):
             for command in commands:
                 if isinstance(command, Move) and not killed:
                     killed.append(command)
-                    engine.fleet._inner.members[command.target.instance].process._process.kill()
+                    engine.fleet.inner.members[command.target.instance].parts[0].process._process.kill()
 
         engine.driver.observers.append(kill)
         assert await answers(engine, 4) == expected
@@ -89,7 +89,7 @@ async def test_a_lost_worker_takes_its_held_answers_with_it(tiny_llama):
 
         def kill(now_ns, event, commands):
             if isinstance(event, StepDone) and event.step == 6:
-                engine.fleet._inner.members[0].process._process.kill()
+                engine.fleet.inner.members[0].parts[0].process._process.kill()
 
         engine.driver.observers.append(kill)
         assert await answers(engine, 4, long) == expected

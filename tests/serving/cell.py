@@ -19,8 +19,8 @@ ROLES = {"m": Role.MIXED, "p": Role.PREFILL, "d": Role.DECODE}
 
 
 class Cell:
-    """`slots` are those of instances 0, 1, ...; `roles` has a letter for each (m, p or d); settings go to
-    whichever config has them."""
+    """`slots` are those of instances 0, 1, ...; `roles` has a letter for each (m, p or d), m
+    without them; settings go to whichever config has them."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Cell:
         retries: int = 2,
         roles: str = "",
         tries: int = 2,
+        pp: int = 1,
         **settings: object,
     ) -> None:
         admission, batcher, handover = AdmissionConfig(), BatcherConfig(), HandoverConfig(retries=tries)
@@ -39,7 +40,8 @@ class Cell:
                 batcher = replace(batcher, **{name: value})
             else:
                 handover = replace(handover, **{name: value})
-        placement = Placement(tuple(Instance(i, ROLES[role]) for i, role in enumerate(roles)))
+        letters = enumerate(roles or "m" * len(slots))
+        placement = Placement(tuple(Instance(i, ROLES[role], pp=pp) for i, role in letters))
         self.manager = GlobalManager(
             ManagerConfig(
                 page=page,

@@ -47,6 +47,47 @@ def test_a_step_computes_at_most_step_tokens(lengths: list[tuple[int, int]], ste
     assert computed == {at: prompt + out - 1 for at, (prompt, out) in enumerate(lengths)}
 
 
+def decoded(step: Step) -> set[int]:
+    """Rows that take one more token."""
+    return set(step.again) | {row.request for row in step.rows if not row.given}
+
+
+@pytest.mark.parametrize("pp", [2, 3, 4])
+def test_stages_decode_different_rows_at_once(pp: int):
+    cell = Cell(4096, step_tokens=64, depth=pp, pp=pp)
+    for _ in range(2 * pp):
+        cell.arrive(4, 40)
+    for _ in range(3 * pp):  # prompts, and first tokens
+        cell.answer()
+    for _ in range(4 * pp):
+        steps = [decoded(step) for step in cell.inbox[0]]
+        assert [len(rows) for rows in steps] == [2] * pp
+        assert set().union(*steps) == set(range(2 * pp)), "a row is in two steps, or waits"
+        cell.answer()
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=12),
+    pp=st.integers(1, 4),
+    depth=st.integers(1, 5),
+    slots=st.integers(64, 400),
+)
+@settings(max_examples=scaled(1000), deadline=None)
+def test_stages_leave_no_row_behind(lengths: list[tuple[int, int]], pp: int, depth: int, slots: int):
+    """Also with fewer steps in flight than stages, and where rows yield to each other."""
+    cell = Cell(slots, step_tokens=16, depth=depth, pp=pp, output_share=0.3)
+    for prompt, max_tokens in lengths:
+        cell.arrive(prompt, max_tokens)
+    waited = dict.fromkeys(range(len(lengths)), 0)
+    while cell.inbox[0]:
+        cell.answer()
+        for live in cell.manager.seats[0].decoding.values():
+            waited[live.id] = 0 if live.flying else waited[live.id] + 1
+            assert waited[live.id] <= 2 * pp + 2, "others are planned again and again"
+    assert all(cell.reason(at) is EndReason.LENGTH for at in range(len(lengths)))
+    assert [cell.drawn[at] for at in range(len(lengths))] == [most for _, most in lengths]
+
+
 def test_decoding_rows_go_first_and_prompts_get_the_rest():
     cell = Cell(256, step_tokens=8, depth=1)
     decoders = [cell.arrive(2, 20) for _ in range(3)]

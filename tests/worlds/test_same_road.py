@@ -69,7 +69,7 @@ async def live_run(folder, path, requests=220, kill=False):
         first = [asyncio.create_task(one(n)) for n in range(requests // 2)]
         if kill:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            await engine.fleet.members[1].process.kill()
+            await engine.fleet.members[1].kill()
         await asyncio.wait(first[:3])
         await asyncio.gather(*first, *(one(n) for n in range(requests // 2, requests)))
         await until(engine, lambda: engine.core.quiet)  # steps of aborted requests may still be in flight

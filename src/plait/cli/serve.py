@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,11 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: any free
 ApiKey = Annotated[
     list[str] | None, typer.Option(help="Accepted key, may be repeated; or set PLAIT_API_KEY.")
 ]
-Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
+Instances = Annotated[
+    int, typer.Option(min=1, help="Instances; each has all weights, in --tp x --pp processes.")
+]
+Tp = Annotated[int, typer.Option(min=1, help="Processes of an instance that share each layer.")]
+Pp = Annotated[int, typer.Option(min=1, help="Stages of an instance, each with an interval of layers.")]
 PlacementFile = Annotated[
     Path | None,
     typer.Option("--placement", help="JSON or YAML file of instances and their roles; not with --instances."),
@@ -88,6 +93,8 @@ def serve(
     port: Port = 8000,
     api_key: ApiKey = None,
     instances: Instances = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
     placement: PlacementFile = None,
     prefill: Prefill = 0,
     decode: Decode = 0,
@@ -131,7 +138,7 @@ def serve(
         default_timeout_s=timeout,
         drain_s=drain,
     )
-    roles = _placement(placement, instances, prefill, decode)
+    roles = _placement(placement, instances, prefill, decode, tp, pp)
     manager = ManagerConfig(
         model=name or model,
         page=page,
@@ -160,11 +167,17 @@ def serve(
     uvloop.run(_run(config, server, began))
 
 
-def _placement(path: Path | None, instances: int, prefill: int, decode: int) -> Placement:
+def _placement(
+    path: Path | None, instances: int, prefill: int, decode: int, tp: int = 1, pp: int = 1
+) -> Placement:
     if path is None:
-        return Placement.disaggregated(prefill, decode, max(0, instances - prefill - decode))
-    if prefill or decode or instances != 1:
-        raise UserError("--placement names all instances: leave out --instances, --prefill and --decode")
+        equal = Placement.disaggregated(prefill, decode, max(0, instances - prefill - decode))
+        return Placement(tuple(replace(each, tp=tp, pp=pp) for each in equal.instances))
+    if prefill or decode or max(instances, tp, pp) > 1:
+        raise UserError(
+            "--placement names all instances with their tp and pp: leave out --instances, --prefill, "
+            "--decode, --tp and --pp"
+        )
     return read_placement(path)
 
 

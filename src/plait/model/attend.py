@@ -107,8 +107,11 @@ def _refuse(others: dict[str, Any]) -> None:
 AttentionInterface.register(NAME, attention)
 
 
-def hang(module: nn.Module, pool: KvPool, current: Current, threads: int) -> None:
+def hang(module: nn.Module, pool: KvPool, current: Current, threads: int, first: int = 0) -> None:
     """Give each attention layer its own `Attend` with its own part of the pool.
+
+    Args:
+        first: the layer that the pool begins with.
 
     Raises:
         Unsupported: the layers found are not exactly the pool's.
@@ -119,11 +122,12 @@ def hang(module: nn.Module, pool: KvPool, current: Current, threads: int) -> Non
             if part.layer_idx in found:
                 raise Unsupported(f"{name} is a second attention of layer {part.layer_idx}", "model")
             found[part.layer_idx] = part
-    if sorted(found) != list(range(len(pool.layers))):
+    layers = range(first, first + len(pool.layers))
+    if sorted(found) != list(layers):
         raise Unsupported(
-            f"found attention in layers {sorted(found)} of {len(pool.layers)}; plait serves decoders "
+            f"found attention in layers {sorted(found)} of {layers}; plait serves decoders "
             "with attention in each layer",
             "model",
         )
-    for index, kv_BKXE in enumerate(pool.layers):
-        found[index].__dict__["attend"] = Attend(kv_BKXE, pool.page, current, threads, index)
+    for local, kv_BKXE in enumerate(pool.layers):
+        found[first + local].__dict__["attend"] = Attend(kv_BKXE, pool.page, current, threads, local)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from plait.model.attend import NAME
 from plait.model.inputs import StepInputs
+from plait.model.stage import Forward, Whole
 from plait.spec.errors import Unsupported
 
 TOKENS = 24
@@ -18,12 +19,17 @@ def example(vocab: int, max_len: int, slots: int) -> Tensor:
     return (torch.arange(count) * 7919 + 13) % vocab
 
 
-def reference(module: nn.Module, tokens_T: Tensor) -> Tensor:
-    """Logits [T, V] of one sequence by transformers' own attention and linear layers."""
+def reference(module: nn.Module, tokens_T: Tensor, forward: Forward | None = None) -> Tensor:
+    """Logits [T, V] of one sequence by transformers' own attention and linear layers.
+
+    Args:
+        forward: that of a module which is part of a model; then what it gives, [T, ...].
+    """
+    forward = forward or Whole(module)
     softcap = getattr(module.config, "attn_logit_softcapping", None)
     module.set_attn_implementation("eager" if softcap else "sdpa")
     with torch.inference_mode():
-        logits_TV = module(input_ids=tokens_T[None], use_cache=False).logits[0].float()
+        logits_TV = forward(tokens_T[None], None, 0)[0].float()
     module.set_attn_implementation(NAME)
     return logits_TV
 
@@ -73,8 +79,9 @@ def cut(tokens_T: Tensor, pieces: list[tuple[int, int, int]], page: int) -> Step
     )
 
 
-def refusal_of_exactness(module: nn.Module, dtype: torch.dtype) -> str | None:
-    """Why results of this model may depend on the batch; None if they may not."""
+def refusal_of_exactness(module: nn.Module, dtype: torch.dtype, tp: int = 1) -> str | None:
+    """Why results of this model, its layers shared by `tp` processes, may depend on the batch; None if they
+    may not."""
     config = module.config
     if dtype != torch.float32:
         return "only float32 products have a fixed order of summation"
@@ -85,6 +92,8 @@ def refusal_of_exactness(module: nn.Module, dtype: torch.dtype) -> str | None:
     )
     capped = getattr(config, "final_logit_softcapping", None)
     # Torch computes exp, tanh and the like 32 values at a time, and what is left over with other bits.
-    if (width or 32) % 32 or (capped and config.vocab_size % 32):
-        return "its feed-forward width (and with capped logits its vocabulary) is no multiple of 32"
+    if (width or 32 * tp) // tp % 32 or (capped and config.vocab_size % 32):
+        return (
+            f"its feed-forward width (over {tp}), or its vocabulary with capped logits, is no multiple of 32"
+        )
     return None

@@ -1,10 +1,63 @@
 """`ModelConfig`: what a worker is told to load. No torch here: drivers make it, workers use it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.kernels.choice import choose
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One process of an instance of tp x pp: ranks of the first stage come first.
+
+    A stage (pipeline parallel) has an interval of layers, a column (tensor parallel) a share of each layer.
+    """
+
+    tp: int = 1
+    """Processes that share each layer."""
+    pp: int = 1
+    """Stages that follow each other."""
+    index: int = 0
+    """0 to tp x pp - 1."""
+
+    @property
+    def size(self) -> int:
+        """Processes of the instance."""
+        return self.tp * self.pp
+
+    @property
+    def stage(self) -> int:
+        """Which interval of layers it has."""
+        return self.index // self.tp
+
+    @property
+    def column(self) -> int:
+        """Which share of its layers it has."""
+        return self.index % self.tp
+
+    @property
+    def last(self) -> bool:
+        """Its stage has the output head and draws tokens."""
+        return self.stage == self.pp - 1
+
+    @property
+    def answers(self) -> bool:
+        """It speaks for the instance: the first of those that draw, whose draws are the same."""
+        return self.index == self.size - self.tp
+
+    def of_stage(self, stage: int) -> int:
+        """Index of the process with the same share of another stage."""
+        return stage * self.tp + self.column
+
+    def layers(self, count: int) -> range:
+        """Its layers of `count`; stages get equal numbers, some one more where it does not divide."""
+        return range(-(-self.stage * count // self.pp), -(-(self.stage + 1) * count // self.pp))
+
+    def share(self, units: int) -> range:
+        """Its units of a layer's `units`; where there are more processes, neighbours have the same one."""
+        first = self.column * units // self.tp
+        return range(first, first + max(1, units // self.tp))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +85,8 @@ class ModelConfig:
     """Where to compute: cpu, cuda (the first GPU that this process sees) or cuda:N."""
     threads: int = 1
     """Threads that our kernels use."""
+    rank: Rank = field(default_factory=Rank)
+    """Which part of the model to load."""
 
 
 def dtype_of(folder: Path, wanted: str, exact: bool, device: str = "cpu") -> str:

@@ -10,32 +10,42 @@ import torch
 from torch import Tensor
 
 from plait.kernels.choice import choose
-from plait.model import attend, check, fuse, pack, rope, settle
+from plait.model import attend, check, fuse, pack, rope, settle, shard, stage
 from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
 from plait.model.graph import CudaGraphs, DecodeGraphs
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module, take_quantisation
+from plait.model.load_shard import load_share
 from plait.model.pool import KvPool
 from plait.model.quantised import QuantisedWeight
+from plait.model.share import share_of
 from plait.model.staging import staged
+from plait.model.world import World
 from plait.spec.errors import Unsupported
 
 log = logging.getLogger(__name__)
 
 
 class Model:
-    """A decoder that computes one flat row of tokens a step. Several live in one process."""
+    """A decoder that computes one flat row of tokens a step. Several live in one process.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Where an instance has several processes, each has a `Model` of its share, and all compute the same steps
+    in the same order. A stage that is not the last one gives its activations where others give logits.
+    """
+
+    def __init__(self, config: ModelConfig, world: World | None = None) -> None:
         """Load, install our parts and check the result against transformers' own forward.
+
+        Args:
+            world: the processes of `config.rank`; None where there is one.
 
         Raises:
             UserError: an option or the folder cannot be used; the message says what to change.
             Unsupported: the engine cannot carry this model.
         """
         settle.validate(config)
-        self.config = config
+        self.config, self.world = config, world
         self.kernels, self.device = choose(config.device), torch.device(config.device)
         folder = Path(config.folder)
         hf_config = load_config(folder)
@@ -47,11 +57,17 @@ class Model:
         self.shape = replace(shape, max_tokens=self.max_len)
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
-        self.pool = KvPool(self.shape, config.slots, config.page, kv_dtype, config.device)
-        # Random weights are drawn where they will be: a GPU draws billions of them in a second.
-        with self.device if config.seed is not None else nullcontext():
-            self.module, quantised = load_module(folder, hf_config, dtype, config.seed, quantisation)
+        held = share_of(self.shape, config.rank)
+        self.pool = KvPool(held, config.slots, config.page, kv_dtype, config.device)
+        quantised: dict[str, QuantisedWeight] = {}
+        if world is None:
+            # Random weights are drawn where they will be: a GPU draws billions of them in a second.
+            with self.device if config.seed is not None else nullcontext():
+                self.module, quantised = load_module(folder, hf_config, dtype, config.seed, quantisation)
+        else:
+            self.module = load_share(folder, hf_config, dtype, self.shape.layers[0], world)
         self.module.to(self.device)
+        self._forward = stage.forward_of(self.module, config.rank, world)
         self._current = Current()
         self._tapes: DecodeTapes | DecodeGraphs | None = None
         if self.device.type == "cuda":
@@ -64,14 +80,15 @@ class Model:
         native = self.kernels.native
         if self.device.type == "cuda":
             self._tapes = DecodeGraphs(self._compute, CudaGraphs(), self.pool, self.max_len)
-        elif native is not None and not config.exact:
+        elif native is not None and not config.exact and (world is None or world.plays):
             self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
 
     def _install(self, dtype: torch.dtype, quantised: dict[str, QuantisedWeight]) -> None:
         config, module, kernels = self.config, self.module, self.kernels
-        reason = check.refusal_of_exactness(module, dtype) if config.exact else None
+        rank, world = config.rank, self.world
+        reason = check.refusal_of_exactness(module, dtype, rank.tp) if config.exact else None
         tokens_T = check.example(self.vocab, self.max_len, config.slots // config.page)
-        theirs_TV = check.reference(module, tokens_T.to(self.device))
+        theirs_TV = check.reference(module, tokens_T.to(self.device), self._forward)
         with self.device:  # where tables are made
             tabled = rope.install(module, self.max_len, dtype)
         if config.exact and not tabled:
@@ -83,11 +100,14 @@ class Model:
         # the threads.
         self.threads_of_torch = 1 if packed else config.threads
         pack.install(module, packed, config.threads, quantised)
+        if world is not None and rank.tp > 1:
+            shard.reduce(module, world)
         if kernels.isa != "reference":
             fuse.install(module, dtype, config.threads)
         if kernels.native is not None:
             pack.gather(module)
-        attend.hang(module, self.pool, self._current, config.threads)
+        first = rank.layers(len(self.shape.layers)).start
+        attend.hang(module, self.pool, self._current, config.threads, first)
         log.info("kernels: %s", kernels.why)
         whole = check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page)
         try:
@@ -129,7 +149,8 @@ class Model:
             self._current.stored = stored
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """Float32 logits [L, V] of the wanted tokens, on the device; stores the keys and values of all.
+        """Float32 logits [L, V] of the wanted tokens (of a stage before the last one activations [T, N] of
+        all), on the device; stores the keys and values of all.
 
         `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row
         are played from a tape or graph where there is one; in exact mode there is none, so that every step
@@ -144,15 +165,10 @@ class Model:
         self._current.inputs = inputs
         try:
             with torch.inference_mode(), _torch_threads(self.threads_of_torch):
-                output = self.module(
-                    input_ids=inputs.tokens_T[None],
-                    position_ids=inputs.positions_T[None],
-                    use_cache=False,
-                    logits_to_keep=inputs.wanted_L,
-                )
+                result = self._forward(inputs.tokens_T[None], inputs.positions_T[None], inputs.wanted_L)
         finally:
             self._current.inputs = None
-        return output.logits[0].float()
+        return result[0].float()
 
 
 @contextmanager

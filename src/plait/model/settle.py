@@ -31,6 +31,10 @@ def validate(config: ModelConfig) -> None:
         )
     if config.threads < 1:
         raise UserError("threads must be at least 1", "threads")
+    if config.rank.size > 1 and config.seed is not None:
+        raise Unsupported("random weights (seed) are for tp 1 and pp 1: load the weights", "seed")
+    if config.rank.size > 1 and config.device != "cpu":
+        raise Unsupported("instances of several processes compute on cpu only: use tp 1 and pp 1", "device")
 
 
 def dtype(config: ModelConfig, quantisation: Quantisation | None) -> torch.dtype:
@@ -38,6 +42,8 @@ def dtype(config: ModelConfig, quantisation: Quantisation | None) -> torch.dtype
     wanted = dtype_of(Path(config.folder), config.dtype, config.exact, config.device)
     if quantisation is None:
         return DTYPES[wanted]
+    if config.rank.size > 1:
+        raise Unsupported("quantised weights are not divided: use tp 1 and pp 1", "tp")
     if config.device != "cpu":
         raise Unsupported("quantised weights are computed with on cpu only", "device")
     if wanted != "bfloat16":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.kernels import attention, elementwise, ops, pointwise
+from plait.kernels import attention, elementwise, ops, pointwise, shared_sum
 from plait.kernels.calls import Call, Calls
 from plait.kernels.elementwise import Map
 
@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
         self._kept: list[object] = []
         self._constants: set[int] = set()
         """Storages of tensors that are the same in every step."""
-        self._bodies = {**ops.BODIES, **attention.BODIES, **pointwise.BODIES}
+        self._bodies = {**ops.BODIES, **attention.BODIES, **pointwise.BODIES, **shared_sum.BODIES}
         self._pointwise = pointwise.Native()
         self._sum: Sum | None = None
         """The last call, if it was a plain sum."""

@@ -5,6 +5,9 @@ A worker's life, once per epoch:
     launched --Hello--> up --exit, silence--> lost --after a pause, epoch + 1--> launched ...
         `--Refusal--> given up (starting again would end the same way)
 
+An instance of tp x pp has so many processes. They live and die together: it is up when all are, and lost when
+one is, and the next epoch starts all anew. All get every step; one of them answers for all.
+
 `LocalFleet` and `RayFleet` are this with different launchers.
 """
 
@@ -14,15 +17,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from plait.model.config import ModelConfig
+from plait.model.config import ModelConfig, Rank
 from plait.runtime.driver import Sink
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
 from plait.runtime.transfers import Transfers
+from plait.spec.cluster import Instance, Placement
 from plait.spec.errors import EngineFailure, PlaitError, Unsupported
-from plait.spec.event import StepFailed, WorkerLost, WorkerUp
+from plait.spec.event import MoveFailed, StepFailed, WorkerLost, WorkerUp
 from plait.spec.move import Move
 from plait.spec.sampling import Opened
 from plait.spec.step import Step
@@ -48,7 +52,9 @@ class FleetConfig:
     """How many workers there are, and when they count as lost."""
 
     instances: int = 1
-    """Worker processes; each holds all weights."""
+    """Each holds all weights."""
+    placement: Placement = field(default_factory=Placement)
+    """How many processes (tp x pp) each instance has; those that are not named have one."""
     interface: str = "127.0.0.1"
     """Address that the driver listens on for its workers."""
     silence_ns: int = 10_000_000_000
@@ -66,25 +72,59 @@ class FleetConfig:
 
 
 @dataclass(slots=True)
+class Process:
+    """One process of an instance, in one epoch."""
+
+    config: WorkerConfig
+    heard_ns: int
+    """When it last gave a sign of life."""
+    hello: Hello | None = None
+    """What it said when it was ready."""
+    process: Started | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, where the launcher knows one."""
+        return getattr(self.process, "pid", None)
+
+
+@dataclass(slots=True)
 class Member:
     """One instance: what is known of its present worker."""
 
     instance: int
+    tp: int = 1
+    pp: int = 1
     epoch: int = 0
     up: bool = False
-    pid: int | None = None
-    heard_ns: int = 0
-    """When it last gave a sign of life."""
+    parts: list[Process] = field(default_factory=list)
+    """Its processes, in the order of their ranks."""
     kernels: str = ""
     failed_starts: int = 0
     refusal: str | None = None
     steps: dict[int, None] = field(default_factory=dict)
     """Steps sent to this epoch and not answered."""
-    source: Source | None = None
-    """Where others pull from it, while it is up."""
-    process: Started | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """It is up for the first time, or given up."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of its first process."""
+        return self.parts[0].pid if self.parts else None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where others pull from it; none while it is not up."""
+        if not self.up:
+            return ()
+        told = [(part.config.identity, part.hello) for part in self.parts if part.hello is not None]
+        return tuple(Source(identity, hello.address, hello.shard) for identity, hello in told)
+
+    async def kill(self) -> None:
+        """End all its processes."""
+        for part in self.parts:
+            if part.process is not None:
+                await part.process.kill()
 
 
 class WorkerFleet:
@@ -92,9 +132,11 @@ class WorkerFleet:
 
     def __init__(self, config: FleetConfig, model: ModelConfig, launcher: Launcher) -> None:
         self.config = config
-        self.members = {i: Member(i) for i in range(config.instances)}
+        named = {each.id: each for each in config.placement.instances}
+        shapes = [named.get(i, Instance(i)) for i in range(config.instances)]
+        self.members = {each.id: Member(each.id, each.tp, each.pp) for each in shapes}
         self.watchers: list[Callable[[int, Answer | Pulled], None]] = []
-        """Are told every answer to a step, and every move that was completed, with the instance."""
+        """Are told every answer to a step, and every share of a move that was copied, with the instance."""
         self._model = model
         self._launcher = launcher
         self._secret = secrets.token_bytes(32)
@@ -102,7 +144,7 @@ class WorkerFleet:
         self._sink: Sink | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._close = asyncio.Event()
-        self._transfers = Transfers(self._tell)
+        self._transfers = Transfers(self._send)
 
     @property
     def _closing(self) -> bool:
@@ -119,20 +161,24 @@ class WorkerFleet:
         self._keepers = [loop.create_task(self._keep(member)) for member in self.members.values()]
         for member in self.members.values():
             await member.settled.wait()
-        if not any(member.up for member in self.members.values()):
+        members = self.members.values()
+        if any(member.refusal for member in members) or not any(member.up for member in members):
             raise self._hopeless()
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
         (instance,) = step.group
-        self.members[instance].steps[step.id] = None
-        self._tell(instance, Order(step, opened))
+        member = self.members[instance]
+        member.steps[step.id] = None
+        self._tell(member, Order(step, opened))
 
     def move(self, move: Move) -> None:
         """See `Fleet`."""
         assert self._sink is not None
-        if self.members[move.target.instance].up:
-            failed = self._transfers.begin(move, self.members[move.source.instance].source)
+        target, source = self.members[move.target.instance], self.members[move.source.instance]
+        if target.up:
+            pullers = [part.config.identity for part in target.parts]
+            failed = self._transfers.begin(move, pullers, source.sources)
             if failed is not None:
                 self._sink.post(failed)
 
@@ -140,9 +186,13 @@ class WorkerFleet:
         """See `Fleet`."""
         self._transfers.cancel(move)
 
-    def _tell(self, instance: int, message: Message) -> None:
+    def _tell(self, member: Member, message: Message) -> None:
+        for part in member.parts:
+            self._send(part.config.identity, message)
+
+    def _send(self, identity: bytes, message: Message) -> None:
         assert self._hub is not None
-        self._hub.send(self._config_of(self.members[instance]).identity, message)
+        self._hub.send(identity, message)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -151,9 +201,9 @@ class WorkerFleet:
             return
         for member in self.members.values():
             if member.up:
-                self._hub.send(self._config_of(member).identity, Quit())
-            elif member.process is not None:
-                await member.process.kill()
+                self._tell(member, Quit())
+            else:
+                await member.kill()
         await self._leave()
         await self._hub.close()
         await self._launcher.close()
@@ -164,8 +214,8 @@ class WorkerFleet:
             return
         _, late = await asyncio.wait(self._keepers, timeout=self.config.quit_ns / 1e9)
         for member in self.members.values():
-            if late and member.process is not None:
-                await member.process.kill()
+            if late:
+                await member.kill()
         if late:
             await asyncio.wait(late)
 
@@ -189,37 +239,49 @@ class WorkerFleet:
     async def _run_epoch(self, member: Member) -> None:
         assert self._hub is not None
         member.epoch += 1
-        config = self._config_of(member)
-        self._hub.expect(config.identity)
-        member.heard_ns = time.monotonic_ns()
+        ranks = (Rank(member.tp, member.pp, index) for index in range(member.tp * member.pp))
+        member.parts = [Process(self._config_of(member, rank), time.monotonic_ns()) for rank in ranks]
+        for part in member.parts:
+            self._hub.expect(part.config.identity)
         try:
-            member.process = await self._launcher.launch(config)
-            member.pid = getattr(member.process, "pid", None)
-            status = await self._watch(member, member.process)
+            for part in member.parts:
+                part.process = await self._launcher.launch(part.config)
+            status = await self._watch(member)
         finally:
-            self._hub.forget(config.identity)
+            for part in member.parts:
+                self._hub.forget(part.config.identity)
         if member.up:
             self._lost(member, status)
         elif not self._closing:
             member.failed_starts += 1
-            log.warning("worker %s did not start (status %s)", config.identity.decode(), status)
+            log.warning("worker %d.%d did not start (status %d)", member.instance, member.epoch, status)
 
-    async def _watch(self, member: Member, process: Started) -> int:
-        """Until the process is gone; kills it when it is silent for too long."""
-        began_ns = time.monotonic_ns()
-        waiting = asyncio.get_running_loop().create_task(process.wait())
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=0.5)
+    async def _watch(self, member: Member) -> int:
+        """Until all processes are gone; kills them when one is silent for too long or gone. Returns the exit
+        status of the first that went."""
+        began_ns, loop = time.monotonic_ns(), asyncio.get_running_loop()
+        processes = [part.process for part in member.parts if part.process is not None]
+        waiting = [loop.create_task(process.wait()) for process in processes]
+        first: int | None = None
+        while left := [task for task in waiting if not task.done()]:
+            done, _ = await asyncio.wait(left, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            if done and first is None:
+                first = next(task.result() for task in waiting if task in done)
             now_ns = time.monotonic_ns()
-            silent = now_ns - member.heard_ns > self.config.silence_ns and member.up
+            silent = member.up and any(
+                now_ns - part.heard_ns > self.config.silence_ns
+                for part, task in zip(member.parts, waiting, strict=True)
+                if not task.done()
+            )
             late = now_ns - began_ns > self.config.start_ns and not member.up
             if silent or late:
                 log.warning("worker %d gives no sign of life; killing it", member.instance)
-                await process.kill()
-        return waiting.result()
+            if silent or late or (done and not self._closing):
+                await member.kill()
+        return waiting[0].result() if first is None else first
 
     def _lost(self, member: Member, status: int) -> None:
-        member.up, member.source = False, None
+        member.up = False
         member.steps.clear()
         self._transfers.lost(member.instance)
         if self._sink is not None and not self._closing:
@@ -236,17 +298,16 @@ class WorkerFleet:
     # ---- what workers say ------------------------------------------------------------------------
 
     def _heard(self, identity: bytes, message: Message) -> None:
-        instance, epoch = (int(part) for part in identity.split(b"."))
+        instance, epoch, rank = (int(part) for part in identity.split(b"."))
         member = self.members[instance]
         if epoch != member.epoch or self._sink is None:
             return
-        member.heard_ns = time.monotonic_ns()
+        part = member.parts[rank]
+        part.heard_ns = time.monotonic_ns()
         match message:
             case Hello():
-                member.up, member.failed_starts, member.kernels = True, 0, message.kernels
-                member.source = Source(identity, message.address, message.shard)
-                member.settled.set()
-                self._sink.post(WorkerUp(instance, epoch, message.slots))
+                part.hello, member.kernels = message, message.kernels
+                self._up(member)
             case Refusal():
                 member.refusal = message.reason
             case Answer():
@@ -256,31 +317,39 @@ class WorkerFleet:
                     del member.steps[message.step]
                     self._sink.answered(message.step, message.draws)
             case Pulled() | PullFault():
-                self._moved(instance, message)
+                self._moved(instance, identity, message)
             case Fault():
                 if message.step in member.steps:
                     del member.steps[message.step]
                     self._sink.post(StepFailed(message.step, message.reason))
 
-    def _moved(self, instance: int, message: Pulled | PullFault) -> None:
-        assert self._sink is not None
-        event = self._transfers.answered(instance, message)
-        if event is None:
+    def _up(self, member: Member) -> None:
+        """The instance is up once all its processes are; it has as many slots as each of them."""
+        hellos = [part.hello for part in member.parts if part.hello is not None]
+        if len(hellos) < len(member.parts) or self._sink is None:
             return
+        member.up, member.failed_starts = True, 0
+        member.settled.set()
+        self._sink.post(WorkerUp(member.instance, member.epoch, min(hello.slots for hello in hellos)))
+
+    def _moved(self, instance: int, identity: bytes, message: Pulled | PullFault) -> None:
+        assert self._sink is not None
         if isinstance(message, Pulled):
             for watch in self.watchers:
                 watch(instance, message)
-        else:
-            log.info("move %d into instance %d failed: %s", message.move, instance, message.reason)
-        self._sink.post(event)
+        event = self._transfers.answered(identity, message)
+        if isinstance(event, MoveFailed):
+            log.info("move %d into instance %d failed: %s", event.move, instance, event.reason)
+        if event is not None:
+            self._sink.post(event)
 
-    def _config_of(self, member: Member) -> WorkerConfig:
+    def _config_of(self, member: Member, rank: Rank) -> WorkerConfig:
         assert self._hub is not None
         return WorkerConfig(
             instance=member.instance,
             epoch=member.epoch,
             address=self._hub.address,
             secret=self._secret.hex(),
-            model=self._model,
+            model=replace(self._model, rank=rank),
             links=self.config.links,
         )

@@ -75,10 +75,13 @@ class RayProcess:
 
 
 class RayLauncher:
-    """Workers on a Ray cluster, spread over its nodes by one placement group."""
+    """Workers on a Ray cluster: instances are spread over nodes by one placement group, each on one node."""
 
-    def __init__(self, address: str, instances: int, threads: int) -> None:
+    def __init__(self, address: str, sizes: list[int], threads: int) -> None:
         """`address`: "local" starts Ray on this host; anything else is an address of `ray start`.
+
+        Args:
+            sizes: processes of each instance.
 
         Raises:
             UserError: Ray is not installed, or the cluster cannot be reached.
@@ -93,8 +96,8 @@ class RayLauncher:
         self._threads = threads
         self._connected = not ray.is_initialized()
         if self._connected:
-            self._connect(address, instances * threads)
-        self._group = placement_group([{"CPU": threads}] * instances, strategy="SPREAD")
+            self._connect(address, sum(sizes) * threads)
+        self._group = placement_group([{"CPU": threads * size} for size in sizes], strategy="SPREAD")
         self._at = PlacementGroupSchedulingStrategy
 
     def _connect(self, address: str, cpus: int) -> None:

@@ -26,7 +26,7 @@ class PacedFleet:
         self, inner: Fleet, cost: Cost, network: Network | None = None, nodes: Mapping[int, int] | None = None
     ) -> None:
         """`network`: what moves travel on; None: they take as long as they do. `nodes`: instance -> node."""
-        self._inner = inner
+        self.inner = inner
         self._cost = cost
         self._sink: Sink | None = None
         self._free_s: dict[int, float] = {}
@@ -41,7 +41,7 @@ class PacedFleet:
     async def start(self, sink: Sink) -> None:
         """See `Fleet`."""
         self._sink = sink
-        await self._inner.start(self)
+        await self.inner.start(self)
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
@@ -52,19 +52,19 @@ class PacedFleet:
             self._free_s[member] = due_s
         self._due[step.id] = (due_s, step.group)
         self._spans_ns[step.id] = int(start_s * 1e9), int(due_s * 1e9)
-        self._inner.submit(step, opened)
+        self.inner.submit(step, opened)
 
     def move(self, move: Move) -> None:
         """See `Fleet`."""
         if self._moves is not None:
             self._moves.begin(move, self._spans_ns.get(max(move.after, default=-1)))
-        self._inner.move(move)
+        self.inner.move(move)
 
     def cancel(self, move: int) -> None:
         """See `Fleet`."""
         if self._moves is not None:
             self._moves.cancel(move)
-        self._inner.cancel(move)
+        self.inner.cancel(move)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -73,7 +73,7 @@ class PacedFleet:
         self._late.clear()
         if self._moves is not None:
             self._moves.close()
-        await self._inner.close()
+        await self.inner.close()
 
     # ---- what the inner fleet says ---------------------------------------------------------------
 

@@ -14,10 +14,13 @@ LONGEST = 16
 
 
 def free_slots(
-    shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int
+    shape: ModelShape, dtype: str, kv_dtype: str, device: str, instances: int, max_len: int, copies: int = 1
 ) -> int:
     """KV slots of each instance. They may take 40 % of a host's free memory, and of a GPU's all but a tenth
     and the weights; no more than `LONGEST` of the longest requests need.
+
+    Args:
+        copies: how often an instance keeps each key and value, in several processes.
 
     Raises:
         UserError: not one request fits, or free memory cannot be told.
@@ -25,7 +28,7 @@ def free_slots(
     bits = 16.0 if dtype == "bfloat16" else 32.0
     shape = stored_shape(shape, dtype, kv_dtype)
     if device == "cpu":
-        room_bytes = 0.4 * _free_bytes() / instances
+        room_bytes = 0.4 * _free_bytes() / instances / copies
     else:
         room_bytes = 0.9 * _free_gpu_bytes(device) / instances - shape.weight_bytes * bits / 16
     slots = int(room_bytes / shape.kv_bytes_per_token)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait.cost.cost import Cost
-from plait.model.config import ModelConfig, dtype_of
+from plait.model.config import ModelConfig, Rank, dtype_of
 from plait.model.hub import resolve
+from plait.model.share import share_of
 from plait.runtime.driver import Fleet
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
@@ -15,8 +16,9 @@ from plait.runtime.paced import PacedFleet
 from plait.runtime.room import free_slots, stored_shape
 from plait.serving.manager import ManagerConfig
 from plait.sim.copies import Network
-from plait.spec.cluster import Link, Placement, Role
+from plait.spec.cluster import Instance, Link, Placement, Role
 from plait.spec.errors import Unsupported, UserError
+from plait.spec.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,11 @@ class ServeConfig:
     pace_link: Link | None = None
     """What moves between instances of a paced run travel on; None: they take as long as they do."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
-    """How many workers, and when one counts as lost."""
+    """How many workers, and when one counts as lost; its placement is that of `manager`."""
+    tp: int = 1
+    """Processes that share each layer, in instances that the placement does not name."""
+    pp: int = 1
+    """Stages, in instances that the placement does not name."""
 
 
 def open_engine(config: ServeConfig) -> Engine:
@@ -67,8 +73,11 @@ def open_engine(config: ServeConfig) -> Engine:
     _check_placement(config.manager.placement, instances)
     max_len = max_len_of(folder, config.max_len)
     config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
+    shape = shape_of(folder)
+    placement = _placement(config, shape)
+    copies = max(-(-each.tp // shape.layers[0].kv_heads) for each in placement.instances)
     slots = config.kv_tokens or free_slots(
-        shape_of(folder), config.dtype, config.kv_dtype, config.device, instances, max_len
+        shape, config.dtype, config.kv_dtype, config.device, instances, max_len, copies
     )
     model = ModelConfig(
         folder=str(folder),
@@ -81,7 +90,9 @@ def open_engine(config: ServeConfig) -> Engine:
         max_len=max_len,
         threads=config.threads,
     )
-    fleet: Fleet = WorkerFleet(config.fleet, model, _launcher(config))
+    fleet: Fleet = WorkerFleet(
+        replace(config.fleet, placement=placement), model, _launcher(config, placement)
+    )
     if config.pace is not None:
         nodes = {each.id: each.node for each in config.manager.placement.instances}
         fleet = PacedFleet(fleet, config.pace, _network(config, folder), nodes)
@@ -89,7 +100,11 @@ def open_engine(config: ServeConfig) -> Engine:
         raise UserError("only a paced run has a stated bandwidth: give --pace, or leave it out", "pace_link")
     name = config.name or config.model
     engine = EngineConfig(
-        folder=folder, name=name, max_len=max_len, manager=config.manager, journal=config.journal
+        folder=folder,
+        name=name,
+        max_len=max_len,
+        manager=_deep_enough(config.manager, placement),
+        journal=config.journal,
     )
     return Engine(engine, fleet, instances)
 
@@ -100,10 +115,6 @@ def _check_placement(placement: Placement, instances: int) -> None:
     strangers = [id for id in named if not 0 <= id < instances]
     if strangers:
         raise UserError(f"the placement names instance {strangers[0]} of {instances}", "placement")
-    if any(each.tp * each.pp > 1 for each in placement.instances):
-        raise Unsupported(
-            "instances of more than one worker are not supported: use tp 1 and pp 1", "placement"
-        )
     roles = [named[id].role if id in named else Role.MIXED for id in range(instances)]
     if not any(role.prefills for role in roles) or not any(role.decodes for role in roles):
         raise UserError(
@@ -121,9 +132,30 @@ def _network(config: ServeConfig, folder: Path) -> Network | None:
     return Network(shape.kv_bytes_per_token, local=link, remote=link, layers=layers)
 
 
-def _launcher(config: ServeConfig) -> Launcher:
+def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
+    """Every instance by name, with its processes. Raises UserError where the model cannot be divided so."""
+    named = {each.id: each for each in config.manager.placement.instances}
+    ids = range(config.fleet.instances)
+    placement = Placement(tuple(named.get(i, Instance(i, tp=config.tp, pp=config.pp)) for i in ids))
+    for each in placement.instances:
+        if each.tp < 1 or each.pp < 1:
+            raise UserError(f"instance {each.id}: tp ({each.tp}) and pp ({each.pp}) must be at least 1", "tp")
+        try:
+            share_of(shape, Rank(each.tp, each.pp))
+        except Unsupported as refusal:
+            raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
+    return placement
+
+
+def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:
+    """At least as many steps in flight as an instance has stages."""
+    depth = max(manager.batcher.depth, *(each.pp for each in placement.instances))
+    return replace(manager, placement=placement, batcher=replace(manager.batcher, depth=depth))
+
+
+def _launcher(config: ServeConfig, placement: Placement) -> Launcher:
     if config.cluster is None:
         return LocalLauncher()
     from plait.runtime.launch_ray import RayLauncher  # Ray is an extra
 
-    return RayLauncher(config.cluster, config.fleet.instances, config.threads)
+    return RayLauncher(config.cluster, [each.tp * each.pp for each in placement.instances], config.threads)

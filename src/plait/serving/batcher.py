@@ -1,7 +1,8 @@
 """`Batcher`: turns what sits on an instance into its next step.
 
 Decoding rows go first, one token each; what is left of the step's token budget goes to prompts,
-oldest first, cut into chunks. When slots run out the youngest request yields and is recomputed.
+oldest first, cut into chunks. Where steps pass several stages, the decoding rows are divided among as many
+steps, so that each stage has one. When slots run out the youngest request yields and is recomputed.
 """
 
 from dataclasses import dataclass
@@ -113,12 +114,15 @@ class Batcher:
         return made, Flight((seat,), lives)
 
     def _decode(self, seat: Seat, rows: list[Row], opened: list[int]) -> tuple[list[Live], list[Live], int]:
-        """One more token for every decoding row: those that get new slots, the others, and the
-        context of the latter in tokens."""
+        """One more token for every decoding row, or for a share of them where steps pass several stages:
+        those that get new slots, the others, and the context of the latter in tokens."""
         grown: list[Live] = []
         again: list[Live] = []
         context = 0
-        for live in tuple(seat.decoding.values()):
+        share = -(-len(seat.decoding) // seat.stages)
+        for live in self._in_turn(seat):
+            if len(grown) + len(again) == share:
+                break
             if live.room:
                 live.room -= 1
                 live.planned += 1
@@ -127,7 +131,20 @@ class Batcher:
                 again.append(live)
             elif live.id in seat.decoding and self._regrow(seat, live, rows, opened):
                 grown.append(live)
+        if seat.stages > 1:  # who was planned last stands last
+            for live in (*again, *grown):
+                if live.id in seat.decoding:  # an older row may have made it yield
+                    seat.decoding[live.id] = seat.decoding.pop(live.id)
         return grown, again, context
+
+    def _in_turn(self, seat: Seat) -> tuple[Live, ...]:
+        """Decoding rows that may go along in the next step. With several stages: those with the fewest steps
+        in flight, for no stage can begin with a row that is in another one."""
+        rows = tuple(seat.decoding.values())
+        if seat.stages == 1:
+            return rows
+        fewest = min((live.flying for live in rows), default=0)
+        return tuple(live for live in rows if live.flying == fewest)
 
     def _regrow(self, seat: Seat, live: Live, rows: list[Row], opened: list[int]) -> bool:
         """Plan one token of a decoding row that needs slots first, or is new here. False: not in this

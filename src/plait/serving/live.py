@@ -143,6 +143,8 @@ class Seat:
     role: Role = Role.MIXED
     step_tokens: int | None = None
     """Tokens that saturate it; None: the batcher's figure."""
+    stages: int = 1
+    """Stages that steps pass one after another: so many steps of different rows keep all of them busy."""
     prefills: bool = True
     decodes: bool = True
     """What its role takes; looked at too often to ask the role each time."""

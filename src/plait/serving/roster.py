@@ -30,7 +30,7 @@ class Roster:
         assert instance not in self.seats
         self._ledger.add(instance, slots)
         plan = self._plans.setdefault(instance, Instance(instance))
-        self.seats[instance] = Seat(instance, epoch, plan.role, plan.step_tokens)
+        self.seats[instance] = Seat(instance, epoch, plan.role, plan.step_tokens, plan.pp)
         ordered = sorted(self.seats.items())
         self.seats.clear()
         self.seats.update(ordered)

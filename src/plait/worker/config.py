@@ -1,6 +1,9 @@
 """`WorkerConfig`: all that one worker process is told when it starts, as one JSON line on its stdin."""
 
+import hashlib
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -32,7 +35,7 @@ class LinkConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """One instance of one epoch."""
+    """One process of an instance, in one epoch."""
 
     instance: int
     epoch: int
@@ -44,13 +47,22 @@ class WorkerConfig:
     model: ModelConfig
     beat_ns: int = 500_000_000
     """Time between signs of life."""
+    patience_s: float = 60.0
+    """Longest wait for another process of the instance, in seconds: no step may take longer."""
     links: LinkConfig = field(default_factory=LinkConfig)
     """How keys and values travel between this worker and others."""
 
     @property
     def identity(self) -> bytes:
         """Name of this worker's connection."""
-        return b"%d.%d" % (self.instance, self.epoch)
+        return b"%d.%d.%d" % (self.instance, self.epoch, self.model.rank.index)
+
+    @property
+    def meeting(self) -> str:
+        """File in which the processes of this instance and epoch meet: nobody else can tell its name."""
+        key, name = bytes.fromhex(self.secret)[:64], b"%d.%d" % (self.instance, self.epoch)
+        digest = hashlib.blake2b(name, digest_size=16, key=key, person=b"world").hexdigest()
+        return str(Path(tempfile.gettempdir()) / f"plait-{digest}")
 
     def to_line(self) -> bytes:
         """JSON, one line."""

@@ -11,6 +11,7 @@ from plait.model import sample, sample_there
 from plait.model.inputs import StepInputs
 from plait.model.model import Model
 from plait.model.sample import Entry, Turn
+from plait.model.world import WorldError
 from plait.spec.errors import ServiceError
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
@@ -56,9 +57,12 @@ class Executor:
 
         Raises:
             StepFault: anything went wrong. Every row of the step is forgotten; others live on.
+            WorldError: other processes of the instance are gone or out of step.
         """
         try:
             return self._run(step, opened)
+        except WorldError:
+            raise  # nothing can be carried out any more
         except Exception as error:
             for request in (*step.closed, *step.opened, *(r.request for r in step.rows), *step.again):
                 self.rows.close(request)
@@ -77,11 +81,13 @@ class Executor:
         plan = self._plan(step)
         if not plan.states:
             return ()
-        inputs, wanted_R = self._inputs(plan)
-        logits_LV = self.model.forward(inputs)
-        draws = self._draw(plan, logits_LV, wanted_R)
+        draws = self._compute(plan)
         self.rows.next_R[plan.indices_R] = plan.firsts_R + plan.counts_R
         return draws
+
+    def _compute(self, plan: Plan) -> tuple[Draw, ...]:
+        inputs, wanted_R = self._inputs(plan)
+        return self._draw(plan, self.model.forward(inputs), wanted_R)
 
     def _plan(self, step: Step) -> Plan:
         states = [self._described(row) for row in step.rows]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from plait.model.pool import KvPool
 from plait.worker.config import WorkerConfig
 from plait.worker.copy_lane import CopyLane
+from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
 from plait.worker.store import Store
@@ -22,11 +23,16 @@ class Fabric:
     """Both ends that a worker has."""
 
     def __init__(
-        self, config: WorkerConfig, pool: KvPool, progress: Progress, send: Callable[[Message], None]
+        self,
+        config: WorkerConfig,
+        pool: KvPool,
+        shard: Shard,
+        progress: Progress,
+        send: Callable[[Message], None],
     ) -> None:
-        """`send`: hands the answers to moves to the driver."""
+        """`shard`: what `pool` holds of every request; `send`: hands the answers to moves to the driver."""
         secret = bytes.fromhex(config.secret)
-        self.store = Store(pool, Store.whole_shard(pool))
+        self.store = Store(pool, shard)
         interface = _own_address(config.address)
         self.lender = Lender(config.links, self.store, progress, secret, config.identity, interface)
         self.lane = CopyLane(config.links, self.store, secret, config.identity, send)

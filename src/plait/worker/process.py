@@ -13,11 +13,14 @@ import torch
 from plait.kernels.choice import choose
 from plait.model.model import Model
 from plait.model.pool import KvPool
+from plait.model.world import World, WorldError
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
 from plait.worker.fabric import Fabric
+from plait.worker.layout import Interval, Shard
 from plait.worker.line import Line
+from plait.worker.member import MemberExecutor
 from plait.worker.progress import Progress
 from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
 
@@ -25,15 +28,21 @@ log = logging.getLogger(__name__)
 
 ORPHANED = 3
 """Exit status of a worker whose driver is gone."""
+APART = 4
+"""Exit status of a worker whose instance has fallen apart."""
 
 
 def serve(config: WorkerConfig) -> int:
-    """Run one instance until the driver lets it go; returns the exit status."""
+    """Run one process of an instance until the driver lets it go; returns the exit status."""
     line = Line(config, orphaned=lambda: os._exit(ORPHANED))
     line.start()
     torch.set_num_threads(config.model.threads)
     try:
-        model = Model(config.model)
+        world = _meet(config)
+        model = Model(config.model, world)
+    except WorldError:
+        log.exception("the instance does not come together")
+        os._exit(APART)  # threads of the world may still wait for those who are gone
     except PlaitError as error:
         # A model that can never be served: starting again would not help, so say why instead.
         line.send(Refusal(str(error)))
@@ -43,10 +52,10 @@ def serve(config: WorkerConfig) -> int:
     torch.set_num_threads(model.threads_of_torch)
     gc.collect()
     gc.freeze()  # what stays for the life of the process need not be looked through again
-    executor = Executor(model, config.instance)
+    executor = MemberExecutor(model, config.instance, world) if world else Executor(model, config.instance)
     progress = Progress()
     model.watch(progress.stored)
-    line.fabric = fabric = Fabric(config, model.pool, progress, line.send)
+    line.fabric = fabric = Fabric(config, model.pool, _shard(model), progress, line.send)
     fabric.start()
     line.send(
         Hello(
@@ -57,15 +66,37 @@ def serve(config: WorkerConfig) -> int:
         )
     )
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
-    while (order := line.orders.get()) is not None:
-        progress.begin(order.step.id)
-        answer = _carry_out(executor, order)
-        progress.end(order.step.id, failed=isinstance(answer, Fault))
-        line.send(answer)
+    try:
+        while (order := line.orders.get()) is not None:
+            progress.begin(order.step.id)
+            answer = _carry_out(executor, order)
+            progress.end(order.step.id, failed=isinstance(answer, Fault))
+            if config.model.rank.answers or isinstance(answer, Fault):
+                line.send(answer)
+        if world is not None:
+            world.close()
+    except WorldError:
+        log.exception("the instance has fallen apart")
+        os._exit(APART)
     fabric.close()
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _meet(config: WorkerConfig) -> World | None:
+    """The processes of the instance; None where this is the only one."""
+    if config.model.rank.size == 1:
+        return None
+    os.umask(0o077)  # the file in which they meet is for this user only
+    return World(config.model.rank, config.meeting, config.patience_s)
+
+
+def _shard(model: Model) -> Shard:
+    """What this process holds of every request. Where layers differ in their heads, it has all of them."""
+    layers, rank = model.shape.layers, model.config.rank
+    mine, heads = rank.layers(len(layers)), rank.share(max(layer.kv_heads for layer in layers))
+    return Shard(Interval(mine.start, mine.stop), Interval(heads.start, heads.stop))
 
 
 def _populate(pool: KvPool) -> None:
@@ -91,7 +122,7 @@ def main() -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
-        format=f"%(asctime)s worker {config.instance}.{config.epoch} %(levelname)s %(message)s",
+        format=f"%(asctime)s worker {config.identity.decode()} %(levelname)s %(message)s",
     )
     return serve(config)
 

@@ -1,0 +1,85 @@
+"""`MemberExecutor`: carries out steps as one process of several.
+
+All processes of an instance get every order and carry them out in the same sequence. Those of the last stage
+draw; what they drew goes back to the first stage, which waits for it only when a step begins with it. So
+stages compute different steps at the same time where these do not depend on each other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.model.model import Model
+from plait.model.world import Tag, World, WorldError
+from plait.spec.sampling import Draw
+from plait.worker.executor import Executor, Plan
+from plait.worker.rows import RowState
+
+UNKNOWN = 0
+"""Stands for a token that another stage drew and this one need not know, or does not know yet."""
+
+
+@dataclass(slots=True)
+class Owed:
+    """Tokens that the last stage draws in a step and sends to the first."""
+
+    tokens_R: Tensor
+    """int64, filled once `wait` has returned."""
+    wait: Callable[[], None]
+    places: list[tuple[RowState, int]]
+    """The row and the position of each token."""
+
+
+class MemberExecutor(Executor):
+    """See the module. A step that fails once it was planned takes the instance down: others have begun it."""
+
+    def __init__(self, model: Model, instance: int, world: World) -> None:
+        super().__init__(model, instance)
+        self.world, self.rank = world, world.rank
+        self._owed: list[Owed] = []
+
+    def _compute(self, plan: Plan) -> tuple[Draw, ...]:
+        try:
+            if not self.rank.last:
+                self._collect(plan)
+            return super()._compute(plan)
+        except WorldError:
+            raise
+        except Exception as error:
+            raise WorldError(f"rank {self.rank.index} failed within a step: {error}") from error
+
+    def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
+        drawing = [state for state, draws in zip(plan.states, plan.draws, strict=True) if draws]
+        if not self.rank.last:
+            self._presume(drawing)
+            return ()
+        draws = super()._draw(plan, logits_LV, owned_R)
+        if drawing and self.rank.pp > 1:
+            tokens_R = torch.tensor([draw.tokens[0] for draw in draws if draw.tokens])
+            self.world.send(tokens_R, 0, Tag.TOKENS)
+        return draws
+
+    def _presume(self, drawing: list[RowState]) -> None:
+        """Leave a place for each token that the last stage draws in this step."""
+        places = [(state, int(self.rows.known_R[state.index])) for state in drawing]
+        for state in drawing:
+            self.rows.append(state.index, UNKNOWN)
+        if drawing and self.rank.stage == 0:
+            tokens_R = torch.zeros(len(drawing), dtype=torch.int64)
+            wait = self.world.expect(tokens_R, self.rank.pp - 1, Tag.TOKENS)
+            self._owed.append(Owed(tokens_R, wait, places))
+
+    def _collect(self, plan: Plan) -> None:
+        """Wait for the tokens that this step begins with, and for those that were drawn before them."""
+        computed = {id(state) for state in plan.states}
+        needed = [i for i, owed in enumerate(self._owed) if any(id(s) in computed for s, _ in owed.places)]
+        past = max(needed) + 1 if needed else 0
+        for owed in self._owed[:past]:
+            owed.wait()
+            open_rows = {id(state) for state in self.rows.states.values()}
+            for (state, position), token in zip(owed.places, owed.tokens_R.tolist(), strict=True):
+                if id(state) in open_rows:
+                    self.rows.tokens_RL[state.index, position] = token
+        del self._owed[:past]
