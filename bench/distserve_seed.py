@@ -5,10 +5,10 @@ Each stage of a pipeline is an instance of its own with two queues, strictly fir
     prompts --> stage 0 --> ... --> last stage --> first token --> decode stage 0 --> ... --> last stage
                                                                         ^---- one token a round ----'
 
-A stage that is free takes all prompts that its plan's whole memory would hold (never counting what is in use),
-or, if there are none, rows with at most 50,000 tokens of context. Requests pass from prefill to decode in no
-time, wherever there is room or not, and draw as many tokens after their first one as they have output tokens;
-so a request of n output tokens asks for n + 1 here, and its TPOT is the one that the simulator reports.
+A stage that is free takes all prompts that its plan's whole memory would hold (never counting what is in
+use), or, if there are none, rows with at most 50,000 tokens of context. Requests pass from prefill to decode
+in no time, whether there is room or not, and draw as many tokens after their first one as they have output
+tokens; so a request of n output tokens asks for n + 1 here, and its TPOT is what the simulator reports.
 Colocated stages have both kinds of work, and prompts go first.
 
 Nothing of the product uses this. World, costs and results are ours; the decisions are theirs.

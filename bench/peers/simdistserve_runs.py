@@ -1,8 +1,8 @@
 """Runs jobs on DistServe's released simulator; started with an interpreter that has simpy and pandas.
 
-Reads one JSON object from stdin: `source`, a checkout of LLMServe/DistServe, and `jobs`, each with `args` (its
-command line) and `rows` (start_time in s, prompt_len, output_len). Prints one JSON list: for each job the
-shares of requests that met TTFT, TPOT and both, as the simulator reports them.
+Reads one JSON object from stdin: `source`, a checkout of LLMServe/DistServe, and `jobs`, each with `args`
+(its command line) and `rows` (start_time in s, prompt_len, output_len). Prints one JSON list: for each job
+the shares of requests that met TTFT, TPOT and both, as the simulator reports them.
 """
 
 import json
