@@ -5,8 +5,8 @@ first, and together with prompts in chunks. Each is the product's own core in vi
 measured A100 coefficients (the 94/95 cliff repaired), KV memory as measured, and transfers over NVLink. Of
 each way the best of a few placements counts, chosen by a smaller trace. Goodput is the highest rate a GPU at
 which 90 % of requests meet both objectives, 0 where no rate does; the tightest objectives are those at a
-fixed rate, as a share of the stated ones. Lengths are fits to published means. OPT-175B has no measured times:
-it takes the analytic form.
+fixed rate, as a share of the stated ones. Lengths are fits to published means. OPT-175B has no measured
+times: it takes the analytic form.
 
 Labelled apart: vLLM's own coefficients for prompts first, beside what was published, which compared engines
 whose kernels differ by a third.

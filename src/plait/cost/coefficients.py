@@ -5,8 +5,8 @@
 
 Decode has one set of coefficients for small batches and one for large ones. Where the released simulator goes
 from one to the other, time falls by up to a quarter or jumps by as much, which a search for the best batch
-will find and exploit. `Coefficients` repairs that; `seed_compatible` keeps it. A step with both phases pays the
-smaller of their fixed parts only once, since it reads the weights once (nobody measured such steps).
+will find and exploit. `Coefficients` repairs that; `seed_compatible` keeps it. A step with both phases does
+not pay the smaller of their fixed parts, since it reads the weights once (nobody measured such steps).
 """
 
 from collections.abc import Mapping

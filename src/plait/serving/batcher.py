@@ -1,7 +1,8 @@
 """`Batcher`: turns what sits on an instance into its next step.
 
-Decoding rows go first, one token each; what is left of the step's token budget goes to prompts,
-oldest first, cut into chunks. With `prompts_first`, prompts have whole steps of their own instead. When slots run out the youngest request yields and is recomputed.
+Decoding rows go first, one token each; what is left of the step's token budget goes to prompts, oldest
+first, cut into chunks. With `prompts_first`, prompts have whole steps of their own instead. When slots run
+out the youngest request yields and is recomputed.
 """
 
 from dataclasses import dataclass
