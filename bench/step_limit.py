@@ -37,8 +37,8 @@ from plait.worker.wire import Answer
 
 CORES = len(os.sched_getaffinity(0))
 MODEL, DTYPE, WIDTH = "smollm2-135m", "bfloat16", 2
-LAYOUTS = {(1, CORES): (1,), (CORES, 1): (16, 64)}
-"""(Instances, threads of each) -> rows that decode on them."""
+LAYOUTS = {(1, CORES): (1, 64), (CORES, 1): (16,)}
+"""(Instances, threads of each) -> rows that decode on them: how we lay out the cores for so many."""
 STREAMS = 16
 PROMPT, OUTPUT, WARM_OUTPUT = 128, 64, 4
 STEP_BAR, GAP_BAR_PERCENT = 1.5, 8.0
