@@ -248,7 +248,7 @@ def _reported(name: str, values: np.ndarray) -> claim.Claim:
 def main() -> None:
     options = claim.arguments(__doc__)
     seeds = range(options.seed, options.seed + (2 if options.quick else 5))
-    count, probe = (200, 100) if options.quick else (3_000, 600)
+    count, probe = (120, 60) if options.quick else (3_000, 600)
     parts = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for setting in SETTINGS:
