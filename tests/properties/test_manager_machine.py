@@ -57,11 +57,25 @@ class ManagerMachine(RuleBasedStateMachine):
         pulls=st.sampled_from([1, 4]),
         retries=st.sampled_from([0, 2]),
         held_share=st.sampled_from([0.2, 1.0]),
+        prompts_first=st.booleans(),
         overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
         pp=st.sampled_from([1, 1, 2, 3]),
     )
-    def build(self, page, depth, step_tokens, share, max_queue, prefix_cache, roles, ttft_ns, pp, **handover):
+    def build(
+        self,
+        page,
+        depth,
+        step_tokens,
+        share,
+        max_queue,
+        prefix_cache,
+        prompts_first,
+        roles,
+        ttft_ns,
+        pp,
+        **handover,
+    ):
         self.page = page
         self.share = share
         self.manager = GlobalManager(
@@ -70,7 +84,12 @@ class ManagerMachine(RuleBasedStateMachine):
                 admission=AdmissionConfig(
                     max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
                 ),
-                batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
+                batcher=BatcherConfig(
+                    step_tokens=step_tokens,
+                    depth=depth,
+                    prefix_cache=prefix_cache,
+                    prompts_first=prompts_first,
+                ),
                 handover=HandoverConfig(**handover),
                 placement=Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles))),
             )
