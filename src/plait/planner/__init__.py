@@ -1,1 +1,1 @@
-"""Placements: which instances, how parallel, in which roles, so that most requests a device meet their objectives."""
+"""Placements: which instances, how parallel, in which roles, for most goodput."""

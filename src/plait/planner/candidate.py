@@ -82,8 +82,8 @@ class Candidate:
 
 
 def candidates(plans: Sequence[Plan], most_devices: int, most_count: int = 4) -> Iterator[Candidate]:
-    """Every candidate of at most `most_devices` devices with at most `most_count` instances a role, in one fixed
-    order. Numbers of instances with a common divisor are left out where they are copies of a smaller one, but
+    """Every candidate of at most `most_devices` devices with at most `most_count` instances a role, in one
+    fixed order. Numbers of instances with a common divisor are left out where they are copies of a smaller one, but
     for colocated instances, which gain by sharing a queue."""
     for plan in plans:
         for count in _powers(most_count):
@@ -111,8 +111,8 @@ def _pairs(
 
 
 def published(candidate: Candidate, affinity: str) -> bool:
-    """Whether a published algorithm would try it. `high`: both phases alone, any numbers. `low`: one pair, with
-    the same stages on the same nodes."""
+    """Whether a published algorithm would try it. `high`: both phases alone, any numbers. `low`: one pair,
+    with the same stages on the same nodes."""
     if candidate.kind != "disaggregated":
         return False
     prefill, decode = candidate.parts

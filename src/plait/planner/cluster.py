@@ -1,10 +1,10 @@
 """`Cluster`: the devices there are, and the file that says so.
 
-    nodes: 4
-    devices_per_node: 8
-    device: a100-80g
-    local_gbps: 2400        # of each instance, to the others of its node, one way (gigabits/s)
-    remote_gbps: 25         # of each node, to the others
+nodes: 4
+devices_per_node: 8
+device: a100-80g
+local_gbps: 2400        # of each instance, to the others of its node, one way (gigabits/s)
+remote_gbps: 25         # of each node, to the others
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,9 @@ def read_cluster(path: Path) -> Cluster:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the cluster {path} is not YAML: {error}", "cluster") from error
     if not isinstance(raw, dict):
-        raise UserError(f"the cluster {path} has no keys; it needs nodes, devices_per_node, device", "cluster")
+        raise UserError(
+            f"the cluster {path} has no keys; it needs nodes, devices_per_node, device", "cluster"
+        )
     _check_keys(path, raw)
     try:
         said = msgspec.convert(raw, ClusterFile)

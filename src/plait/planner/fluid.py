@@ -1,7 +1,7 @@
 """Fluid bounds: the rate at which a candidate's instances would be busy all the time, from costs alone.
 
-They bound from above: whatever waits for a step, for memory or for a link only takes away. A measured rate may
-still pass its bound a little, because a finite run ends before its queues are full (`SLACK`).
+They bound from above: whatever waits for a step, for memory or for a link only takes away. A measured rate
+may still pass its bound a little, because a finite run ends before its queues are full (`SLACK`).
 """
 
 import math
@@ -141,7 +141,7 @@ class Fluid:
         alone_ns = max(self.speeds(part.plan).ttft_ns for part in able)
         spare_ns = max(self.slo.ttft_ns - alone_ns, 0)
         load = spare_ns / (spare_ns + WAIT_P90 / 2 * alone_ns)
-        shared = load ** (1 / math.sqrt(sum(part.count for part in able)))
+        shared: float = load ** (1 / math.sqrt(sum(part.count for part in able)))
         if candidate.kind == "colocated":
             return self.bound_hz(candidate) * shared
         first = sum(part.count * self.speeds(part.plan).prefill_hz for part in able)

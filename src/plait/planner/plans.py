@@ -92,8 +92,8 @@ class Plans:
         return ""
 
     def slots(self, plan: Plan) -> int:
-        """KV tokens beside the weights; 0 or less: not even the weights fit. Where there are more devices in a
-        stage than KV heads, several hold the same head."""
+        """KV tokens beside the weights; 0 or less: not even the weights fit. Where there are more devices in
+        a stage than KV heads, several hold the same head."""
         copies = max(1, plan.tp // self.shape.layers[0].kv_heads)
         room = self.cluster.device.memory_bytes * plan.devices * MEMORY_SHARE - self.shape.weight_bytes
         return int(room // (self.shape.kv_bytes_per_token * copies))
@@ -139,8 +139,8 @@ class Plans:
         enough = -(-int(need) // device.memory_bytes)
         reasons = "; ".join(f"{plan}: {reason}" for plan, reason in list(refused.items())[-2:])
         raise UserError(
-            f"the model fits nowhere in {self.cluster.devices} x {device.name}: it needs {need / 1e9:.0f} GB, "
-            f"at least {enough} such devices an instance ({reasons})",
+            f"the model fits nowhere on {self.cluster.devices} x {device.name}: it needs "
+            f"{need / 1e9:.0f} GB, at least {enough} such devices an instance ({reasons})",
             "model",
         )
 
@@ -148,7 +148,6 @@ class Plans:
 def single(role_tokens: int) -> Step:
     """A step that computes one prompt."""
     return Step(0, (0,), (Row(0, 0, role_tokens, draws=True),))
-
 
 
 def _token_ns(cost: Cost, tokens: int) -> float:

@@ -1,11 +1,12 @@
 """`Probe`: the rate that a candidate bears, found by serving a workload faster and faster in virtual time.
 
-Each rate serves the same requests, with the same gaps between them, only closer together: what differs between
-two rates, or between two candidates, is never chance (common random numbers).
+Each rate serves the same requests, with the same gaps between them, only closer together: what differs
+between two rates, or between two candidates, is never chance (common random numbers).
 """
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,7 +34,7 @@ MOST = 2000
 """Requests that a run needs at most to settle."""
 
 
-class Settled(Exception):  # noqa: N818 - no error: a run that needs no more events
+class Settled(Exception):
     """Whether enough requests meet their objectives is known before all have ended."""
 
 
@@ -133,7 +134,9 @@ class Probe:
         plans = self.fluid.plans
         placement = candidate.place(plans.cluster, copies, self.fluid.step_tokens)
         if placement is None:
-            raise UserError(f"{copies} x ({candidate}) find no room on {plans.cluster.nodes} nodes", "cluster")
+            raise UserError(
+                f"{copies} x ({candidate}) find no room on {plans.cluster.nodes} nodes", "cluster"
+            )
         return placed(placement, plans)
 
     def requests(self, seed: int, count: int) -> list[TraceRow]:
@@ -142,16 +145,15 @@ class Probe:
         times = arrivals.gamma(rng, 1.0, self.cv, count)
         picked = lengths.resampled(rng, self.trace, count)
         return [
-            replace(row, arrival_ns=at, block_hashes=()) for at, row in zip(times.tolist(), picked, strict=True)
+            replace(row, arrival_ns=at, block_hashes=())
+            for at, row in zip(times.tolist(), picked, strict=True)
         ]
 
     def bears(self, scenario: Scenario, rows: Sequence[TraceRow], rate_hz: float) -> bool:
         """Whether enough of these requests meet their objectives at a rate."""
         judge = Judge(self.fluid.slo, len(rows))
-        try:
+        with suppress(Settled):
             scenario.run(stretched(rows, 1 / rate_hz), [judge.see])
-        except Settled:
-            pass
         return judge.good
 
     def goodput(self, candidate: Candidate, seed: int, count: int, steps: int, guess_hz: float) -> Found:

@@ -1,6 +1,6 @@
 """`search`: bounds for every candidate, short probes for the promising ones, long runs for the best.
 
-    candidates --bounds, guesses--> promising --300 requests--> provisional --3,000 requests, seeds--> ranked
+candidates --bounds, guesses--> promising --300 requests--> provisional --3,000 requests, seeds--> ranked
 """
 
 import math
@@ -13,6 +13,7 @@ from plait.planner.candidate import Candidate, candidates, kinds
 from plait.planner.fluid import Demand, Fluid
 from plait.planner.plans import Plan, Plans
 from plait.planner.probe import ATTAINMENT, Probe
+from plait.spec.cluster import Placement
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.trace import TraceRow
@@ -93,7 +94,9 @@ class Outcome:
             ratio = best.per_device / other.per_device if other.per_device else math.inf
             sure = "their intervals overlap" if _overlap(best, other) else "their intervals are apart"
             said += f" The best {other.candidate.kind} one tried, {other.candidate}, bears "
-            said += f"{other.per_device:.2f} and needs {other.devices} devices ({ratio:.2f} times less a device;"
+            said += (
+                f"{other.per_device:.2f} and needs {other.devices} devices ({ratio:.2f} times less a device;"
+            )
             said += f" {sure})." if other.goodput_hz else " nothing that meets the objectives)."
         return said
 
@@ -117,8 +120,8 @@ class Search:
         """Search; `progress` is shown the provisional table and then each finalist.
 
         Raises:
-            UserError: nothing fits, nothing meets the objectives, or the cluster is too small; says what would
-                be feasible.
+            UserError: nothing fits, nothing meets the objectives, or the cluster is too small; says what
+                would be feasible.
         """
         if not self.rate_hz > 0:
             raise UserError(f"the rate is {self.rate_hz} requests/s; it must be above 0", "rate")
@@ -137,20 +140,28 @@ class Search:
             final.append(self._measured(probe, entry))
             progress("finalist", self._rank(final))
         self._check(final)
-        names = f"{len(every) - len(able)} of {len(every)} candidates cannot meet the objectives even when idle"
+        names = (
+            f"{len(every) - len(able)} of {len(every)} candidates cannot meet the objectives even when idle"
+        )
         notes = (names,) if len(able) < len(every) else ()
         refused, _ = self.plans.of(longest)
         return Outcome(tuple(self._rank(final)), refused, kinds(every), self.rate_hz, notes)
+
+    def placement(self, entry: Entry) -> Placement:
+        """All copies that the rate needs, on the cluster.
+
+        Raises:
+            UserError: the nodes have no room for them.
+        """
+        fluid = Fluid(self.plans, Demand.of(self.trace), self.slo)
+        return Probe(fluid, self.trace).scenario(entry.candidate, entry.copies).placement
 
     def _candidates(self, usable: Sequence[Plan]) -> list[Candidate]:
         total = self.plans.cluster.devices
         most = min(total, max(self.config.most_devices, 2 * min(plan.devices for plan in usable)))
         fixed = self.plans.cluster
-        found = []
-        for each in candidates([plan for plan in usable if plan.devices <= most], most):
-            if each.place(fixed, 1, lambda part: 1) is not None:
-                found.append(each)
-        return found
+        every = candidates([plan for plan in usable if plan.devices <= most], most)
+        return [each for each in every if each.place(fixed, 1, lambda part: 1) is not None]
 
     def _promising(self, fluid: Fluid, able: Sequence[Candidate]) -> list[Candidate]:
         """The best guesses, and the best of each kind."""
@@ -162,14 +173,16 @@ class Search:
         return list(dict.fromkeys(chosen))
 
     def _score(self, candidate: Candidate, goodput_hz: float) -> tuple[float, float]:
-        """Fewest devices for the rate first, then most goodput of a device. Copies share their load evenly."""
+        """Fewest devices for the rate first, then most goodput of a device. Copies share load evenly."""
         if goodput_hz <= 0:
             return (math.inf, math.inf)
         copies = math.ceil(self.rate_hz / goodput_hz)
         return (copies * candidate.devices, -goodput_hz / candidate.devices)
 
     def _rank(self, entries: Sequence[Entry]) -> list[Entry]:
-        return sorted(entries, key=lambda each: (self._score(each.candidate, each.goodput_hz), each.candidate))
+        return sorted(
+            entries, key=lambda each: (self._score(each.candidate, each.goodput_hz), each.candidate)
+        )
 
     def _probed(self, probe: Probe, candidate: Candidate) -> Entry:
         config, fluid = self.config, probe.fluid
@@ -207,8 +220,9 @@ class Search:
         plan, first = min(speeds, key=lambda each: each[1].ttft_ns)
         steady, again = min(speeds, key=lambda each: each[1].tpot_ns)
         return UserError(
-            f"no placement meets the objectives for {ATTAINMENT:.0%} of the requests, even one by one. Feasible "
-            f"at best: ttft={first.ttft_ns / 1e6:.0f}ms ({plan}), tpot={again.tpot_ns / 1e6:.1f}ms ({steady})",
+            f"no placement meets the objectives for {ATTAINMENT:.0%} of the requests, even one by "
+            f"one. At best: ttft={first.ttft_ns / 1e6:.0f}ms ({plan}), "
+            f"tpot={again.tpot_ns / 1e6:.1f}ms ({steady})",
             "slo",
         )
 
@@ -223,9 +237,7 @@ class Search:
         room = cluster.devices // best.candidate.devices
         if best.copies > room:
             raise UserError(
-                f"{self.rate_hz:g} requests/s need {best.devices} devices ({best.copies} x {best.candidate}); "
+                f"{self.rate_hz:g} requests/s need {best.devices} devices, {best.copies} x {best.candidate}; "
                 f"{cluster.devices} carry at most {room * best.goodput_hz:.2f} requests/s",
                 "rate",
             )
-
-

@@ -39,8 +39,8 @@ class Scenario:
     placement: Placement
     """Its instances are ready, with empty pools and in their roles, before anything arrives."""
     cost: Cost
-    """Of a step, whose `group` says which instance runs it: `ByInstance` where plans differ. If it is `Staged`,
-    steps follow each other through the stages."""
+    """Of a step, whose `group` says which instance runs it: `ByInstance` where plans differ. If it is
+    `Staged`, steps follow each other through the stages."""
     slots: int | Mapping[int, int]
     """KV token slots of each instance: one figure for all, or one by id."""
     config: ManagerConfig = field(default_factory=ManagerConfig)
