@@ -83,7 +83,8 @@ class Candidate:
 
 def candidates(plans: Sequence[Plan], most_devices: int, most_count: int = 4) -> Iterator[Candidate]:
     """Every candidate of at most `most_devices` devices with at most `most_count` instances a role, in one
-    fixed order. Numbers of instances with a common divisor are left out where they are copies of a smaller one, but
+    fixed order. Numbers of instances with a common divisor are left out where
+    they are copies of a smaller one, but
     for colocated instances, which gain by sharing a queue."""
     for plan in plans:
         for count in _powers(most_count):

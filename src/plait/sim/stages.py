@@ -12,7 +12,8 @@ class StagedWorkers(VirtualWorkers):
     """As many steps as there are stages run at once, in order: a tandem queue.
 
     Stages fill only as far as the core lets several steps be in flight (`BatcherConfig.depth`), and a row
-    that takes the token it drew last waits until its last step has left the last stage: chunks of prompts follow
+    that takes the token it drew last waits until its last step has left the last stage: chunks of prompts
+    follow
     each other through the stages, decode steps with the same rows do not.
     """
 
