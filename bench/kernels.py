@@ -6,10 +6,11 @@ Reads of plain memory, our kernels and torch take turns in every round, over wei
 more than the caches hold; a ratio is the median of the rounds' own. --quick takes fewer shapes and rounds.
 """
 
+import kernels_attention
 import kernels_linear
 from claim import arguments, finish, together
 
-SUITES = (kernels_linear.parts,)
+SUITES = (kernels_linear.parts, kernels_attention.parts)
 
 
 def main() -> None:

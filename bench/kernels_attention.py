@@ -56,7 +56,7 @@ def calls(batch: Batch, seed: int) -> tuple[list[Callable[[], None]], list[Tenso
     q_THD = torch.randn(batch.rows, HEADS, SIZE).bfloat16()
     shape = attention.pool_shape(slots, KV_HEADS, SIZE, batch.page)
     count = -(-batch.bytes // (slots * BYTES_TOKEN))
-    whole = attention.empty_pool((count * shape[0], *shape[1:]), torch.bfloat16)
+    whole = attention.empty_pool((count * shape[0], *shape[1:]), torch.bfloat16, torch.device("cpu"))
     whole.normal_()
     rows_R = torch.arange(batch.rows, dtype=torch.int32)
     starts_R = torch.arange(batch.rows + 1, dtype=torch.int32)
@@ -77,9 +77,10 @@ def seconds(all_calls: list[Callable[[], None]]) -> float:
 
 def read_seconds(pools: list[Tensor]) -> float:
     """Seconds to read one pool once, over all of them: the bandwidth that the kernel is held against."""
+    choice = choose()
     start = time.perf_counter()
     for kv in pools:
-        choose().native.read_sum(kv.data_ptr(), kv.nbytes, THREADS)
+        choice.native.read(choice.isa, kv.data_ptr(), kv.nbytes, THREADS)
     return (time.perf_counter() - start) / len(pools)
 
 

@@ -63,5 +63,6 @@ NB_MODULE(_native, m) {
   plait::bind_attention(m);
   plait::bind_pointwise(m);
   plait::bind_elementwise(m);
+  plait::bind_transfer(m);
   plait::bind_sampling(m);
 }

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
-from plait.spec.event import StepDone
+from plait.serving.manager import ManagerConfig
+from plait.spec.cluster import Link, Placement
+from plait.spec.event import Moved, StepDone
+from plait.spec.move import Move
 from plait.spec.step import Step
 from tests.runtime.test_engine import GREEDY, answers, engine_of
 
@@ -35,6 +38,47 @@ async def test_answers_keep_to_the_cost_model(tiny_llama):
         engine.driver.observers.append(look)
         assert await answers(engine, 4) == expected
         assert len(free_ns) == 2
+
+
+async def test_moves_keep_to_the_network(tiny_llama):
+    async with engine_of(tiny_llama) as engine:
+        expected = await answers(engine, 6)
+    bandwidth, token_bytes = 200_000.0, 2 * 2 * 2 * 16 * 4
+    due_ns, ended = {}, []
+
+    def look(now_ns, event, commands):
+        if isinstance(event, Moved):
+            assert now_ns >= due_ns.pop(event.move) - TICK_NS, "answered too early"
+            ended.append(event.move)
+        for command in commands:
+            if isinstance(command, Move):
+                due_ns[command.id] = now_ns + int(command.count * token_bytes / bandwidth * 1e9)
+
+    manager = ManagerConfig(placement=Placement.disaggregated(1, 2))
+    settings = {"manager": manager, "pace": Constant(), "pace_link": Link(bandwidth)}
+    async with engine_of(tiny_llama, instances=3, **settings) as engine:
+        engine.driver.observers.append(look)
+        assert await answers(engine, 6) == expected
+        assert len(ended) == 6
+
+
+async def test_a_target_lost_on_the_way_is_not_waited_for(tiny_llama):
+    async with engine_of(tiny_llama) as engine:
+        expected = await answers(engine, 4)
+    manager = ManagerConfig(placement=Placement.disaggregated(1, 2))
+    settings = {"manager": manager, "pace": Constant(), "pace_link": Link(50_000.0)}
+    async with engine_of(tiny_llama, instances=3, **settings) as engine:
+        killed = []
+
+        def kill(now_ns, event, commands):
+            for command in commands:
+                if isinstance(command, Move) and not killed:
+                    killed.append(command)
+                    engine.fleet._inner.members[command.target.instance].process._process.kill()
+
+        engine.driver.observers.append(kill)
+        assert await answers(engine, 4) == expected
+        assert killed
 
 
 async def test_a_lost_worker_takes_its_held_answers_with_it(tiny_llama):

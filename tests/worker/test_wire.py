@@ -4,9 +4,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened, SamplingParams, TokenLogprob
 from plait.spec.step import Extent, Row, Span, Step
-from plait.worker.wire import Answer, Beat, Codec, Fault, Hello, Order, Quit, WireError
+from plait.worker.layout import Interval, Shard
+from plait.worker.wire import (
+    Answer,
+    Beat,
+    Codec,
+    Drop,
+    Fault,
+    Hello,
+    Order,
+    Pull,
+    Pulled,
+    PullFault,
+    Quit,
+    Source,
+    WireError,
+)
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 small = st.integers(0, 1000)
@@ -35,11 +51,21 @@ sampling = st.builds(
 states = st.builds(Opened, small, tuples, small, sampling, tuples)
 logprobs = st.builds(TokenLogprob, small, floats, st.lists(st.tuples(small, floats), max_size=2).map(tuple))
 draws = st.builds(Draw, tuples, st.booleans(), st.lists(logprobs, max_size=2).map(tuple))
+spans = st.builds(Span, small, small, st.lists(st.builds(Extent, small, small), max_size=2).map(tuple))
+moves = st.builds(Move, small, small, small, spans, spans, tuples)
+intervals = st.builds(Interval, small, small)
+shards = st.builds(Shard, intervals, intervals)
 messages = st.one_of(
     st.builds(Order, steps, st.lists(states, max_size=2).map(tuple)),
     st.builds(Answer, small, st.lists(draws, max_size=3).map(tuple), small, small),
     st.builds(Fault, small, st.text()),
-    st.builds(Hello, small, st.text()),
+    st.builds(Hello, small, st.text(), st.text(), shards),
+    st.builds(
+        Pull, moves, st.lists(st.builds(Source, st.binary(), st.text(), shards), max_size=2).map(tuple)
+    ),
+    st.builds(Drop, small, st.text()),
+    st.builds(Pulled, small, small, small, small),
+    st.builds(PullFault, small, st.text()),
     st.just(Quit()),
     st.just(Beat()),
 )

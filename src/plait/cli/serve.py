@@ -18,7 +18,11 @@ from plait.server.config import ServerConfig
 from plait.server.lifespan import serve as answer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
+from plait.spec.cluster import Link, Placement
+from plait.spec.errors import UserError
+from plait.workload.placement import read_placement
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub id, or an alias of `plait pull`.")]
 Name = Annotated[str | None, typer.Option("--served-model-name", help="Name for clients; without it, MODEL.")]
@@ -28,6 +32,17 @@ ApiKey = Annotated[
     list[str] | None, typer.Option(help="Accepted key, may be repeated; or set PLAIT_API_KEY.")
 ]
 Instances = Annotated[int, typer.Option(min=1, help="Worker processes, each with all weights.")]
+PlacementFile = Annotated[
+    Path | None,
+    typer.Option("--placement", help="JSON or YAML file of instances and their roles; not with --instances."),
+]
+Prefill = Annotated[int, typer.Option(min=0, help="Instances that only compute prompts; with --decode.")]
+Decode = Annotated[
+    int, typer.Option(min=0, help="Instances that only decode. What --instances has beyond both does both.")
+]
+Overlap = Annotated[
+    bool, typer.Option("--overlap", help="Move KV layer by layer behind the step that writes it.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 KvDtype = Annotated[
@@ -61,6 +76,10 @@ Pace = Annotated[
     str | None, typer.Option(help="Answer no earlier than this cost file says; results are 'paced'.")
 ]
 
+PaceBandwidth = Annotated[
+    float | None, typer.Option(min=1, help="With --pace: bytes/s of each instance's link, for moves of KV.")
+]
+
 
 def serve(
     model: Model,
@@ -69,6 +88,10 @@ def serve(
     port: Port = 8000,
     api_key: ApiKey = None,
     instances: Instances = 1,
+    placement: PlacementFile = None,
+    prefill: Prefill = 0,
+    decode: Decode = 0,
+    overlap: Overlap = False,
     threads: Threads = 1,
     dtype: Dtype = "auto",
     kv_dtype: KvDtype = "auto",
@@ -91,6 +114,7 @@ def serve(
     cluster: Cluster = None,
     interface: Interface = "127.0.0.1",
     pace: Pace = None,
+    pace_bandwidth: PaceBandwidth = None,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
@@ -107,9 +131,12 @@ def serve(
         default_timeout_s=timeout,
         drain_s=drain,
     )
+    roles = _placement(placement, instances, prefill, decode)
     manager = ManagerConfig(
         model=name or model,
         page=page,
+        placement=roles,
+        handover=HandoverConfig(overlap=overlap),
         admission=AdmissionConfig(max_queue=max_queue, max_rows=max_rows, output_share=output_share),
         batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
     )
@@ -127,9 +154,18 @@ def serve(
         journal=journal,
         cluster=cluster,
         pace=cost_named(pace) if pace else None,
-        fleet=FleetConfig(instances=instances, interface=interface),
+        pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
+        fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
     uvloop.run(_run(config, server, began))
+
+
+def _placement(path: Path | None, instances: int, prefill: int, decode: int) -> Placement:
+    if path is None:
+        return Placement.disaggregated(prefill, decode, max(0, instances - prefill - decode))
+    if prefill or decode or instances != 1:
+        raise UserError("--placement names all instances: leave out --instances, --prefill and --decode")
+    return read_placement(path)
 
 
 async def _run(config: ServeConfig, server: ServerConfig, began_s: float) -> None:

@@ -26,6 +26,12 @@ class Calls:
         finally:
             self._written = None
 
+    @property
+    def aside(self) -> ModuleType:
+        """The module itself, for other threads than the one that computes: their calls are no part of what it
+        does and are never written down."""
+        return self._module
+
     def __getattr__(self, name: str) -> Any:
         body = getattr(self._module, name)
         if not callable(body):

@@ -19,10 +19,10 @@ HARMLESS = frozenset(("dropout", "is_causal", "position_ids", "use_cache"))
 class Attend:
     """One layer's attention: stores the new keys and values, then attends over the paged pool."""
 
-    __slots__ = ("angles", "current", "kv_BKXE", "page", "threads")
+    __slots__ = ("angles", "current", "kv_BKXE", "layer", "page", "threads")
 
-    def __init__(self, kv_BKXE: Tensor, page: int, current: Current, threads: int) -> None:
-        self.kv_BKXE, self.page = kv_BKXE, page
+    def __init__(self, kv_BKXE: Tensor, page: int, current: Current, threads: int, layer: int = 0) -> None:
+        self.kv_BKXE, self.page, self.layer = kv_BKXE, page, layer
         self.current, self.threads = current, threads
         self.angles: tuple[Tensor, Tensor] | None = None
         """Cosines and sines [T, F] by which queries and keys still have to be turned."""
@@ -40,6 +40,8 @@ class Attend:
             q_THD = pointwise.rope_store(
                 q_THD, k_TKD, v_TKD, *angles, step.slots_T, self.kv_BKXE, self.threads
             )
+        if self.current.stored is not None:
+            self.current.stored(self.layer + 1)
         return kernels.paged_attend(
             q_THD,
             self.kv_BKXE,
@@ -124,4 +126,4 @@ def hang(module: nn.Module, pool: KvPool, current: Current, threads: int) -> Non
             "model",
         )
     for index, kv_BKXE in enumerate(pool.layers):
-        found[index].__dict__["attend"] = Attend(kv_BKXE, pool.page, current, threads)
+        found[index].__dict__["attend"] = Attend(kv_BKXE, pool.page, current, threads, index)

@@ -1,5 +1,6 @@
 """`StepInputs`: what one forward computes, as tensors. Legend: T tokens, R rows, P pages, L wanted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,7 +31,9 @@ class StepInputs:
 class Current:
     """The inputs of the forward that runs now; one per model, seen by all its attention layers."""
 
-    __slots__ = ("inputs",)
+    __slots__ = ("inputs", "stored")
 
     def __init__(self) -> None:
         self.inputs: StepInputs | None = None
+        self.stored: Callable[[int], None] | None = None
+        """Told how many layers have stored their keys and values, after each of them."""

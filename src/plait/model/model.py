@@ -1,7 +1,7 @@
 """`Model`: one transformers module with our KV pool, attention and linear layers."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +121,12 @@ class Model:
         if self.config.exact and not torch.equal(mixed_TV, pieces):
             gap = float((mixed_TV - pieces).abs().max())
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
+
+    def watch(self, stored: Callable[[int], None]) -> None:
+        """From now on call `stored(layers)` as the layers of a forward store keys and values, in order; not
+        where it is played from a tape, nor on a GPU, which stores later than it is told."""
+        if self.device.type == "cpu":
+            self._current.stored = stored
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Float32 logits [L, V] of the wanted tokens, on the device; stores the keys and values of all.

@@ -32,6 +32,8 @@ class KvPool:
         self.slots, self.page = slots, page
         self.spare = slots
         """First slot of one page more, which nobody owns: idle rows of a decode step use it."""
+        self.head_sizes = tuple(layer.head_dim for layer in shape.layers)
+        """Elements of a head in each layer."""
         gpu = choose(device).isa == "triton"
         sizes = [
             pool_shape(slots + page, layer.kv_heads, layer.head_dim, page, dtype == torch.int8, gpu)

@@ -94,10 +94,16 @@ def defer(module: nn.Module) -> int:
     the logits; `undefer` takes it back. Returns how many layers defer.
     """
     count = 0
+    usual: dict[object, bool] = {}
+    """Rotation -> whether it is our op's; layers share one."""
     for layer in _attentions(module):
         forward = type(layer).forward
         rotation = forward.__globals__.get(ROTATION)
-        if ROTATION not in forward.__code__.co_names or not _turns_halves(rotation):
+        if ROTATION not in forward.__code__.co_names:
+            continue
+        if rotation not in usual:
+            usual[rotation] = _turns_halves(rotation)
+        if not usual[rotation]:
             continue
         names = {**forward.__globals__, ROTATION: Deferred(layer, rotation)}
         own = FunctionType(

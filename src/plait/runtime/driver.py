@@ -1,6 +1,6 @@
 """`Driver`: the live loop. Facts go into the core, its commands are carried out, observers see both.
 
-fronts: submit, abort --.                          .--> Step  -> fleet
+fronts: submit, abort --.                          .--> Step, Move, Cancel -> fleet
 fleet: answers ---------+--> core.handle(event) ---+--> Token -> streams
 clock: Woken -----------'      (one at a time)     '--> End   -> streams, Wake -> clock
 """
@@ -24,6 +24,7 @@ from plait.spec.event import (
     Woken,
     WorkerLost,
 )
+from plait.spec.move import Cancel, Move
 from plait.spec.request import Request
 from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Step
@@ -55,6 +56,13 @@ class Fleet(Protocol):
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """Send a step to the members of its group."""
+
+    def move(self, move: Move) -> None:
+        """Have a move carried out. Its answer is posted as `Moved` or `MoveFailed`, exactly once, unless its
+        target is lost."""
+
+    def cancel(self, move: int) -> None:
+        """Have a move answered soon; nothing happens to one that was answered."""
 
     async def close(self) -> None:
         """Let all workers go; returns when they are gone."""
@@ -169,6 +177,10 @@ class Driver:
             case Step():
                 self._steps[command.id] = command
                 self.fleet.submit(command, tuple(self._opened(command)))
+            case Move():
+                self.fleet.move(command)
+            case Cancel():
+                self.fleet.cancel(command.move)
             case Token():
                 for request in command.requests:
                     self._deliver(request, self._sampled[request])

@@ -18,7 +18,7 @@ from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.spec.cluster import Role
 from plait.spec.errors import TooLong, UserError
-from plait.spec.event import Drain
+from plait.spec.event import Drain, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
 from plait.text.tokenizer import Tokenizer
@@ -79,6 +79,11 @@ class Stats:
     instances: tuple[InstanceStats, ...]
     preemptions: int
     recomputations: int
+    moves: int
+    """Requests whose KV went from one instance to another."""
+    moved_tokens: int
+    move_retries: int
+    """Moves that failed and were tried again."""
     prefix_queries: int
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int
@@ -203,7 +208,7 @@ class Engine:
         instances = tuple(
             InstanceStats(
                 id=i,
-                role=Role.MIXED.value,
+                role=self.core.roster.role(i).value,
                 state="up" if i in seats else "down",
                 running=len(seats[i].lives) if i in seats else 0,
                 kv_used=ledger.used(i) if i in seats else 0,
@@ -212,13 +217,17 @@ class Engine:
             for i in range(self._instances)
         )
         return Stats(
-            running=sum(instance.running for instance in instances),
+            # One that is being moved sits on two instances.
+            running=len({request for seat in seats.values() for request in seat.lives}),
             waiting=len(self.core.admission),
             kv_used_slots=sum(instance.kv_used for instance in instances),
             kv_slots=sum(instance.kv_slots for instance in instances),
             instances=instances,
             preemptions=counts.preemptions,
             recomputations=counts.recomputations,
+            moves=counts.moves,
+            moved_tokens=counts.moved_tokens,
+            move_retries=counts.move_retries,
             prefix_queries=counts.prefix_queries,
             prefix_hits=counts.prefix_hits,
             prompt_tokens=self._prompt_tokens,
@@ -229,6 +238,20 @@ class Engine:
     def watch(self, observer: Observer) -> None:
         """Call `observer` after every call of the core."""
         self.driver.observers.append(observer)
+
+    def reassign(self, instance: int, role: Role) -> None:
+        """From now on an instance takes the phases of another role; what it has, it finishes.
+
+        Raises:
+            UserError: there is no such instance, or nobody would be left for a phase.
+        """
+        if not 0 <= instance < self._instances:
+            raise UserError(f"there is no instance {instance} of {self._instances}", "instance")
+        roles = [self.core.roster.role(i) for i in range(self._instances)]
+        roles[instance] = role
+        if not any(each.prefills for each in roles) or not any(each.decodes for each in roles):
+            raise UserError(f"without instance {instance} as it is, nobody is left for a phase", "role")
+        self.driver.post(Reassign(instance, role))
 
     def drain(self) -> None:
         """Take no new requests; those that were accepted go on."""

@@ -20,12 +20,25 @@ from plait.model.config import ModelConfig
 from plait.runtime.driver import Sink
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
+from plait.runtime.transfers import Transfers
 from plait.spec.errors import EngineFailure, PlaitError, Unsupported
 from plait.spec.event import StepFailed, WorkerLost, WorkerUp
+from plait.spec.move import Move
 from plait.spec.sampling import Opened
 from plait.spec.step import Step
-from plait.worker.config import WorkerConfig
-from plait.worker.wire import Answer, Fault, Hello, Message, Order, Quit, Refusal
+from plait.worker.config import LinkConfig, WorkerConfig
+from plait.worker.wire import (
+    Answer,
+    Fault,
+    Hello,
+    Message,
+    Order,
+    Pulled,
+    PullFault,
+    Quit,
+    Refusal,
+    Source,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +61,8 @@ class FleetConfig:
     """Wait before a restart, doubled with each failed start."""
     quit_ns: int = 5_000_000_000
     """Workers that were told to leave and are still there after this long are killed."""
+    links: LinkConfig = field(default_factory=LinkConfig)
+    """How keys and values travel between workers."""
 
 
 @dataclass(slots=True)
@@ -65,6 +80,8 @@ class Member:
     refusal: str | None = None
     steps: dict[int, None] = field(default_factory=dict)
     """Steps sent to this epoch and not answered."""
+    source: Source | None = None
+    """Where others pull from it, while it is up."""
     process: Started | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """It is up for the first time, or given up."""
@@ -76,8 +93,8 @@ class WorkerFleet:
     def __init__(self, config: FleetConfig, model: ModelConfig, launcher: Launcher) -> None:
         self.config = config
         self.members = {i: Member(i) for i in range(config.instances)}
-        self.watchers: list[Callable[[int, Answer], None]] = []
-        """Are told every answer, with the instance that gave it."""
+        self.watchers: list[Callable[[int, Answer | Pulled], None]] = []
+        """Are told every answer to a step, and every move that was completed, with the instance."""
         self._model = model
         self._launcher = launcher
         self._secret = secrets.token_bytes(32)
@@ -85,6 +102,7 @@ class WorkerFleet:
         self._sink: Sink | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._close = asyncio.Event()
+        self._transfers = Transfers(self._tell)
 
     @property
     def _closing(self) -> bool:
@@ -106,11 +124,25 @@ class WorkerFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        assert self._hub is not None
         (instance,) = step.group
-        member = self.members[instance]
-        member.steps[step.id] = None
-        self._hub.send(self._config_of(member).identity, Order(step, opened))
+        self.members[instance].steps[step.id] = None
+        self._tell(instance, Order(step, opened))
+
+    def move(self, move: Move) -> None:
+        """See `Fleet`."""
+        assert self._sink is not None
+        if self.members[move.target.instance].up:
+            failed = self._transfers.begin(move, self.members[move.source.instance].source)
+            if failed is not None:
+                self._sink.post(failed)
+
+    def cancel(self, move: int) -> None:
+        """See `Fleet`."""
+        self._transfers.cancel(move)
+
+    def _tell(self, instance: int, message: Message) -> None:
+        assert self._hub is not None
+        self._hub.send(self._config_of(self.members[instance]).identity, message)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -187,8 +219,9 @@ class WorkerFleet:
         return waiting.result()
 
     def _lost(self, member: Member, status: int) -> None:
-        member.up = False
+        member.up, member.source = False, None
         member.steps.clear()
+        self._transfers.lost(member.instance)
         if self._sink is not None and not self._closing:
             log.warning("worker %d.%d was lost (status %d)", member.instance, member.epoch, status)
             self._sink.post(WorkerLost(member.instance, member.epoch))
@@ -211,6 +244,7 @@ class WorkerFleet:
         match message:
             case Hello():
                 member.up, member.failed_starts, member.kernels = True, 0, message.kernels
+                member.source = Source(identity, message.address, message.shard)
                 member.settled.set()
                 self._sink.post(WorkerUp(instance, epoch, message.slots))
             case Refusal():
@@ -221,10 +255,24 @@ class WorkerFleet:
                 if message.step in member.steps:
                     del member.steps[message.step]
                     self._sink.answered(message.step, message.draws)
+            case Pulled() | PullFault():
+                self._moved(instance, message)
             case Fault():
                 if message.step in member.steps:
                     del member.steps[message.step]
                     self._sink.post(StepFailed(message.step, message.reason))
+
+    def _moved(self, instance: int, message: Pulled | PullFault) -> None:
+        assert self._sink is not None
+        event = self._transfers.answered(instance, message)
+        if event is None:
+            return
+        if isinstance(message, Pulled):
+            for watch in self.watchers:
+                watch(instance, message)
+        else:
+            log.info("move %d into instance %d failed: %s", message.move, instance, message.reason)
+        self._sink.post(event)
 
     def _config_of(self, member: Member) -> WorkerConfig:
         assert self._hub is not None
@@ -234,4 +282,5 @@ class WorkerFleet:
             address=self._hub.address,
             secret=self._secret.hex(),
             model=self._model,
+            links=self.config.links,
         )

@@ -6,12 +6,15 @@ tokens real, time stated. Results obtained this way are labelled "paced".
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from plait.cost.cost import Cost
 from plait.runtime.driver import Fleet, Sink
+from plait.runtime.paced_moves import PacedMoves
+from plait.sim.copies import Network
 from plait.spec.errors import PlaitError
-from plait.spec.event import Event, StepFailed, WorkerLost
+from plait.spec.event import Event, Moved, MoveFailed, StepFailed, WorkerLost
+from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Step
 
@@ -19,7 +22,10 @@ from plait.spec.step import Step
 class PacedFleet:
     """Wraps a fleet. One lane per instance: steps of a group start when all its lanes are free."""
 
-    def __init__(self, inner: Fleet, cost: Cost) -> None:
+    def __init__(
+        self, inner: Fleet, cost: Cost, network: Network | None = None, nodes: Mapping[int, int] | None = None
+    ) -> None:
+        """`network`: what moves travel on; None: they take as long as they do. `nodes`: instance -> node."""
         self._inner = inner
         self._cost = cost
         self._sink: Sink | None = None
@@ -28,6 +34,9 @@ class PacedFleet:
         self._due: dict[int, tuple[float, tuple[int, ...]]] = {}
         """Step -> when it may be answered, and its group."""
         self._late: dict[int, tuple[asyncio.TimerHandle, tuple[int, ...]]] = {}
+        self._spans_ns: dict[int, tuple[int, int]] = {}
+        """Step that is not answered -> its start and end, in the event loop's time."""
+        self._moves = None if network is None else PacedMoves(network, nodes or {}, self._deliver)
 
     async def start(self, sink: Sink) -> None:
         """See `Fleet`."""
@@ -42,13 +51,28 @@ class PacedFleet:
         for member in step.group:
             self._free_s[member] = due_s
         self._due[step.id] = (due_s, step.group)
+        self._spans_ns[step.id] = int(start_s * 1e9), int(due_s * 1e9)
         self._inner.submit(step, opened)
+
+    def move(self, move: Move) -> None:
+        """See `Fleet`."""
+        if self._moves is not None:
+            self._moves.begin(move, self._spans_ns.get(max(move.after, default=-1)))
+        self._inner.move(move)
+
+    def cancel(self, move: int) -> None:
+        """See `Fleet`."""
+        if self._moves is not None:
+            self._moves.cancel(move)
+        self._inner.cancel(move)
 
     async def close(self) -> None:
         """See `Fleet`."""
         for timer, _ in self._late.values():
             timer.cancel()
         self._late.clear()
+        if self._moves is not None:
+            self._moves.close()
         await self._inner.close()
 
     # ---- what the inner fleet says ---------------------------------------------------------------
@@ -66,6 +90,9 @@ class PacedFleet:
         if isinstance(event, StepFailed):
             self._hold(event.step, lambda: sink.post(event))
             return
+        if isinstance(event, Moved | MoveFailed) and self._moves is not None:
+            self._moves.answered(event)
+            return
         if isinstance(event, WorkerLost):
             self._forget(event.instance)
         sink.post(event)
@@ -75,12 +102,17 @@ class PacedFleet:
         assert self._sink is not None
         self._sink.fail(error)
 
+    def _deliver(self, event: Event) -> None:
+        assert self._sink is not None
+        self._sink.post(event)
+
     def _hold(self, step: int, deliver: Callable[[], None]) -> None:
         """Deliver when the step is due. Steps of a lane are due in order, so answers stay in order."""
         due_s, group = self._due.pop(step)
 
         def now() -> None:
             del self._late[step]
+            self._spans_ns.pop(step, None)
             deliver()
 
         self._late[step] = (asyncio.get_running_loop().call_at(due_s, now), group)
@@ -91,5 +123,10 @@ class PacedFleet:
             if instance in group:
                 timer.cancel()
                 del self._late[step]
+                self._spans_ns.pop(step, None)
+        for step in [step for step, (_, group) in self._due.items() if instance in group]:
+            self._spans_ns.pop(step, None)
+        if self._moves is not None:
+            self._moves.lost(instance)
         self._due = {step: due for step, due in self._due.items() if instance not in due[1]}
         self._free_s.pop(instance, None)

@@ -23,9 +23,7 @@ def free_slots(
         UserError: not one request fits, or free memory cannot be told.
     """
     bits = 16.0 if dtype == "bfloat16" else 32.0
-    shape = replace(shape, kv_bits=bits)
-    if kv_dtype == "int8":
-        shape = replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
+    shape = stored_shape(shape, dtype, kv_dtype)
     if device == "cpu":
         room_bytes = 0.4 * _free_bytes() / instances
     else:
@@ -37,6 +35,13 @@ def free_slots(
             f"request of {max_len}: lower --max-model-len or --instances, or set --kv-tokens"
         )
     return min(slots, LONGEST * max_len)
+
+
+def stored_shape(shape: ModelShape, dtype: str, kv_dtype: str) -> ModelShape:
+    """The same with the bits that keys and values have in the pool."""
+    if kv_dtype == "int8":
+        return replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
+    return replace(shape, kv_bits=16.0 if dtype == "bfloat16" else 32.0)
 
 
 def _free_bytes() -> int:

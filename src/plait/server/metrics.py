@@ -129,6 +129,11 @@ def _counters(stats: "Stats", labels: dict[str, str]) -> Iterator[Metric]:
     yield _counter("vllm:prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens, labels)
     yield _counter("vllm:generation_tokens", "Tokens drawn.", stats.generation_tokens, labels)
     yield _counter("vllm:num_preemptions", "Requests set back.", stats.preemptions, labels)
+    yield _counter("plait:moves", "Requests moved between instances.", stats.moves, labels)
+    yield _counter("plait:moved_tokens", "Tokens whose KV was moved.", stats.moved_tokens, labels)
+    yield _counter(
+        "plait:move_retries", "Moves that failed and were tried again.", stats.move_retries, labels
+    )
     yield _counter("vllm:prefix_cache_queries", "Tokens looked up.", stats.prefix_queries, labels)
     yield _counter("vllm:prefix_cache_hits", "Tokens found.", stats.prefix_hits, labels)
     finished = dict.fromkeys(["stop", "length", "abort", "error"], 0)

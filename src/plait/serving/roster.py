@@ -47,6 +47,11 @@ class Roster:
         self._measure()
         return seat
 
+    def role(self, instance: int) -> Role:
+        """The role of an instance, up or not."""
+        plan = self._plans.get(instance)
+        return Role.MIXED if plan is None else plan.role
+
     def _measure(self) -> None:
         joined = [(self._plans[instance].role, slots) for instance, slots in self._slots.items()]
         self.limit = min(

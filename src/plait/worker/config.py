@@ -1,10 +1,33 @@
 """`WorkerConfig`: all that one worker process is told when it starts, as one JSON line on its stdin."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from plait.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """How keys and values travel between two workers."""
+
+    part_bytes: int = 1 << 20
+    """Copied at once; a block of a layer where that is more."""
+    window: int = 2
+    """Parts under way on a link."""
+    shared: bool = True
+    """Through shared memory between workers of one host; else always through the connection."""
+    checksum: bool = True
+    """Every part is summed up at both ends; one that differs is asked for again."""
+    retries: int = 2
+    """Times that a part is asked for again before the move fails."""
+    patience_s: float = 10.0
+    """A peer that owes something and says nothing for so many seconds is given up."""
+    lease_s: float = 60.0
+    """A source frees what it keeps for a link after so many seconds without any ask; it waits as long for a
+    step that writes what is asked for."""
+    bytes_per_s: float | None = None
+    """Most that a source gives over one link, for tests and paced runs; None: as fast as it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +44,8 @@ class WorkerConfig:
     model: ModelConfig
     beat_ns: int = 500_000_000
     """Time between signs of life."""
+    links: LinkConfig = field(default_factory=LinkConfig)
+    """How keys and values travel between this worker and others."""
 
     @property
     def identity(self) -> bytes:

@@ -11,13 +11,15 @@ from collections.abc import Callable
 import zmq
 
 from plait.worker.config import WorkerConfig
-from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Message, Order, Quit
+from plait.worker.fabric import Fabric
+from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Drop, Message, Order, Pull, Quit
 
 
 class Line:
     """Brings orders in and messages out. Only its thread touches the socket.
 
         driver ==socket==> thread --orders--> compute lane --outbox, waker--> thread ==socket==> driver
+                                `--moves--> copy lane -----------'
 
     It gives signs of life while the compute lane works, and calls `orphaned` when the parent is gone
     (stdin closes), so that no worker outlives its driver.
@@ -26,6 +28,8 @@ class Line:
     def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
         self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         """Orders in the order of their ids; None: there will be no more."""
+        self.fabric: Fabric | None = None
+        """Takes moves; set before the driver is told that the worker is ready."""
         self._config = config
         self._orphaned = orphaned
         self._codec = Codec(bytes.fromhex(config.secret), config.identity, worker=True)
@@ -95,5 +99,11 @@ class Line:
                 message = self._codec.decode(socket.recv(zmq.NOBLOCK))
                 if isinstance(message, Order):
                     self.orders.put(message)
+                elif isinstance(message, Pull):
+                    assert self.fabric is not None, "a move came before the worker was ready"
+                    self.fabric.lane.pull(message)
+                elif isinstance(message, Drop):
+                    assert self.fabric is not None, "a move came before the worker was ready"
+                    self.fabric.lane.drop(message.move, message.reason)
                 elif isinstance(message, Quit):
                     self.orders.put(None)

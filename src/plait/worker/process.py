@@ -16,7 +16,9 @@ from plait.model.pool import KvPool
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
+from plait.worker.fabric import Fabric
 from plait.worker.line import Line
+from plait.worker.progress import Progress
 from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
 
 log = logging.getLogger(__name__)
@@ -42,10 +44,25 @@ def serve(config: WorkerConfig) -> int:
     gc.collect()
     gc.freeze()  # what stays for the life of the process need not be looked through again
     executor = Executor(model, config.instance)
-    line.send(Hello(slots=config.model.slots, kernels=choose(config.model.device).why))
+    progress = Progress()
+    model.watch(progress.stored)
+    line.fabric = fabric = Fabric(config, model.pool, progress, line.send)
+    fabric.start()
+    line.send(
+        Hello(
+            slots=config.model.slots,
+            kernels=choose(config.model.device).why,
+            address=fabric.lender.address,
+            shard=fabric.store.shard,
+        )
+    )
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     while (order := line.orders.get()) is not None:
-        line.send(_carry_out(executor, order))
+        progress.begin(order.step.id)
+        answer = _carry_out(executor, order)
+        progress.end(order.step.id, failed=isinstance(answer, Fault))
+        line.send(answer)
+    fabric.close()
     line.close()
     gc.unfreeze()
     return 0

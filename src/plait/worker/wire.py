@@ -9,12 +9,15 @@ connection, nor on another one, nor to its sender. An empty secret is refused.
 import hashlib
 import hmac
 from dataclasses import dataclass
+from typing import get_args
 
 import msgspec
 
 from plait.spec.errors import ServiceError
+from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Step
+from plait.worker.layout import Shard
 
 MAC_BYTES = 32
 LARGEST_FRAME_BYTES = 256 << 20
@@ -34,6 +37,37 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A worker to pull from."""
+
+    identity: bytes
+    """Instance and epoch."""
+    address: str
+    """host:port of its `Lender`."""
+    shard: Shard
+    """What it holds of every request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Driver to the target's worker: copy this worker's share of a move."""
+
+    move: Move
+    sources: tuple[Source, ...]
+    """The workers of the source."""
+    turn: int = 0
+    """Which of several sources of the same is asked first: the target's workers differ in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Driver to the target's worker: answer this move soon, whatever has come of it."""
+
+    move: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Driver to worker: finish what you have and leave."""
 
@@ -46,6 +80,10 @@ class Hello:
     """KV pool, in tokens."""
     kernels: str
     """Which kernels are in use, in words."""
+    address: str
+    """host:port where other workers pull from it."""
+    shard: Shard
+    """What it holds of every request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +114,32 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulled:
+    """Worker to driver: its share of a move is here."""
+
+    move: int
+    wire_bytes: int
+    """That were copied between workers."""
+    begin_ns: int
+    """When its copying began, by the worker's monotonic clock."""
+    busy_ns: int
+    """Time that it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullFault:
+    """Worker to driver: its share of a move is not complete, and nothing of it is under way any more."""
+
+    move: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """Worker to driver: still alive."""
 
 
-Message = Order | Quit | Hello | Refusal | Answer | Fault | Beat
+Message = Order | Pull | Drop | Quit | Hello | Refusal | Answer | Fault | Pulled | PullFault | Beat
 
 
 class Codec:
@@ -102,8 +161,7 @@ class Codec:
         self._seen = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._envelope = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
-        kinds: tuple[type[Message], ...] = (Order, Quit, Hello, Refusal, Answer, Fault, Beat)
-        self._decoders = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in kinds}
+        self._decoders = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in get_args(Message)}
 
     def encode(self, message: Message) -> bytes:
         """The next frame to send."""
