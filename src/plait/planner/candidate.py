@@ -7,7 +7,6 @@ stages lie pairwise on the same nodes (its algorithm 2, for slow ones); and inst
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import gcd
 
 from plait.planner.cluster import Cluster
@@ -54,6 +53,14 @@ class Candidate:
     def __str__(self) -> str:
         return " + ".join(str(part) for part in self.parts)
 
+    def instances(self, step_tokens: Callable[[Part], int]) -> tuple[Instance, ...]:
+        """One copy, all on the first node: where it does not matter what lies where."""
+        each = [part for part in self.parts for _ in range(part.count)]
+        return tuple(
+            Instance(i, part.role, part.plan.tp, part.plan.pp, 0, part.plan.nodes, step_tokens(part))
+            for i, part in enumerate(each)
+        )
+
     def place(self, cluster: Cluster, copies: int, step_tokens: Callable[[Part], int]) -> Placement | None:
         """Put `copies` of it on the nodes, each in as few as possible; None: there is no room."""
         free = [cluster.devices_per_node] * cluster.nodes
@@ -83,9 +90,8 @@ class Candidate:
 
 def candidates(plans: Sequence[Plan], most_devices: int, most_count: int = 4) -> Iterator[Candidate]:
     """Every candidate of at most `most_devices` devices with at most `most_count` instances a role, in one
-    fixed order. Numbers of instances with a common divisor are left out where
-    they are copies of a smaller one, but
-    for colocated instances, which gain by sharing a queue."""
+    fixed order. Numbers of instances with a common divisor are left out where they are copies of a smaller
+    one, but for colocated instances, which gain by sharing a queue."""
     for plan in plans:
         for count in _powers(most_count):
             if count * plan.devices <= most_devices:
@@ -111,21 +117,14 @@ def _pairs(
                     yield Candidate((*pair, Part(Role.MIXED, plan)))
 
 
-def published(candidate: Candidate, affinity: str) -> bool:
-    """Whether a published algorithm would try it. `high`: both phases alone, any numbers. `low`: one pair,
-    with the same stages on the same nodes."""
+def low_affinity(candidate: Candidate, devices_per_node: int) -> bool:
+    """Whether DistServe's algorithm 2 would try it: one pair, with the same stages on the same nodes."""
     if candidate.kind != "disaggregated":
         return False
     prefill, decode = candidate.parts
-    if affinity == "high":
-        return True
-    return prefill.count == decode.count == 1 and prefill.plan.nodes == decode.plan.nodes
-
-
-def kinds(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """How many there are of each kind."""
-    ordered = sorted(candidate.kind for candidate in candidates)
-    return {kind: len(list(group)) for kind, group in groupby(ordered)}
+    nodes = prefill.plan.nodes
+    alone = prefill.count == decode.count == 1
+    return alone and decode.plan.nodes == nodes and candidate.devices <= nodes * devices_per_node
 
 
 def _powers(most: int) -> list[int]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from plait.cost.cost import Cost
 from plait.cost.pipeline import Pipeline
 from plait.cost.roofline import Roofline
+from plait.cost.tables import Tables
 from plait.planner.cluster import Cluster
 from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
@@ -38,10 +39,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Plans:
-    """What a model costs on a cluster, by plan: a roofline, cut into stages."""
+    """What a model costs on a cluster, by plan: a roofline, cut into stages, or published measurements."""
 
     shape: ModelShape
     cluster: Cluster
+    tables: Tables | None = None
+    """Measured step times; plans that were not measured cannot be used then."""
     _costs: dict[Plan, Cost] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, longest: int) -> tuple[dict[Plan, str], list[Plan]]:
@@ -52,7 +55,7 @@ class Plans:
         """
         refused: dict[Plan, str] = {}
         usable: list[Plan] = []
-        for plan in self._every():
+        for plan in self.every():
             reason = self.refusal(plan, longest)
             if reason:
                 refused[plan] = reason
@@ -60,8 +63,9 @@ class Plans:
                 usable.append(plan)
         return refused, usable
 
-    def _every(self) -> list[Plan]:
-        """Sizes are the divisors of a node and of the cluster: others would leave devices idle."""
+    def every(self) -> list[Plan]:
+        """Plans of the cluster, usable or not. Sizes are the divisors of a node and of the cluster: others
+        would leave devices idle."""
         cluster = self.cluster
         plans = []
         for tp in _divisors(cluster.devices_per_node):
@@ -82,6 +86,8 @@ class Plans:
             return f"{plan.pp} stages cannot be spread evenly over {plan.nodes} of {self.cluster.nodes} nodes"
         if per_node > self.cluster.devices_per_node:
             return f"{per_node} devices on a node of {self.cluster.devices_per_node}"
+        if self.tables is not None and (reason := self.tables.refusal(plan.tp)):
+            return reason
         slots = self.slots(plan)
         if slots < longest:
             size, there = self.shape.weight_bytes / 1e9, self.cluster.device.memory_bytes * plan.devices / 1e9
@@ -94,6 +100,9 @@ class Plans:
     def slots(self, plan: Plan) -> int:
         """KV tokens beside the weights; 0 or less: not even the weights fit. Where there are more devices in
         a stage than KV heads, several hold the same head."""
+        measured = None if self.tables is None else self.tables.slots(plan.tp, plan.pp)
+        if measured is not None:
+            return measured
         copies = max(1, plan.tp // self.shape.layers[0].kv_heads)
         room = self.cluster.device.memory_bytes * plan.devices * MEMORY_SHARE - self.shape.weight_bytes
         return int(room // (self.shape.kv_bytes_per_token * copies))
@@ -101,6 +110,8 @@ class Plans:
     def cost(self, plan: Plan) -> Cost:
         """Of a step on one instance. Hops of a plan over several nodes all count as hops between nodes."""
         found = self._costs.get(plan)
+        if found is None and self.tables is not None:
+            found = self._costs[plan] = self.tables.cost(self.shape, plan.tp, plan.pp)
         if found is None:
             cluster = self.cluster
             found = Roofline(cluster.device, self.shape, plan.tp, cluster.local)

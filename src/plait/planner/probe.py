@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 import numpy as np
 
-from plait.planner.candidate import Candidate
-from plait.planner.fluid import SLACK, Fluid
-from plait.planner.placed import placed
+from plait.planner.fluid import ATTAINMENT
 from plait.sim.scenario import Scenario
 from plait.spec.command import Command, End, Token
 from plait.spec.errors import UserError
@@ -23,15 +22,8 @@ from plait.workload import arrivals, lengths
 from plait.workload.result import COMPLETED
 from plait.workload.trace import TraceRow, stretched
 
-NS = 1e9
-ATTAINMENT = 0.9
-"""Share of requests that meet both objectives at goodput."""
-
-
 PRECISION = 0.02
 """Of a rate found by bisection, relative."""
-MOST = 2000
-"""Requests that a run needs at most to settle."""
 
 
 class Settled(Exception):
@@ -40,10 +32,11 @@ class Settled(Exception):
 
 @dataclass(slots=True)
 class Judge:
-    """Observes a run of `count` requests and ends it as soon as its verdict cannot change."""
+    """Observes a run of these requests and ends it as soon as its verdict cannot change."""
 
     slo: Slo
-    count: int
+    outputs: Sequence[int]
+    """Tokens that each will draw, by id."""
     share: float = ATTAINMENT
     met: int = 0
     missed: int = 0
@@ -52,11 +45,13 @@ class Judge:
     _order: deque[int] = field(default_factory=deque)
     _first: dict[int, int] = field(default_factory=dict)
     """Request -> its first token, until it ends. A request that has missed is in neither."""
+    _last: list[tuple[float, int]] = field(default_factory=list)
+    """Heap of (latest end that meets TPOT, request)."""
 
     @property
     def good(self) -> bool:
         """Enough requests have met their objectives."""
-        return self.met >= self.share * self.count
+        return self.met >= self.share * len(self.outputs)
 
     def see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
         """Take one call of `handle`.
@@ -74,12 +69,14 @@ class Judge:
             elif isinstance(command, End):
                 self._ended(command, now_ns)
         self._late(now_ns)
-        if self.good or self.missed > (1 - self.share) * self.count:
+        if self.good or self.missed > (1 - self.share) * len(self.outputs):
             raise Settled
 
     def _drew(self, request: int, now_ns: int) -> None:
         if now_ns - self._arrived.pop(request) <= self.slo.ttft_ns:
             self._first[request] = now_ns
+            rest_ns = (self.outputs[request] - 1) * self.slo.tpot_ns
+            heappush(self._last, (now_ns + rest_ns, request))
         else:
             self.missed += 1
 
@@ -94,7 +91,10 @@ class Judge:
         self.missed += not met
 
     def _late(self, now_ns: int) -> None:
-        """Requests that still wait for a first token that would come too late."""
+        """Requests whose next token, or last one, would come too late whenever it came."""
+        while self._last and self._last[0][0] < now_ns:
+            request = heappop(self._last)[1]
+            self.missed += self._first.pop(request, None) is not None
         while self._order:
             arrival_ns = self._arrived.get(self._order[0])
             if arrival_ns is not None and now_ns - arrival_ns <= self.slo.ttft_ns:
@@ -106,38 +106,13 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A rate of one candidate, by one sequence of requests."""
-
-    rate_hz: float
-    """Highest rate tried at which enough requests met their objectives; 0: none."""
-    requests: int
-    """Of a run."""
-    runs: int
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
-    """Serves a candidate's single copy under requests drawn from a trace."""
+    """Serves requests drawn from a trace."""
 
-    fluid: Fluid
     trace: Sequence[TraceRow]
+    slo: Slo
     cv: float = 1.0
     """Spread of the gaps between arrivals; 1 is Poisson."""
-
-    def scenario(self, candidate: Candidate, copies: int = 1) -> Scenario:
-        """Copies of a candidate on the cluster.
-
-        Raises:
-            UserError: the nodes have no room for them.
-        """
-        plans = self.fluid.plans
-        placement = candidate.place(plans.cluster, copies, self.fluid.step_tokens)
-        if placement is None:
-            raise UserError(
-                f"{copies} x ({candidate}) find no room on {plans.cluster.nodes} nodes", "cluster"
-            )
-        return placed(placement, plans)
 
     def requests(self, seed: int, count: int) -> list[TraceRow]:
         """Requests with the trace's lengths that come at one a second."""
@@ -151,40 +126,64 @@ class Probe:
 
     def bears(self, scenario: Scenario, rows: Sequence[TraceRow], rate_hz: float) -> bool:
         """Whether enough of these requests meet their objectives at a rate."""
-        judge = Judge(self.fluid.slo, len(rows))
+        judge = Judge(self.slo, [row.output_tokens for row in rows])
         with suppress(Settled):
             scenario.run(stretched(rows, 1 / rate_hz), [judge.see])
         return judge.good
 
-    def goodput(self, candidate: Candidate, seed: int, count: int, steps: int, guess_hz: float) -> Found:
-        """Bisect the rate of one copy between 0 and its bound, beginning at a guess.
 
-        Args:
-            candidate: what serves.
-            seed: of the requests.
-            count: requests of a run.
-            steps: most runs.
-            guess_hz: where the answer is expected.
-        """
-        bound_hz = self.fluid.bound_hz(candidate) * SLACK
-        rows = self.requests(seed, count)
-        scenario = self.scenario(candidate)
-        low_hz, high_hz, rate_hz, width = 0.0, bound_hz, min(guess_hz, bound_hz), 1.1
-        for run in range(steps):
-            if self.bears(scenario, rows, rate_hz):
-                low_hz = rate_hz
-            else:
-                high_hz = rate_hz
-            if low_hz == bound_hz or high_hz - low_hz < PRECISION * high_hz:
-                return Found(low_hz, len(rows), run + 1)
-            # Close to the guess first: it is usually good.
-            middle = (low_hz + high_hz) / 2
-            near = min(middle, low_hz * width) if low_hz == rate_hz else max(middle, high_hz / width)
-            rate_hz, width = near, width**2
-        return Found(low_hz, len(rows), steps)
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One scenario, to be served one sequence of requests faster and faster."""
 
-    def settling(self, rate_hz: float) -> int:
-        """Requests that come while one stays, if that is not too many: in fewer, no queue would fill."""
-        slo, demand = self.fluid.slo, self.fluid.demand
-        stay_s = (slo.ttft_ns + demand.steps * slo.tpot_ns) / NS
-        return min(MOST, round(rate_hz * stay_s))
+    probe: Probe
+    scenario: Scenario
+    seed: int
+    """Of the requests."""
+    count: int
+    """Requests of a run."""
+    near_hz: float
+    """The rate that is tried first."""
+    high_hz: float
+    """More than it can bear."""
+    runs: int = 8
+    """Most rates that are tried."""
+    challenge: bool = False
+    """End at once if it does not bear the first rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a trial."""
+
+    rate_hz: float
+    """The highest of the rates tried that was borne; 0: none."""
+    reason: str = ""
+    """Why it could not be evaluated; empty: it was."""
+
+
+def tried(trial: Trial) -> Tried:
+    """Bisect, close to the first rate at first and farther and farther from it."""
+    try:
+        return Tried(_bisected(trial))
+    except UserError as error:
+        return Tried(0.0, str(error))
+
+
+def _bisected(trial: Trial) -> float:
+    rows = trial.probe.requests(trial.seed, trial.count)
+    low_hz, high_hz, width = 0.0, trial.high_hz, 1.08
+    rate_hz = min(trial.near_hz, high_hz)
+    for run in range(trial.runs):
+        if trial.probe.bears(trial.scenario, rows, rate_hz):
+            low_hz = rate_hz
+        elif trial.challenge and run == 0:
+            break
+        else:
+            high_hz = rate_hz
+        if high_hz - low_hz < PRECISION * high_hz:
+            break
+        middle_hz = (low_hz + high_hz) / 2
+        rate_hz = min(middle_hz, low_hz * width) if low_hz == rate_hz else max(middle_hz, high_hz / width)
+        width **= 2
+    return low_hz
