@@ -7,7 +7,7 @@ Two relaxations of what the simulator does, each of the very requests that it wi
     fluid     instances run steps of the best mixture all the time. What is left unanswered when the last
               request arrives is all that a finite run spares them.
 
-Requests that miss their objectives, as some may, are taken to cost what they cost at best without any.
+Requests that miss their objectives, as some may, are taken to cost nothing.
 """
 
 from collections.abc import Sequence
@@ -212,11 +212,12 @@ class Fluid:
     # ---- fluid ---------------------------------------------------------------------------------
 
     def _finite_hz(self, steady_hz: float) -> float:
-        """A run of so many requests spares its instances what a request does after the last one came."""
+        """A run of so many requests spares its instances those that may miss, and what the others still do
+        after the last one came."""
         stay_s = (self.slo.ttft_ns + self.demand.left * self.slo.tpot_ns) / NS
         found = []
         for rows in self.samples:
-            left = len(rows) - steady_hz * stay_s
+            left = ATTAINMENT * len(rows) - steady_hz * stay_s
             found.append(rows[-1].arrival_ns / NS * steady_hz / left if left > 0 else np.inf)
         return float(np.mean(found))
 
@@ -243,8 +244,11 @@ class Fluid:
     def _mixed_hz(self, plan: Plan, cost: Cost, limit: int, limit_ns: float) -> float:
         """Steps of decodes and of as many prompt tokens as keep their number, in each step or, where a step
         with prompts costs more for being one, all in one of several."""
-        demand, best = self.demand, 0.0
-        for rows in self._batches(plan) if demand.steps else ():
+        demand = self.demand
+        if not demand.steps:
+            return 0.0
+        best = self._crowded_hz(cost, limit, limit_ns)
+        for rows in self._batches(plan):
             fresh, again = rows * demand.prompt / demand.steps, _decodes(rows, demand.context)
             again_ns, every = cost.step_ns(again), 1
             while fresh * every <= max(limit - rows, fresh) and fresh <= limit:
@@ -254,13 +258,23 @@ class Fluid:
                 if step_ns <= limit_ns:
                     best = max(best, rows / step_ns)
                 every *= 2
-        return best * NS / demand.steps if demand.steps else 0.0
+        return best * NS / demand.steps
+
+    def _crowded_hz(self, cost: Cost, limit: int, limit_ns: float) -> float:
+        """Rows a nanosecond where prompts fill all steps: on average fewer than one row may decode then."""
+        demand = self.demand
+        rows = limit * demand.steps / (demand.prompt + demand.steps)
+        chunk = _chunk(max(1, limit - int(rows) - 1), demand.prompt)
+        step_ns = cost.step_ns(_decodes(int(rows), demand.context, chunk))
+        # Where rows are few, most of them decode in steps without prompts.
+        felt_ns = step_ns if rows >= 1 else cost.step_ns(_decodes(1, demand.context))
+        return rows / step_ns if felt_ns <= limit_ns else 0.0
 
     def _share(self, good_hz: float, any_hz: float) -> float:
-        """Requests/s where those that miss may be served without an objective; 0: none could meet it.
-        Answers of one token meet it always."""
+        """Requests/s of those that meet their objectives; 0: too few could. Answers of one token need no
+        TPOT."""
         short = float((self.demand.outputs < 2).mean())
-        must = max(0.0, (ATTAINMENT - short) / (1 - short)) if short < 1 else 0.0
+        must = max(0.0, ATTAINMENT - short) / ATTAINMENT
         if good_hz == np.inf or must == 0:
             return any_hz
         return 1 / (must / good_hz + (1 - must) / any_hz) if good_hz else 0.0

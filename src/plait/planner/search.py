@@ -209,6 +209,15 @@ class Search:
             for each, found in zip(chosen, each_rates, strict=True)
         ]
 
+    def able(self, longest: int) -> list[Candidate]:
+        """Candidates that can be placed and that hold a request of `longest` tokens."""
+        return self._placeable(self.plans.check(longest))[1]
+
+    def most_per_device_hz(self) -> float:
+        """The largest bound of a device: more requests/s than any candidate bears."""
+        longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
+        return max(self.fluid.bound_hz(each) / each.devices for each in self.able(longest))
+
     # ---- candidates ----------------------------------------------------------------------------
 
     def _placeable(self, usable: Sequence[Plan]) -> tuple[dict[Candidate, Fate], list[Candidate]]:
