@@ -2,8 +2,8 @@
 
 Llama-2-7B (roofline, A100) under lengths fitted to ShareGPT's means; two processes. 32 GPUs: seconds until
 the first heat of the race is ranked (bounds and short runs) and until the final table; 1,024 GPUs: until the
-final table. Then random cases of at most 40 candidates: is the goodput of the device that the search chose within
-the interval of what exhaustive long runs with the same seeds choose?
+final table. Then random cases of at most 40 candidates: is the goodput of the device that the search chose
+within the interval of what exhaustive long runs with the same seeds choose?
 """
 
 import time

@@ -258,6 +258,8 @@ class Fluid:
                 if step_ns <= limit_ns:
                     best = max(best, rows / step_ns)
                 every *= 2
+        if not best and cost.step_ns(_decodes(1, demand.context)) <= limit_ns:
+            best = self._crowded_hz(cost, limit, np.inf)  # so seldom that a row is alone most of the time
         return best * NS / demand.steps
 
     def _crowded_hz(self, cost: Cost, limit: int, limit_ns: float) -> float:
@@ -265,7 +267,7 @@ class Fluid:
         demand = self.demand
         rows = limit * demand.steps / (demand.prompt + demand.steps)
         chunk = _chunk(max(1, limit - int(rows) - 1), demand.prompt)
-        step_ns = cost.step_ns(_decodes(int(rows), demand.context, chunk))
+        step_ns = _slowest_ns(cost, _decodes(int(rows), demand.context, chunk))
         # Where rows are few, most of them decode in steps without prompts.
         felt_ns = step_ns if rows >= 1 else cost.step_ns(_decodes(1, demand.context))
         return rows / step_ns if felt_ns <= limit_ns else 0.0
