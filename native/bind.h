@@ -20,5 +20,6 @@ void bind_pointwise(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
 void bind_transfer(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
+void bind_batching(nanobind::module_& m);
 
 }  // namespace plait

@@ -65,4 +65,5 @@ NB_MODULE(_native, m) {
   plait::bind_elementwise(m);
   plait::bind_transfer(m);
   plait::bind_sampling(m);
+  plait::bind_batching(m);
 }

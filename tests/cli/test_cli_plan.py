@@ -1,4 +1,4 @@
-"""`plait plan` writes a placement that `plait simulate` loads, and answers wrong input with what would work."""
+"""`plait plan` writes a placement that `plait simulate` loads; wrong input is told what would work."""
 
 import json
 
