@@ -216,3 +216,8 @@ def on_a100(
         a, b, c = found.prefill
         found = replace(found, prefill=(a, b, max(c, 0.0)), seed_compatible=False)
     return replace(found, pp=pp)
+
+
+def measured_tps(model: str, engine: str = "distserve") -> tuple[int, ...]:
+    """Devices a stage with which a model was measured; none for one of which there is only a form."""
+    return tuple(tp for each, name, tp in _MEASURED if (each, name) == (engine, model))
