@@ -237,3 +237,16 @@ def _exact_ns(model: Fitted, step: Step) -> float:
     squares = (row.first + row.count) ** 2 - row.first**2
     linear = model.prefill_token_ns * row.count + model.prefill_cached_ns * row.first
     return model.prefill_ns + linear + model.prefill_square_ns * squares
+
+
+def test_an_answer_seen_late_does_not_spoil_a_fit():
+    """One step's end is seen late, so the next one seems to take no time; the sum is right."""
+    true = Fitted(10e6, 2e5, 0.0, 0.0, 4e6, 0.0, 1e5)
+    steps = [decodes(rows, rows * 100) for rows in range(1, 25)] + [
+        chunks((0, n)) for n in range(20, 260, 10)
+    ]
+    timings = [Timing(step, true.step_ns(step)) for step in steps]
+    late = [Timing(timings[4].step, timings[4].ns + timings[5].ns), Timing(timings[5].step, 10_000)]
+    found = Fitted.fit([*timings[:4], *late, *timings[6:]])
+    for step in steps:
+        assert found.step_ns(step) == pytest.approx(true.step_ns(step), rel=0.25)

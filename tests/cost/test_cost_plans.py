@@ -181,3 +181,14 @@ def test_tensor_parallel_exchanges_cost_what_their_link_says():
     payload_s = 512 * 5120 * 2 / 4 / 450e9 + 2e-6
     expected = 2 * 40 * 2 * 3 * payload_s * 1e9
     assert linked.step_ns(prompt(512)) - free.step_ns(prompt(512)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_step_with_both_phases_reads_the_weights_once():
+    cost = on_a100("opt-13b", 1)
+    chunk = Row(0, 0, 128, draws=True)
+    both = Step(0, (0,), (chunk,), again=(1, 2), context_tokens=1000)
+    apart_ns = cost.step_ns(replace(both, again=(), context_tokens=0)) + cost.step_ns(replace(both, rows=()))
+    least = min(cost.prefill[0], cost.small[0], cost.large[0])
+    assert cost.step_ns(both) == pytest.approx(apart_ns - least * 1e6, abs=2)
+    seed = on_a100("opt-13b", 1, seed_compatible=True)
+    assert seed.step_ns(both) == pytest.approx(apart_ns, abs=2)

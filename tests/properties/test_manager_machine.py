@@ -51,49 +51,44 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @initialize(
         page=st.sampled_from([1, 2, 4, 16]),
-        depth=st.sampled_from([1, 2, 3]),
-        step_tokens=st.sampled_from([3, 8, 40]),
+        pp=st.sampled_from([1, 1, 2, 3]),
+        roles=st.sampled_from(
+            [(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M), (E, E, E, E), (E, E, E, M)]
+        ),
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_queue=st.sampled_from([3, 1000]),
-        prefix_cache=st.booleans(),
-        roles=st.sampled_from([(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M), (E, E, E, E), (E, E, E, M)]),
-        chunk_ns=st.sampled_from([8.0, 100.0]),
-        master_rows=st.sampled_from([2, 100]),
-        pulls=st.sampled_from([1, 4]),
-        retries=st.sampled_from([0, 2]),
-        held_share=st.sampled_from([0.2, 1.0]),
-        overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
-        pp=st.sampled_from([1, 1, 2, 3]),
+        batcher=st.builds(
+            BatcherConfig,
+            depth=st.sampled_from([1, 2, 3]),
+            step_tokens=st.sampled_from([3, 8, 40]),
+            prefix_cache=st.booleans(),
+            prompts_first=st.booleans(),
+        ),
+        handover=st.builds(
+            HandoverConfig,
+            pulls=st.sampled_from([1, 4]),
+            retries=st.sampled_from([0, 2]),
+            held_share=st.sampled_from([0.2, 1.0]),
+            overlap=st.booleans(),
+        ),
+        elastic=st.builds(
+            ElasticConfig,
+            widths=st.just(WIDTHS),
+            decode_ns=st.just(2.0),
+            chunk_ns=st.sampled_from([8.0, 100.0]),
+            master_rows=st.sampled_from([2, 100]),
+        ),
     )
-    def build(
-        self,
-        page,
-        depth,
-        step_tokens,
-        share,
-        max_queue,
-        prefix_cache,
-        roles,
-        ttft_ns,
-        pp,
-        chunk_ns,
-        master_rows,
-        **handover,
-    ):
+    def build(self, page, pp, roles, share, max_queue, ttft_ns, **configs):
         self.page = page
         self.share = share
+        admission = AdmissionConfig(
+            max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
+        )
+        placement = Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles)))
         self.manager = GlobalManager(
-            ManagerConfig(
-                page=page,
-                admission=AdmissionConfig(
-                    max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
-                ),
-                batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
-                handover=HandoverConfig(**handover),
-                elastic=ElasticConfig(WIDTHS, 2.0, chunk_ns, master_rows=master_rows),
-                placement=Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles))),
-            )
+            ManagerConfig(page=page, admission=admission, placement=placement, **configs)
         )
         self.shadow = Shadow(EOS)
         self.now = 0

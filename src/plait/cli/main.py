@@ -10,6 +10,7 @@ from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
+from plait.cli.plan import plan
 from plait.cli.profile import profile
 from plait.cli.pull import pull
 from plait.cli.quantize import quantize
@@ -44,6 +45,7 @@ app.command()(quantize)
 app.command()(chat)
 app.command()(demo)
 app.command()(profile)
+app.command()(plan)
 app.command()(simulate)
 app.command()(replay)
 app.command()(doctor)

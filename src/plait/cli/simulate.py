@@ -12,14 +12,19 @@ from plait import __version__
 from plait.cli import report, workload
 from plait.cost.catalog import CONFIGS, DEVICES, cost_named, device_named, shape_named
 from plait.cost.roofline import Roofline
+from plait.planner.cluster import read_cluster
+from plait.planner.placed import placed
+from plait.planner.plans import Plans
 from plait.serving.manager import ManagerConfig
 from plait.sim.scenario import Scenario
 from plait.sim.world import Observer
 from plait.spec.cluster import Placement
 from plait.spec.command import Command, End
+from plait.spec.errors import UserError
 from plait.spec.event import Event
 from plait.spec.slo import Slo
 from plait.workload.journal import Journal
+from plait.workload.placement import read_placement
 from plait.workload.profile import Profile
 from plait.workload.result import Recorder, Summary
 from plait.workload.timeline import Timeline
@@ -33,6 +38,12 @@ def simulate(
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "a100-80g",
     instances: Annotated[int, typer.Option(min=1, help="Equal instances that take both phases.")] = 1,
     tp: Annotated[int, typer.Option(min=1, help="Devices an instance.")] = 1,
+    placement: Annotated[
+        Path | None, typer.Option(help="Instances with roles and plans, as `plait plan` writes them.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="With --placement: YAML of nodes, devices and links.")
+    ] = None,
     cost: Annotated[
         str | None,
         typer.Option(help="Step times from a file (fitted or measured); KV size stays the device's."),
@@ -59,10 +70,22 @@ def simulate(
     """Predict latency and throughput of a workload on devices that need not be here."""
     objectives = Slo.parse(slo) if slo else None
     profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
-    roofline = Roofline(device_named(device), shape_named(model), tp)
-    step_cost, slots = cost_named(cost) if cost else roofline, roofline.kv_slots()
-    scenario = Scenario(Placement.colocated(instances), step_cost, slots, ManagerConfig(model=model))
+    if placement is not None:
+        if instances != 1 or tp != 1 or cost is not None or cluster is None:
+            raise UserError(
+                "--placement takes --cluster, and neither --instances, --tp nor --cost", "placement"
+            )
+        there = read_cluster(cluster)
+        scenario = placed(read_placement(placement), Plans(shape_named(model), there), model)
+        device, instances = there.device.name, len(scenario.placement.instances)
+    elif cluster is not None:
+        raise UserError("--cluster describes where a --placement lies: name one, or use --device", "cluster")
+    else:
+        roofline = Roofline(device_named(device), shape_named(model), tp)
+        step_cost, slots = cost_named(cost) if cost else roofline, roofline.kv_slots()
+        scenario = Scenario(Placement.colocated(instances), step_cost, slots, ManagerConfig(model=model))
     machine = {"model": model, "device": device, "instances": instances, "tp": tp, "cost": cost or "roofline"}
+    machine |= {} if placement is None else {"placement": str(placement), "cluster": str(cluster)}
     meta = {"world": "sim", "plait": __version__, **machine, "max_tokens": max_tokens}
     meta |= {"profile": profile.json()}
     recorder, timeline = Recorder(), Timeline()
@@ -73,7 +96,8 @@ def simulate(
         _run(scenario, profile.rows(), observers, max_tokens)
     if perfetto is not None:
         timeline.save(perfetto)
-    title = f"{model} on {instances} x {tp} {device} (simulated)"
+    plan = f"{instances} x {tp} {device}" if placement is None else f"{placement} of {device}"
+    title = f"{model} on {plan} (simulated)"
     report.show(title, Summary.of(recorder.records, objectives), recorder.records, meta, json_out)
 
 

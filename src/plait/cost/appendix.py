@@ -6,7 +6,8 @@ another.
 
 a layer, with hidden size h and FFN width m; tp divides both terms, and pp puts layers one after another. The
 constants are per element; b, the tokens of a FlashAttention block, is part of C2. The paper's form has no
-term for the rows of a decode batch, though measurements show one: C6 h, per row and layer, extends it.
+term for the rows of a decode batch, though measurements show one: C6 h, per row and layer, extends it. A step
+with both phases does not pay the smaller of C3 and T3's weights, as in `Coefficients`.
 """
 
 from dataclasses import dataclass, replace
@@ -93,6 +94,8 @@ class Appendix:
         if load.decodes:
             total += found.weights * gemm / self.tp + found.cache * hidden * load.context_tokens
             total += found.row * width * load.decodes
+        if load.chunk_tokens and load.decodes:
+            total -= min(found.fixed * layers, found.weights * gemm / self.tp)
         return (max(1, round(total / self.pp * MS)),) * self.pp
 
 

@@ -60,6 +60,18 @@ _OPT_13B = {
     "vocab_size": 50272,
     "max_position_embeddings": 2048,
 }
+_OPT_66B = _OPT_13B | {
+    "hidden_size": 9216,
+    "ffn_dim": 36864,
+    "num_attention_heads": 72,
+    "num_hidden_layers": 64,
+}
+_OPT_175B = _OPT_13B | {
+    "hidden_size": 12288,
+    "ffn_dim": 49152,
+    "num_attention_heads": 96,
+    "num_hidden_layers": 96,
+}
 _SMOLLM2_135M = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -77,6 +89,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "llama-2-7b": _LLAMA_2_7B,
         "llama-3-8b": _LLAMA_3_8B,
         "opt-13b": _OPT_13B,
+        "opt-66b": _OPT_66B,
+        "opt-175b": _OPT_175B,
         "smollm2-135m": _SMOLLM2_135M,
     }
 )

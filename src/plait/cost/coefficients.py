@@ -5,7 +5,8 @@
 
 Decode has one set of coefficients for small batches and one for large ones. Where the released simulator goes
 from one to the other, time falls by up to a quarter or jumps by as much, which a search for the best batch
-will find and exploit. `Coefficients` repairs that; `seed_compatible` keeps it.
+will find and exploit. `Coefficients` repairs that; `seed_compatible` keeps it. A step with both phases does
+not pay the smaller of their fixed parts, since it reads the weights once (nobody measured such steps).
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class Coefficients:
     seed_compatible: bool = False
     """Keep the cliff at a batch of 95, and negative coefficients."""
     first_stage: bool = False
-    """Add what the released simulator charges for the first stage: 2 ms, and 1 ms for 10,000 tokens."""
+    """Add what the released simulator charges for the first stage: 2 ms, and 1 ms for 10,000 tokens that
+    were known before the step."""
 
     def __post_init__(self) -> None:
         if self.pp < 1:
@@ -60,7 +62,10 @@ class Coefficients:
             found_ms += self.prefill_ms(load.chunk_tokens, 2 * load.chunk_pairs - load.chunk_tokens)
         if load.decodes:
             found_ms += self.decode_ms(load.decodes, load.context_tokens)
-        entry_ms = 2 + 1e-4 * (load.chunk_tokens + load.cached_tokens + load.context_tokens)
+        if load.chunk_tokens and load.decodes and not self.seed_compatible:
+            found_ms -= min(self.prefill[0], self.small[0], self.large[0]) / self.pp
+        known = load.chunk_tokens + load.cached_tokens + load.context_tokens - load.decodes
+        entry_ms = 2 + 1e-4 * known
         first = found_ms + (entry_ms if self.first_stage else 0.0)
         return tuple(max(1, round(ms * MS)) for ms in (first, *(found_ms,) * (self.pp - 1)))
 
@@ -211,3 +216,8 @@ def on_a100(
         a, b, c = found.prefill
         found = replace(found, prefill=(a, b, max(c, 0.0)), seed_compatible=False)
     return replace(found, pp=pp)
+
+
+def measured_tps(model: str, engine: str = "distserve") -> tuple[int, ...]:
+    """Devices a stage with which a model was measured; none for one of which there is only a form."""
+    return tuple(tp for each, name, tp in _MEASURED if (each, name) == (engine, model))

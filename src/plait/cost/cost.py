@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from plait.spec.errors import UserError
 from plait.spec.step import Row, Step
 
 
@@ -15,6 +16,7 @@ class Cost(Protocol):
         ...
 
 
+@runtime_checkable
 class Staged(Cost, Protocol):
     """A cost of instances with pipeline stages. Steps pass them in order; `step_ns` is their sum."""
 
@@ -33,6 +35,14 @@ class ByInstance:
     def step_ns(self, step: Step) -> int:
         """See `Cost`."""
         return max(self.costs[member].step_ns(step) for member in step.group)
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        """See `Staged`; an instance without stages is one. Of a group, the slowest member's."""
+        costs = (self.costs[member] for member in step.group)
+        found = [c.stages_ns(step) if isinstance(c, Staged) else (c.step_ns(step),) for c in costs]
+        if len({len(each) for each in found}) > 1:
+            raise UserError("instances of one group must have as many stages each", "group")
+        return max(found, key=sum)
 
 
 @dataclass(frozen=True, slots=True)

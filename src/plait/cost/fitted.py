@@ -13,6 +13,11 @@ from plait.cost.cost import Load
 from plait.spec.errors import UserError
 from plait.spec.step import Step
 
+ROUNDS = 8
+"""Of a fit; each takes its errors relative to the prediction of the one before."""
+LEAST = 1e-6
+"""Share of the mean time that every prediction counts as at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -67,7 +72,7 @@ class Fitted:
 
     @staticmethod
     def fit(timings: Sequence[Timing]) -> "Fitted":
-        """Non-negative least squares on relative error, each phase on its own.
+        """Non-negative least squares on relative error, each phase on its own; see `_non_negative`.
 
         Args:
             timings: steps of one instance, each either chunks only or decodes only; both phases occur.
@@ -118,21 +123,30 @@ def _squares(load: Load) -> int:
 
 
 def _non_negative(features: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
-    """Coefficients >= 0 that minimise the squared relative error.
+    """Coefficients >= 0 that minimise the squared error relative to what they predict.
 
-    The best non-negative solution is the plain least-squares solution on the columns that it uses. There are
-    at most four, so all sets of columns are tried; ties go to the smaller set.
+    Not relative to what was measured: live, a step whose answer was seen late is followed by one that seems
+    to have taken no time, which would then outweigh all others. Predictions are those of the round before.
     """
     scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
-    rows = features / scale / times[:, None]
-    best, best_error = np.zeros(features.shape[1]), float(len(times))
-    columns = range(features.shape[1])
-    for size in range(1, features.shape[1] + 1):
+    rows, typical = features / scale, np.full(len(times), times.mean())
+    for _ in range(ROUNDS):
+        found = _least_squares(rows / typical[:, None], times / typical)
+        typical = np.maximum(rows @ found, LEAST * times.mean())
+    return [float(value) for value in found / scale]
+
+
+def _least_squares(rows: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best non-negative solution is the plain one on the columns that it uses. There are at most four, so
+    all sets of columns are tried; ties go to the smaller set."""
+    best, best_error = np.zeros(rows.shape[1]), float(np.sum(values**2))
+    columns = range(rows.shape[1])
+    for size in range(1, rows.shape[1] + 1):
         for chosen in combinations(columns, size):
             picked = rows[:, chosen]
-            solution, *_ = np.linalg.lstsq(picked, np.ones(len(times)), rcond=None)
-            error = float(np.sum((picked @ solution - 1.0) ** 2))
+            solution, *_ = np.linalg.lstsq(picked, values, rcond=None)
+            error = float(np.sum((picked @ solution - values) ** 2))
             if (solution >= 0).all() and error < best_error - 1e-15:
-                best, best_error = np.zeros(features.shape[1]), error
+                best, best_error = np.zeros(rows.shape[1]), error
                 best[list(chosen)] = solution
-    return [float(value) for value in best / scale]
+    return best

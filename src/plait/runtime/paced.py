@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from plait.cost.cost import Cost
+from plait.runtime.alarms import Alarm, Alarms
 from plait.runtime.driver import Fleet, Sink
 from plait.runtime.paced_moves import PacedMoves
 from plait.sim.copies import Network
@@ -33,10 +34,13 @@ class PacedFleet:
         """Instance -> when its lane is free, in the event loop's time."""
         self._due: dict[int, tuple[float, tuple[int, ...]]] = {}
         """Step -> when it may be answered, and its group."""
-        self._late: dict[int, tuple[asyncio.TimerHandle, tuple[int, ...]]] = {}
+        self._alarms = Alarms()
+        self._late: dict[int, tuple[Alarm, tuple[int, ...]]] = {}
         self._spans_ns: dict[int, tuple[int, int]] = {}
         """Step that is not answered -> its start and end, in the event loop's time."""
-        self._moves = None if network is None else PacedMoves(network, nodes or {}, self._deliver)
+        self._moves: PacedMoves | None = None
+        if network is not None:
+            self._moves = PacedMoves(network, nodes or {}, self._alarms, self._deliver)
 
     async def start(self, sink: Sink) -> None:
         """See `Fleet`."""
@@ -73,6 +77,7 @@ class PacedFleet:
         self._late.clear()
         if self._moves is not None:
             self._moves.close()
+        self._alarms.close()
         await self.inner.close()
 
     # ---- what the inner fleet says ---------------------------------------------------------------
@@ -115,7 +120,7 @@ class PacedFleet:
             self._spans_ns.pop(step, None)
             deliver()
 
-        self._late[step] = (asyncio.get_running_loop().call_at(due_s, now), group)
+        self._late[step] = (self._alarms.at(due_s, now), group)
 
     def _forget(self, instance: int) -> None:
         """A lost instance's answers that were still held back are lost with it."""

@@ -7,6 +7,7 @@ answered once both are over. One that failed, or that nobody wants any more, is 
 import asyncio
 from collections.abc import Callable, Mapping
 
+from plait.runtime.alarms import Alarm, Alarms
 from plait.sim.copies import Copies, Network
 from plait.spec.event import Moved, MoveFailed
 from plait.spec.move import Move
@@ -16,17 +17,22 @@ class PacedMoves:
     """Holds answers back. Everything runs in one event loop."""
 
     def __init__(
-        self, network: Network, nodes: Mapping[int, int], deliver: Callable[[Moved | MoveFailed], None]
+        self,
+        network: Network,
+        nodes: Mapping[int, int],
+        alarms: Alarms,
+        deliver: Callable[[Moved | MoveFailed], None],
     ) -> None:
         """`nodes`: instance -> its node, 0 for those that are not there."""
         self._copies = Copies(network, nodes)
+        self._alarms = alarms
         self._deliver = deliver
         self._travelling: dict[int, int] = {}
         """Moves that the network still carries -> their targets."""
         self._answers: dict[int, Moved] = {}
         """Moves that are complete, but too early."""
         self._cancelled: dict[int, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
 
     def begin(self, move: Move, follows: tuple[int, int] | None) -> None:
         """A move begins. `follows`: start and end (ns of the loop's time) of the step that writes it."""
@@ -77,8 +83,7 @@ class PacedMoves:
         if self._timer is not None:
             self._timer.cancel()
         due_ns = self._copies.next_ns
-        loop = asyncio.get_running_loop()
-        self._timer = None if due_ns is None else loop.call_at(due_ns / 1e9, self._look)
+        self._timer = None if due_ns is None else self._alarms.at(due_ns / 1e9, self._look)
 
     def _look(self) -> None:
         arrived = self._copies.take(_now_ns())

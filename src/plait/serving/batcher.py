@@ -1,8 +1,9 @@
 """`Batcher`: turns what sits on an instance into its next step.
 
-Decoding rows go first, one token each; what is left of the step's token budget goes to prompts,
-oldest first, cut into chunks. Where steps pass several stages, the decoding rows are divided among as many
-steps, so that each stage has one. When slots run out the youngest request yields and is recomputed.
+Decoding rows go first, one token each; what is left of the step's token budget goes to prompts, oldest
+first, cut into chunks. With `prompts_first`, prompts have whole steps of their own instead. Where steps pass
+several stages, the decoding rows are divided among as many steps, so that each stage has one. When slots run
+out the youngest request yields and is recomputed.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ class BatcherConfig:
     """Tokens that a step computes at most, decoding rows counted. Where more rows than this decode,
     they all go along, and no prompt does. On an instance that only prefills no prompt is cut: whole ones
     are packed up to this, and a longer one goes alone."""
+    prompts_first: bool = False
+    """Where an instance does both, prompts are computed whole, without rows that decode, and these wait until
+    none is left: few steps between a prompt and its first token, and pauses in the middle of answers."""
     depth: int = 2
     """Steps in flight on one instance: 2 plans the next one while one runs."""
     prefix_cache: bool = True
@@ -95,8 +99,16 @@ class Batcher:
         """The next step of an instance, or None if nothing on it can run."""
         rows: list[Row] = []
         opened: list[int] = []
-        grown, again, context = self._decode(seat, rows, opened)
-        chunks = self._prefill(seat, self.limit(seat) - len(grown) - len(again), rows, opened)
+        chunks: list[Live] = []
+        grown: list[Live] = []
+        again: list[Live] = []
+        context = 0
+        if self.config.prompts_first:
+            chunks = self._prefill(seat, self.limit(seat), rows, opened)
+        if not chunks:
+            grown, again, context = self._decode(seat, rows, opened)
+        if not self.config.prompts_first:
+            chunks = self._prefill(seat, self.limit(seat) - len(grown) - len(again), rows, opened)
         lives = (*grown, *chunks, *again)
         if not lives:
             return None
@@ -168,7 +180,7 @@ class Batcher:
         """Known tokens within the budget, oldest request first: cut into chunks beside rows that decode,
         whole where only prompts are computed."""
         chunks: list[Live] = []
-        whole = not (seat.decodes or seat.decoding)
+        whole = self.config.prompts_first or not (seat.decodes or seat.decoding)
         for live in sorted(seat.prefilling.values(), key=lambda live: live.order):
             count = live.known - live.planned
             if whole and chunks and count > budget:

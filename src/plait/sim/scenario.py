@@ -6,13 +6,15 @@ from typing import Any
 
 import msgspec
 
-from plait.cost.cost import Cost
+from plait.cost.cost import Cost, Staged
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Copies, Network
-from plait.sim.workers import Arrival, run
+from plait.sim.stages import StagedWorkers
+from plait.sim.workers import Arrival, VirtualWorkers
+from plait.sim.world import World
 from plait.spec.cluster import Placement, Role
 from plait.spec.errors import UserError
-from plait.spec.event import Event, WorkerUp
+from plait.spec.event import Arrived, Event, WorkerUp
 from plait.spec.request import Request
 from plait.workload.journal import Observer
 from plait.workload.trace import TraceRow
@@ -37,7 +39,8 @@ class Scenario:
     placement: Placement
     """Its instances are ready, with empty pools and in their roles, before anything arrives."""
     cost: Cost
-    """Of a step, whose `group` says which instance runs it: `ByInstance` where plans differ."""
+    """Of a step, whose `group` says which instance runs it: `ByInstance` where plans differ. If it is
+    `Staged`, steps follow each other through the stages."""
     slots: int | Mapping[int, int]
     """KV token slots of each instance: one figure for all, or one by id."""
     config: ManagerConfig = field(default_factory=ManagerConfig)
@@ -74,14 +77,14 @@ class Scenario:
         ups = [(0, WorkerUp(each.id, 0, self.slots_of(each.id))) for each in instances]
         arrivals = [self._arrival(i, row, max_tokens) for i, row in enumerate(rows)]
         nodes = {each.id: each.node for each in instances}
-        return run(
-            GlobalManager(self.config),
-            arrivals,
-            self.cost,
-            events=[*ups, *faults],
-            observers=observers,
-            copies=None if self.network is None else Copies(self.network, nodes),
+        copies = None if self.network is None else Copies(self.network, nodes)
+        hands = (
+            StagedWorkers(self.cost, arrivals, copies)
+            if isinstance(self.cost, Staged)
+            else VirtualWorkers(self.cost, arrivals, copies)
         )
+        inputs = [*ups, *faults, *((each.at_ns, Arrived(each.request)) for each in arrivals)]
+        return World(GlobalManager(self.config), hands, tuple(observers)).run(inputs)
 
     def slots_of(self, instance: int) -> int:
         """KV token slots of one instance."""

@@ -60,6 +60,8 @@ class Instance:
     pp: int = 1
     node: int = 0
     """Host that its devices are on: instances of one node are joined by its local links."""
+    nodes: int = 1
+    """Hosts, from `node` on, over which its pipeline stages are spread evenly."""
     step_tokens: int | None = None
     """Tokens that saturate it (L_m), measured for its plan: steps are packed up to that many; None: the
     batcher's own figure."""

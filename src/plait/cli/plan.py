@@ -1,0 +1,88 @@
+"""`plait plan`: the placement that carries a rate with the fewest devices."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from plait import __version__
+from plait.cli import report, workload
+from plait.cost.catalog import CONFIGS, shape_named
+from plait.cost.tables import Tables
+from plait.planner.cluster import read_cluster
+from plait.planner.placed import save_placement
+from plait.planner.plans import Plans
+from plait.planner.race import Entry
+from plait.planner.search import Algorithm, Outcome, Policy, Search, SearchConfig
+from plait.spec.slo import Slo
+from plait.workload.trace import read_trace
+
+
+def plan(
+    model: Annotated[str, typer.Option(help=f"A config.json, or one of {', '.join(CONFIGS)}.")],
+    cluster: Annotated[Path, typer.Option(help="YAML: nodes, devices_per_node, device, links.")],
+    trace: Annotated[Path, typer.Option(help="Requests whose lengths are drawn from.")],
+    slo: Annotated[str, typer.Option(help="Objectives, such as ttft=200ms,tpot=50ms.")],
+    rate: Annotated[float, typer.Option(help="Requests a second that the placement must carry.")],
+    form: workload.Format = "azure",
+    policy: Annotated[Policy, typer.Option(help="Kinds of placements; auto takes the best.")] = Policy.AUTO,
+    algorithm: Annotated[
+        Algorithm, typer.Option(help="joint: all placements; high, low: DistServe's algorithms 1 and 2.")
+    ] = Algorithm.JOINT,
+    cost: Annotated[
+        str, typer.Option(help="Step times: roofline, or a100-distserve, a100-vllm for OPT.")
+    ] = "roofline",
+    out: Annotated[Path, typer.Option(help="Write the placement to this file.")] = Path("placement.json"),
+    finalists: Annotated[int, typer.Option(min=1, help="Candidates that are measured with intervals.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
+    seed: workload.Seed = 0,
+) -> None:
+    """Find which instances, how parallel and in which roles, serve a workload within its objectives."""
+    shape, there = shape_named(model), read_cluster(cluster)
+    plans = Plans(shape, there, Tables.of(cost, model, there.device.name))
+    config = SearchConfig(algorithm, policy, finalists=finalists, seed=seed)
+    with ProcessPoolExecutor(jobs) as pool, report.progress() as bar:
+        search = Search(plans, read_trace(trace, form), Slo.parse(slo), rate, config, pool.map)
+        task = bar.add_task("bounds", total=None)
+
+        def said(stage: str, entries: Sequence[Entry]) -> None:
+            bar.update(task, description=f"{stage}: {entries[0].candidate}")
+
+        outcome = search.run(said)
+    _show(outcome, f"{model} on {there.devices} x {there.device.name}, {slo}, {rate:g} requests/s")
+    best = outcome.best
+    about = {"model": model, "cluster": str(cluster), "slo": slo, "rate_hz": rate, "seed": seed, "cost": cost}
+    about |= {"plait": __version__, "candidate": str(best.candidate), "kind": best.candidate.kind}
+    save_placement(out, search.placement(best), about)
+    Console(stderr=True, highlight=False).print(f"placement: {out}")
+
+
+def _show(outcome: Outcome, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in ("candidate", "kind", "requests/s a device", "95 % interval", "bound", "copies", "devices"):
+        table.add_column(name, justify="left" if name in ("candidate", "kind") else "right")
+    for each in outcome.entries:
+        size = each.candidate.devices
+        table.add_row(
+            str(each.candidate),
+            each.candidate.kind,
+            f"{each.per_device:.2f}",
+            f"{each.low_hz / size:.2f} .. {each.high_hz / size:.2f}",
+            f"{each.bound_hz / size:.2f}",
+            str(each.copies) if each.copies else "-",
+            str(each.devices) if each.copies else "-",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(outcome.reason())
+    console.print(f"{sum(outcome.fates.values()):,} candidates:")
+    for fate, count in outcome.fates.items():
+        console.print(f"  {count:>6,} {fate.value}")
+    for refused, reason in outcome.refused.items():
+        console.print(f"plan {refused}: {reason}")
+    for candidate, reason in outcome.failed.items():
+        console.print(f"could not be evaluated: {candidate}: {reason}")

@@ -1,0 +1,1 @@
+"""Placements: which instances, how parallel, in which roles, for most goodput."""

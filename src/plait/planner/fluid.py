@@ -1,0 +1,317 @@
+"""Fluid bounds: more requests/s than a candidate can bear, from the costs of its steps alone.
+
+Two relaxations of what the simulator does, each of the very requests that it will serve:
+
+    prompts   all instances that prefill work as one on one queue, in order, without ever waiting for memory
+              or for rows that decode, in steps as full as they may be. First tokens come no sooner.
+    fluid     instances run steps of the best mixture all the time. What is left unanswered when the last
+              request arrives is all that a finite run spares them.
+
+Requests that miss their objectives, as some may, are taken to cost nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plait.cost.cost import Cost, Staged
+from plait.planner.candidate import Candidate, Part
+from plait.planner.plans import Plan, Plans, single
+from plait.spec.cluster import Role
+from plait.spec.slo import Slo
+from plait.spec.step import Row, Step
+from plait.workload.trace import TraceRow
+
+NS = 1e9
+ATTAINMENT = 0.9
+"""Share of requests that meet both objectives at goodput."""
+GRID = 48
+"""Lengths at which steps are timed; a prompt counts as the next shorter one."""
+MAX_ROWS = 256
+"""Rows of a batch, as the serving core limits them."""
+ROUNDS = 24
+"""Of a bisection."""
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What requests ask for, by request."""
+
+    prompts: Array
+    outputs: Array
+
+    @staticmethod
+    def of(rows: Sequence[TraceRow]) -> "Demand":
+        """Lengths of a trace."""
+        prompts = np.array([row.prompt_tokens for row in rows], float)
+        return Demand(prompts, np.array([row.output_tokens for row in rows], float))
+
+    @cached_property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return float(self.prompts.mean())
+
+    @cached_property
+    def steps(self) -> float:
+        """Mean decode steps of a request: the first token is the prefill's."""
+        return float(self.outputs.mean()) - 1
+
+    @cached_property
+    def left(self) -> float:
+        """Mean decode steps of a request that is found decoding: long outputs are found more often."""
+        return float(((self.outputs - 1) ** 2).mean() / self.steps) if self.steps else 0.0
+
+    @cached_property
+    def context(self) -> float:
+        """Mean tokens in the cache of a row that decodes."""
+        return float(((self.prompts + self.outputs / 2) * self.outputs).sum() / self.outputs.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Most requests/s of one instance that always has what to do."""
+
+    prefill_hz: float
+    decode_hz: float
+    """Infinite where outputs are one token."""
+    mixed_hz: float
+
+
+@dataclass(slots=True)
+class Fluid:
+    """Bounds of candidates under `samples`: sequences of requests, each at one request a second."""
+
+    plans: Plans
+    samples: Sequence[Sequence[TraceRow]]
+    slo: Slo
+    demand: Demand = field(init=False)
+    """Of all samples together."""
+    _step_tokens: dict[tuple[Plan, Role], int] = field(default_factory=dict)
+    _speeds: dict[tuple[Plan, Role], Speeds] = field(default_factory=dict)
+    _grids: dict[tuple[Plan, Role, int], tuple[Array, Array]] = field(default_factory=dict)
+    _first_hz: dict[tuple[Part, ...], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.demand = Demand.of([row for rows in self.samples for row in rows])
+
+    def step_tokens(self, part: Part) -> int:
+        """Where only prompts run, what saturates the devices; else what the objective for TPOT allows."""
+        key = part.plan, part.role
+        if key not in self._step_tokens:
+            tokens = self.plans.saturation(part.plan)
+            if part.role is not Role.PREFILL:
+                tokens = min(max(tokens, 512), self.plans.chunk(part.plan, self.slo.tpot_ns))
+            self._step_tokens[key] = tokens
+        return self._step_tokens[key]
+
+    def bound_hz(self, candidate: Candidate) -> float:
+        """More requests/s than one copy bears, as the mean over the samples; 0: it meets the objectives
+        for too few requests even one by one."""
+        steady_hz = self.steady_hz(candidate)
+        if steady_hz == 0:
+            return 0.0
+        first_hz = self._prompts_hz(tuple(part for part in candidate.parts if part.role.prefills))
+        return min(first_hz, self._finite_hz(steady_hz))
+
+    def steady_hz(self, candidate: Candidate) -> float:
+        """Most requests/s of one copy in a run without end, were prompts no matter of order."""
+        prefill = decode = 0.0
+        spare: Speeds | None = None
+        for part in candidate.parts:
+            speeds = self.speeds(part)
+            if part.role is Role.PREFILL:
+                prefill += part.count * speeds.prefill_hz
+            elif part.role is Role.DECODE:
+                decode += part.count * speeds.decode_hz
+            else:
+                mixed, spare = part.count * speeds.mixed_hz, speeds
+        if spare is None:
+            return min(prefill, decode, self._links_hz(candidate))
+        if candidate.kind == "colocated":
+            return mixed
+        # The flexible instance takes what either phase lacks, and whole requests only where both lack them.
+        lent = min(prefill + spare.prefill_hz, decode + spare.decode_hz)
+        return min(lent, max(prefill, decode) + mixed)
+
+    def speeds(self, part: Part) -> Speeds:
+        """Of one of the instances of a part."""
+        limit, key = self.step_tokens(part), (part.plan, part.role)
+        if key not in self._speeds:
+            cost = self.plans.cost(part.plan)
+            work_ns = self._timed(part, self.demand.prompts)[1]
+            decode = [self._rows_hz(part.plan, cost, limit_ns) for limit_ns in (self.slo.tpot_ns, np.inf)]
+            mixed = [
+                self._mixed_hz(part.plan, cost, limit, limit_ns) for limit_ns in (self.slo.tpot_ns, np.inf)
+            ]
+            if not self.demand.steps:
+                mixed = [NS / float(work_ns.mean())] * 2
+            self._speeds[key] = Speeds(NS / float(work_ns.mean()), self._share(*decode), self._share(*mixed))
+        return self._speeds[key]
+
+    def idle_ns(self, part: Part) -> tuple[int, int]:
+        """TTFT that nine of ten requests meet, and TPOT of the mean request, on an idle instance."""
+        alone_ns = self._timed(part, self.demand.prompts)[0]
+        again_ns = self.plans.cost(part.plan).step_ns(_decodes(1, self.demand.context))
+        return int(np.percentile(alone_ns, 100 * ATTAINMENT)), again_ns if self.demand.steps else 0
+
+    # ---- prompts -------------------------------------------------------------------------------
+
+    def _prompts_hz(self, parts: tuple[Part, ...]) -> float:
+        """Most requests/s of which enough have their first token in time, as the mean over the samples."""
+        if parts not in self._first_hz:
+            found = [self._in_time_hz(parts, rows) for rows in self.samples]
+            self._first_hz[parts] = float(np.mean(found))
+        return self._first_hz[parts]
+
+    def _in_time_hz(self, parts: tuple[Part, ...], rows: Sequence[TraceRow]) -> float:
+        prompts = np.array([row.prompt_tokens for row in rows], float)
+        arrival_ns = np.array([row.arrival_ns for row in rows], float)
+        timed = [self._timed(part, prompts) for part in parts]
+        alone_ns = np.minimum.reduce([alone for alone, _ in timed])
+        work_ns = timed[0][1]
+        # Each part works as fast, compared with the first, as on the prompt that suits it best.
+        pace = sum(
+            part.count * float((work_ns / work).max()) for part, (_, work) in zip(parts, timed, strict=True)
+        )
+        done = np.cumsum(work_ns)
+        before = done - work_ns
+
+        def bears(rate_hz: float) -> bool:
+            passed = pace / rate_hz * arrival_ns
+            backlog = done - passed - np.minimum.accumulate(before - passed)
+            first_ns = np.maximum(alone_ns, backlog / pace)
+            return float((first_ns <= self.slo.ttft_ns).mean()) >= ATTAINMENT
+
+        low, high = 0.0, 2 * len(rows) * pace / float(done[-1]) * NS
+        if bears(1e6):
+            return float("inf")
+        while bears(high):
+            high *= 2
+        for _ in range(ROUNDS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if bears(middle) else (low, middle)
+        return high if low else 0.0
+
+    def _timed(self, part: Part, prompts: Array) -> tuple[Array, Array]:
+        """Nanoseconds of each prompt: until its first token if nothing else is there, and of the devices'
+        time (of the slowest stage), in steps as full as they may be."""
+        key = part.plan, part.role, self.step_tokens(part)
+        if key not in self._grids:
+            lengths = np.unique(np.quantile(self.demand.prompts, np.linspace(0, 1, GRID), method="lower"))
+            cost, whole = self.plans.cost(part.plan), part.role is Role.PREFILL
+            timed = [_prompt_ns(cost, int(length), key[2], whole) for length in lengths]
+            self._grids[key] = lengths, np.array(timed, float).T
+        lengths, timed_ns = self._grids[key]
+        at = np.maximum(np.searchsorted(lengths, prompts, side="right") - 1, 0)
+        return timed_ns[0][at], timed_ns[1][at]
+
+    # ---- fluid ---------------------------------------------------------------------------------
+
+    def _finite_hz(self, steady_hz: float) -> float:
+        """A run of so many requests spares its instances those that may miss, and what the others still do
+        after the last one came."""
+        stay_s = (self.slo.ttft_ns + self.demand.left * self.slo.tpot_ns) / NS
+        found = []
+        for rows in self.samples:
+            left = ATTAINMENT * len(rows) - steady_hz * stay_s
+            found.append(rows[-1].arrival_ns / NS * steady_hz / left if left > 0 else np.inf)
+        return float(np.mean(found))
+
+    def _links_hz(self, candidate: Candidate) -> float:
+        """KV over the links of the instances that decode; within a node or not, the faster counts."""
+        cluster = self.plans.cluster
+        moved = self.demand.prompt * self.plans.shape.kv_bytes_per_token
+        into = sum(part.count for part in candidate.parts if part.role is Role.DECODE)
+        return into * max(cluster.local.bandwidth, cluster.remote.bandwidth) / moved
+
+    def _rows_hz(self, plan: Plan, cost: Cost, limit_ns: float) -> float:
+        """The best batch within memory and a time of a step. All rows of an instance are in each of its
+        steps, so its stages work one after another."""
+        if self.demand.steps == 0:
+            return float("inf")
+        context, best = self.demand.context, 0.0
+        for rows in self._batches(plan):
+            step_ns = cost.step_ns(_decodes(rows, context))
+            if step_ns > limit_ns:
+                break
+            best = max(best, rows / step_ns)
+        return best * NS / self.demand.steps
+
+    def _mixed_hz(self, plan: Plan, cost: Cost, limit: int, limit_ns: float) -> float:
+        """Steps of decodes and of as many prompt tokens as keep their number, in each step or, where a step
+        with prompts costs more for being one, all in one of several."""
+        demand = self.demand
+        if not demand.steps:
+            return 0.0
+        best = self._crowded_hz(cost, limit, limit_ns)
+        for rows in self._batches(plan):
+            fresh, again = rows * demand.prompt / demand.steps, _decodes(rows, demand.context)
+            again_ns, every = cost.step_ns(again), 1
+            while fresh * every <= max(limit - rows, fresh) and fresh <= limit:
+                chunk = _chunk(fresh * every, demand.prompt)
+                both_ns = cost.step_ns(_decodes(rows, demand.context, chunk))
+                step_ns = (both_ns + (every - 1) * again_ns) / every
+                if step_ns <= limit_ns:
+                    best = max(best, rows / step_ns)
+                every *= 2
+        if not best and cost.step_ns(_decodes(1, demand.context)) <= limit_ns:
+            best = self._crowded_hz(cost, limit, np.inf)  # so seldom that a row is alone most of the time
+        return best * NS / demand.steps
+
+    def _crowded_hz(self, cost: Cost, limit: int, limit_ns: float) -> float:
+        """Rows a nanosecond where prompts fill all steps: on average fewer than one row may decode then."""
+        demand = self.demand
+        rows = limit * demand.steps / (demand.prompt + demand.steps)
+        chunk = _chunk(max(1, limit - int(rows) - 1), demand.prompt)
+        step_ns = _slowest_ns(cost, _decodes(int(rows), demand.context, chunk))
+        # Where rows are few, most of them decode in steps without prompts.
+        felt_ns = step_ns if rows >= 1 else cost.step_ns(_decodes(1, demand.context))
+        return rows / step_ns if felt_ns <= limit_ns else 0.0
+
+    def _share(self, good_hz: float, any_hz: float) -> float:
+        """Requests/s of those that meet their objectives; 0: too few could. Answers of one token need no
+        TPOT."""
+        short = float((self.demand.outputs < 2).mean())
+        must = max(0.0, ATTAINMENT - short) / ATTAINMENT
+        if good_hz == np.inf or must == 0:
+            return any_hz
+        return 1 / (must / good_hz + (1 - must) / any_hz) if good_hz else 0.0
+
+    def _batches(self, plan: Plan) -> list[int]:
+        """Numbers of rows that memory holds, an eighth apart."""
+        most = min(MAX_ROWS, int(self.plans.slots(plan) / self.demand.context))
+        sizes, size = [], 1.0
+        while size <= most:
+            sizes.append(round(size))
+            size = max(size + 1, size * 1.125)
+        return [*sizes, most] if most > 0 else []
+
+
+def _prompt_ns(cost: Cost, tokens: int, limit: int, whole: bool) -> tuple[float, float]:
+    """Alone, and its share of a step that is full. A long prompt is cut, unless it is to stay `whole`."""
+    if tokens >= limit and not whole:
+        cut = single(limit)
+        slowest_ns = _slowest_ns(cost, cut)
+        return cost.step_ns(cut) + (tokens / limit - 1) * slowest_ns, tokens / limit * slowest_ns
+    count = max(1, -(-limit // tokens))
+    pack = Step(0, (0,), tuple(Row(i, 0, tokens, draws=True) for i in range(count)))
+    return cost.step_ns(single(tokens)), _slowest_ns(cost, pack) / count
+
+
+def _chunk(tokens: float, prompt: float) -> tuple[Row, ...]:
+    """Prompts of mean length, and a piece of one."""
+    whole, size = divmod(int(tokens), max(1, int(prompt)))
+    sizes = [max(1, int(prompt))] * whole + ([size] if size else [])
+    return tuple(Row(-1 - i, 0, each, draws=True) for i, each in enumerate(sizes or [1]))
+
+
+def _decodes(rows: int, context: float, chunk: tuple[Row, ...] = ()) -> Step:
+    return Step(0, (0,), chunk, again=tuple(range(rows)), context_tokens=int(rows * context))
+
+
+def _slowest_ns(cost: Cost, step: Step) -> int:
+    return max(cost.stages_ns(step)) if isinstance(cost, Staged) else cost.step_ns(step)

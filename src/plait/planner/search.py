@@ -1,0 +1,342 @@
+"""`Search`: bounds for every candidate, short runs of those that could win, long runs of the best.
+
+candidates --bounds--> race, 300 requests a run --> contenders --800 requests, 4 seeds--> ranked
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from plait.planner.aim import Aim
+from plait.planner.candidate import Candidate, Part, candidates, low_affinity
+from plait.planner.fluid import ATTAINMENT, Fluid
+from plait.planner.placed import placed
+from plait.planner.plans import Plan, Plans
+from plait.planner.probe import Probe, Trial, tried
+from plait.planner.published import Independent, Map
+from plait.planner.race import Entry, Fate, Race, entry
+from plait.sim.scenario import Scenario
+from plait.spec.cluster import Placement, Role
+from plait.spec.errors import UserError
+from plait.spec.slo import Slo
+from plait.workload.trace import TraceRow
+
+NS = 1e9
+Show = Callable[[str, Sequence[Entry]], None]
+
+
+class Algorithm(StrEnum):
+    """Which candidates there are."""
+
+    JOINT = "joint"
+    """All: n : m instances of any plans, and the policies below."""
+    HIGH = "high"
+    """DistServe's algorithm 1: the best plan of each phase by itself."""
+    LOW = "low"
+    """DistServe's algorithm 2: pairs whose stages lie pairwise on the same nodes."""
+
+
+class Policy(StrEnum):
+    """Kinds of candidates; `auto` is all of them."""
+
+    AUTO = "auto"
+    COLOCATED = "colocated"
+    DISAGGREGATED = "disaggregated"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """How much is tried."""
+
+    algorithm: Algorithm = Algorithm.JOINT
+    policy: Policy = Policy.AUTO
+    most_devices: int = 16
+    """Of a candidate; a plan of more devices is tried alone."""
+    most_count: int = 4
+    """Instances of a role in a candidate."""
+    probe_requests: int = 300
+    """Of a run of the race."""
+    finalists: int = 3
+    requests: int = 800
+    """Of a run of a finalist, at least: more where many are served at a time."""
+    most_requests: int = 2000
+    seeds: int = 4
+    """Sequences of requests that a finalist serves."""
+    runs: int = 8
+    """Rates that are tried of a finalist with one sequence."""
+    seed: int = 0
+    lengths: int = 2000
+    """Requests of the trace, evenly picked, of which lengths are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was found."""
+
+    entries: tuple[Entry, ...]
+    """Finalists, best first."""
+    refused: Mapping[Plan, str]
+    """Plans that cannot be used, and why."""
+    fates: Mapping[Fate, int]
+    """How many candidates came how far."""
+    failed: Mapping[Candidate, str]
+    """Those that could not be evaluated, and why."""
+    rate_hz: float
+
+    @property
+    def best(self) -> Entry:
+        """The winner."""
+        return self.entries[0]
+
+    def reason(self) -> str:
+        """Why the first is first, in words."""
+        best = self.best
+        said = (
+            f"{best.candidate} bears {best.per_device:.2f} requests/s a device, so {best.copies} of it "
+            f"({best.devices} devices) carry {self.rate_hz:g} requests/s."
+        )
+        others = [each for each in self.entries[1:] if each.candidate.kind != best.candidate.kind]
+        for other in {each.candidate.kind: each for each in reversed(others)}.values():
+            said += f" The best {other.candidate.kind} one tried, {other.candidate}, bears "
+            if not other.goodput_hz:
+                said += "nothing that meets the objectives."
+                continue
+            sure = "overlap" if _overlap(best, other) else "are apart"
+            said += f"{other.per_device:.2f} a device and needs {other.devices}; their intervals {sure}."
+        return said
+
+
+def _overlap(one: Entry, other: Entry) -> bool:
+    a, b = one.candidate.devices, other.candidate.devices
+    return one.low_hz / a <= other.high_hz / b and other.low_hz / b <= one.high_hz / a
+
+
+@dataclass(slots=True)
+class Search:
+    """Looks for the placement that needs the fewest devices at a rate."""
+
+    plans: Plans
+    trace: Sequence[TraceRow]
+    slo: Slo
+    rate_hz: float
+    config: SearchConfig = field(default_factory=SearchConfig)
+    map: Map = map
+    """Runs trials; that of a pool of processes uses all cores."""
+    aim: Aim = field(init=False)
+    probe: Probe = field(init=False)
+    fluid: Fluid = field(init=False)
+    count: int = field(init=False)
+    """Requests of a run of a finalist."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError: the rate is none, or the objectives are."""
+        if not (self.rate_hz > 0 and math.isfinite(self.rate_hz)):
+            raise UserError(f"the rate is {self.rate_hz} requests/s; it must be above 0", "rate")
+        if min(self.slo.ttft_ns, self.slo.tpot_ns) <= 0:
+            raise UserError("objectives must be above 0, such as ttft=200ms,tpot=50ms", "slo")
+        self.aim = Aim(self.rate_hz)
+        every = max(1, len(self.trace) // self.config.lengths)
+        self.probe = Probe(self.trace[::every][: self.config.lengths], self.slo)
+        self.count = self.config.requests
+        self._sample()
+
+    def run(self, show: Show = lambda stage, entries: None) -> Outcome:
+        """Search; `show` is given the provisional table and then the finalists.
+
+        Raises:
+            UserError: nothing fits, nothing meets the objectives, or the cluster is too small; says what
+                would be feasible.
+        """
+        longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
+        usable = self.plans.check(longest)
+        fates, able = self._placeable(usable)
+        self._lengthen(able)
+        bound_hz = {each: self.fluid.bound_hz(each) for each in able}
+        fates |= {each: Fate.IDLE for each in able if not bound_hz[each]}
+        bound_hz = {each: hz for each, hz in bound_hz.items() if hz}
+        if not bound_hz:
+            raise self._infeasible(usable)
+        race = self._race()
+        chosen = self._chosen(race, usable, bound_hz, show)
+        final = self._final(race, chosen)
+        show("final", final)
+        self._check(final)
+        fates |= race.fates | {each.candidate: Fate.FINALIST for each in final}
+        refused, _ = self.plans.of(longest)
+        counts = Counter(fates.values())
+        ordered = {fate: counts[fate] for fate in Fate if counts[fate]}
+        return Outcome(tuple(final), refused, ordered, race.failed, self.rate_hz)
+
+    def placement(self, entry: Entry) -> Placement:
+        """All copies that the rate needs, on the cluster.
+
+        Raises:
+            UserError: the nodes have no room for them.
+        """
+        return self.scenario(entry.candidate, entry.copies).placement
+
+    def scenario(self, candidate: Candidate, copies: int = 1) -> Scenario:
+        """Copies of a candidate on the cluster.
+
+        Raises:
+            UserError: the nodes have no room for them.
+        """
+        plans = self.plans
+        placement = candidate.place(plans.cluster, copies, self.fluid.step_tokens)
+        if placement is None:
+            raise UserError(
+                f"{copies} x ({candidate}) find no room on {plans.cluster.nodes} nodes", "cluster"
+            )
+        return placed(placement, plans)
+
+    def measured(self, chosen: Sequence[Candidate], near_hz: Sequence[float]) -> list[Entry]:
+        """What candidates bear in long runs; `near_hz` is where they are tried first."""
+        seeds = range(self.config.seed + 1, self.config.seed + 1 + self.config.seeds)
+        trials = [
+            Trial(
+                self.probe, self.scenario(each), seed, self.count, near, self._most_hz(each), self.config.runs
+            )
+            for each, near in zip(chosen, near_hz, strict=True)
+            for seed in seeds
+        ]
+        rates = [found.rate_hz for found in self.map(tried, trials)]
+        each_rates = [rates[at : at + len(seeds)] for at in range(0, len(rates), len(seeds))]
+        return [
+            entry(self.aim, each, self.fluid.bound_hz(each), found, self.count)
+            for each, found in zip(chosen, each_rates, strict=True)
+        ]
+
+    def able(self, longest: int) -> list[Candidate]:
+        """Candidates that can be placed and that hold a request of `longest` tokens."""
+        return self._placeable(self.plans.check(longest))[1]
+
+    def most_per_device_hz(self) -> float:
+        """The largest bound of a device: more requests/s than any candidate bears."""
+        longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
+        return max(self.fluid.bound_hz(each) / each.devices for each in self.able(longest))
+
+    # ---- candidates ----------------------------------------------------------------------------
+
+    def _placeable(self, usable: Sequence[Plan]) -> tuple[dict[Candidate, Fate], list[Candidate]]:
+        """The fates of candidates that cannot be tried, and the others."""
+        config, cluster = self.config, self.plans.cluster
+        most = min(cluster.devices, max(config.most_devices, 2 * min(plan.devices for plan in usable)))
+        fits = frozenset(usable)
+        fates: dict[Candidate, Fate] = {}
+        able: list[Candidate] = []
+        for each in candidates(self.plans.every(), most, config.most_count):
+            if not self._wanted(each):
+                continue
+            if not all(part.plan in fits for part in each.parts):
+                fates[each] = Fate.UNUSABLE
+            elif each.place(cluster, 1, lambda part: 1) is None:
+                fates[each] = Fate.UNPLACED
+            else:
+                able.append(each)
+        if not able:
+            raise UserError(
+                f"no {config.policy.value} candidate of algorithm {config.algorithm.value} fits on "
+                f"{cluster.devices} devices: allow another one, or more devices",
+                "policy",
+            )
+        return fates, able
+
+    def _wanted(self, candidate: Candidate) -> bool:
+        config = self.config
+        if config.policy is not Policy.AUTO and candidate.kind != config.policy.value:
+            return False
+        if config.algorithm is Algorithm.LOW:
+            return low_affinity(candidate, self.plans.cluster.devices_per_node)
+        return config.algorithm is not Algorithm.HIGH or candidate.kind == "disaggregated"
+
+    def _sample(self) -> None:
+        seeds = range(self.config.seed + 1, self.config.seed + 1 + self.config.seeds)
+        self.fluid = Fluid(self.plans, [self.probe.requests(seed, self.count) for seed in seeds], self.slo)
+
+    def _lengthen(self, able: Sequence[Candidate]) -> None:
+        """Runs must be long beside what is served at a time, or no queue would fill."""
+        demand = self.fluid.demand
+        stay_s = (self.slo.ttft_ns + demand.steps * self.slo.tpot_ns) / NS
+        most_hz = max(map_hz for map_hz in (self.fluid.steady_hz(each) for each in able))
+        wanted = 2 * min(most_hz, 2 * self.rate_hz) * stay_s
+        self.count = round(min(max(self.config.requests, wanted), self.config.most_requests))
+        self._sample()
+
+    def _most_hz(self, candidate: Candidate) -> float:
+        return max(2 * self.fluid.steady_hz(candidate), 1e-3)
+
+    # ---- race and finalists --------------------------------------------------------------------
+
+    def _race(self) -> Race:
+        count = round(self.config.probe_requests * self.count / self.config.requests)
+
+        def measure(candidate: Candidate, near_hz: float) -> Entry:
+            return self.measured([candidate], [near_hz])[0]
+
+        scenario, seed = self.scenario, self.config.seed
+        return Race(self.aim, self.fluid, self.probe, scenario, measure, self.map, count, seed)
+
+    def _chosen(
+        self, race: Race, usable: Sequence[Plan], bound_hz: Mapping[Candidate, float], show: Show
+    ) -> dict[Candidate, float]:
+        """Candidates to be measured, and what they bore: the best, and the best of each other kind, so that
+        the table compares kinds."""
+        if self.config.algorithm is Algorithm.HIGH:
+            only = self._independent(usable).best()
+            return {only: 0.5 * self.fluid.steady_hz(only)}
+        contenders = race.run(bound_hz, show)
+        chosen = {each.candidate: each.goodput_hz for each in contenders[: self.config.finalists]}
+        for kind in ("colocated", "disaggregated", "hybrid"):
+            of_kind = [each for each in contenders if each.candidate.kind == kind][:1]
+            chosen |= {each.candidate: each.goodput_hz for each in of_kind}
+            if not of_kind and not any(each.kind == kind for each in race.measured):
+                rest = [each for each in bound_hz if each.kind == kind and each not in race.failed]
+                rest.sort(key=lambda each: (self.aim.score(each, bound_hz[each]), each))
+                if leader := race.leader(rest[: race.width]):
+                    chosen[leader[0]] = leader[1]
+        return chosen
+
+    def _independent(self, usable: Sequence[Plan]) -> Independent:
+        config = self.config
+        fit = [plan for plan in usable if 2 * plan.devices <= max(config.most_devices, 2 * usable[0].devices)]
+        sizes = max(config.most_devices, 2 * usable[0].devices), config.most_count
+        return Independent(self.fluid, self.probe, fit, *sizes, self.map, config.seed, config.probe_requests)
+
+    def _final(self, race: Race, chosen: Mapping[Candidate, float]) -> list[Entry]:
+        """Long runs of those that had none; all that had, best first."""
+        left = {each: near for each, near in chosen.items() if each not in race.measured}
+        found = [*race.measured.values(), *self.measured(list(left), list(left.values()))]
+        return sorted(
+            found, key=lambda each: (self.aim.score(each.candidate, each.goodput_hz), each.candidate)
+        )
+
+    # ---- what cannot be ------------------------------------------------------------------------
+
+    def _infeasible(self, usable: Sequence[Plan]) -> UserError:
+        idle = [(plan, *self.fluid.idle_ns(Part(Role.PREFILL, plan))) for plan in usable]
+        first, again = min(idle, key=lambda each: each[1]), min(idle, key=lambda each: each[2])
+        return UserError(
+            f"no placement meets the objectives for {ATTAINMENT:.0%} of the requests, even one by "
+            f"one. At best: ttft={math.ceil(first[1] / 1e6)}ms ({first[0]}), "
+            f"tpot={math.ceil(again[2] / 1e5) / 10:.1f}ms ({again[0]})",
+            "slo",
+        )
+
+    def _check(self, final: Sequence[Entry]) -> None:
+        """The winner must fit the cluster."""
+        best, cluster = final[0], self.plans.cluster
+        if best.goodput_hz <= 0:
+            raise UserError(
+                "no candidate that was tried meets the objectives under load: relax ttft or tpot", "slo"
+            )
+        if best.devices > cluster.devices:
+            room = max(final, key=lambda each: cluster.devices // each.candidate.devices * each.goodput_hz)
+            most_hz = cluster.devices // room.candidate.devices * room.goodput_hz
+            raise UserError(
+                f"{self.rate_hz:g} requests/s need {best.devices} devices, {best.copies} x {best.candidate}; "
+                f"{cluster.devices} carry at most {most_hz:.2f} requests/s",
+                "rate",
+            )

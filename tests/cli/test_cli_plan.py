@@ -1,0 +1,82 @@
+"""`plait plan` writes a placement that `plait simulate` loads; wrong input is told what would work."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from plait.cli.main import app
+from plait.spec.errors import UserError
+
+CLUSTER = "nodes: 1\ndevices_per_node: 2\ndevice: a100-80g\n"
+TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2024-01-01 00:{i // 60:02}:{i % 60:02}.0,{200 + i},{4 + i % 5}\n" for i in range(100)
+)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "c.yaml").write_text(CLUSTER)
+    (tmp_path / "t.csv").write_text(TRACE)
+
+    def run(slo="ttft=1s,tpot=100ms", rate="2", *more, cluster="c.yaml", trace="t.csv"):
+        files = ["--cluster", str(tmp_path / cluster), "--trace", str(tmp_path / trace)]
+        wanted = ["--model", "opt-13b", "--slo", slo, "--rate", rate, "--out", str(tmp_path / "p.json")]
+        return CliRunner().invoke(app, ["plan", *wanted, *files, *more], catch_exceptions=True)
+
+    return run
+
+
+def test_a_plan_is_written_and_simulated(plan, tmp_path):
+    result = plan(
+        "ttft=1s,tpot=100ms", "2", "--cost", "a100-distserve", "--policy", "colocated", "--jobs", "1"
+    )
+    assert result.exit_code == 0, result.output
+    placement = json.loads((tmp_path / "p.json").read_text())
+    assert placement["about"]["kind"] == "colocated"
+    again = ["--placement", str(tmp_path / "p.json"), "--cluster", str(tmp_path / "c.yaml")]
+    shown = CliRunner().invoke(app, ["simulate", "--model", "opt-13b", "--rate", "2", *again])
+    assert shown.exit_code == 0, shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ttft=1s,tpot=100ms", "0"), "above 0"),
+        (("ttft=1us,tpot=1us", "2"), "At best: ttft="),
+        (("ttft=1s", "2"), "write ttft=200ms,tpot=50ms"),
+        (("ttft=1s,tpot=100ms", "2", "--cost", "b200"), "there are roofline"),
+        (("ttft=1s,tpot=100ms", "100000"), "carry at most"),
+    ],
+)
+def test_wrong_wishes_are_answered_with_what_would_work(plan, arguments, says):
+    result = plan(*arguments, "--jobs", "1") if len(arguments) > 2 else plan(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert says in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("bad.yaml", "nodes: [\n", "not YAML"),
+        ("bad.yaml", "nodes: 1\ndevices_per_node: 0\ndevice: h100\n", "above 0"),
+        ("bad.csv", "TIMESTAMP,ContextTokens\n", "GeneratedTokens"),
+        ("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,1,1\n", "line 2"),
+    ],
+)
+def test_malformed_files_are_named(plan, tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    files = {"cluster": name} if name.endswith("yaml") else {"trace": name}
+    result = plan(**files)
+    assert isinstance(result.exception, UserError), result.output
+    assert says in str(result.exception)
+
+
+def test_a_model_that_fits_nowhere_is_told_what_it_needs(tmp_path):
+    (tmp_path / "c.yaml").write_text(CLUSTER)
+    (tmp_path / "t.csv").write_text(TRACE)
+    files = ["--cluster", str(tmp_path / "c.yaml"), "--trace", str(tmp_path / "t.csv")]
+    wanted = ["--model", "opt-175b", "--slo", "ttft=1s,tpot=1s", "--rate", "1"]
+    result = CliRunner().invoke(app, ["plan", *wanted, *files])
+    assert isinstance(result.exception, UserError)
+    assert "such devices an instance" in str(result.exception)
