@@ -230,13 +230,13 @@ void bind_attention(nb::module_& m) {
                                 int64_t table_stride, Address rows, Address starts, Address lens, Address positions,
                                 Address out, Address lse, int64_t count, int64_t heads, int64_t kv_heads, int64_t size,
                                 int64_t lanes, int64_t page, int64_t first, int64_t stride, float scale, int64_t window,
-                                float softcap, bool bf16, bool int8, int threads) {
+                                float softcap, bool bf16, bool int8, bool wide, int threads) {
     const PagedArgs args{at<void>(q),        q_stride,        at<void>(kv),       at<int32_t>(tables),
                          table_stride,       at<int32_t>(rows), at<int32_t>(starts), at<int32_t>(lens),
                          at<int64_t>(positions), at<void>(out), at<float>(lse),   heads,
                          kv_heads,           size,            lanes,              page,
                          first,              stride,          window,             scale,
-                         softcap,            bf16,            int8};
+                         softcap,            bf16,            int8,               wide};
     nb::gil_scoped_release release;
     attend(crew(), name, args, count, threads);
   });

@@ -34,6 +34,7 @@ struct PagedArgs {
   float scale, softcap;   // softcap 0: none
   bool bf16;              // type of q and out; else float32
   bool int8;              // type of kv; else that of q
+  bool wide;              // out is float32, whatever q is
 };
 
 // Tokens of a row and the query heads of one key-value head; keys [segment * kSegment, past * kSegment).

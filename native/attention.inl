@@ -248,6 +248,13 @@ void finish(const PagedArgs& a, float best, float sum, const float* out, int64_t
   a.lse[token * a.heads + head] = any ? best + std::log(sum) : -INFINITY;
 }
 
+void finish_any(const PagedArgs& a, float best, float sum, const float* out, int64_t token, int64_t head) {
+  if (a.bf16 && !a.wide)
+    finish<uint16_t>(a, best, sum, out, token, head);
+  else
+    finish<float>(a, best, sum, out, token, head);
+}
+
 // Keys that a token sees: [first, past).
 struct Range {
   int64_t first, past;
@@ -471,7 +478,7 @@ void attend_heads(const PagedArgs& a, const AttendItem& item, int64_t head, int6
   }
   if (item.partial) return;
   for (int m = 0; m < rows.count; m++)
-    finish<T>(a, whole.best[m], whole.sum[m], whole.out + m * width, item.token + m / heads, head + m % heads);
+    finish_any(a, whole.best[m], whole.sum[m], whole.out + m * width, item.token + m / heads, head + m % heads);
 }
 
 void attend(const PagedArgs& a, const AttendItem& item) {
@@ -499,10 +506,7 @@ void join(const PagedArgs& a, const AttendItem& item) {
       const float* part = item.partial + ((segment - item.segment) * share + h) * (width + 16);
       add_part(&best, &sum, out, part[0], part[1], part + 16, width);
     }
-    if (a.bf16)
-      finish<uint16_t>(a, best, sum, out, item.token, item.kv_head * share + h);
-    else
-      finish<float>(a, best, sum, out, item.token, item.kv_head * share + h);
+    finish_any(a, best, sum, out, item.token, item.kv_head * share + h);
   }
 }
 

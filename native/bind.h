@@ -18,6 +18,7 @@ void bind_linear(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_pointwise(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
+void bind_exchange(nanobind::module_& m);
 void bind_shared_sum(nanobind::module_& m);
 void bind_transfer(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);

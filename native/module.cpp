@@ -63,6 +63,7 @@ NB_MODULE(_native, m) {
   plait::bind_attention(m);
   plait::bind_pointwise(m);
   plait::bind_elementwise(m);
+  plait::bind_exchange(m);
   plait::bind_transfer(m);
   plait::bind_sampling(m);
   plait::bind_shared_sum(m);

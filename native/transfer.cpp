@@ -1,6 +1,7 @@
 // Takes keys and values out of a paged pool, and puts them into another one. Addresses and sizes were checked by
 // the callers in plait.kernels.transfer.
 #include <cstring>
+#include <vector>
 
 #include "attention.h"
 #include "bind.h"
@@ -69,6 +70,31 @@ void move_slots(Address pool, Address slots, int64_t count, int64_t kv_heads, in
     copy_slots<int8_t>(s, at<uint8_t>(wire), out);
 }
 
+// Tokens of one pool into slots of another one whose blocks are of the same form; through one token's room.
+template <class T>
+void carry(Slots from, Slots to, int64_t count) {
+  const int64_t token_bytes = from.heads * 2 * (from.size * int64_t(sizeof(T)) + 4);
+  static thread_local std::vector<uint8_t> room;
+  room.resize(size_t(token_bytes));
+  for (int64_t t = 0; t < count; t++, from.slots++, to.slots++) {
+    copy_slots<T>(from, room.data(), true);
+    copy_slots<T>(to, room.data(), false);
+  }
+}
+
+void carry_slots(Address from, Address from_slots, Address to, Address to_slots, int64_t count, int64_t kv_heads,
+                 int64_t size, int64_t lanes, int64_t bytes) {
+  const Slots source{at<uint8_t>(from), at<int32_t>(from_slots), 1, kv_heads, 0, kv_heads, size, lanes};
+  const Slots target{at<uint8_t>(to), at<int32_t>(to_slots), 1, kv_heads, 0, kv_heads, size, lanes};
+  nb::gil_scoped_release release;
+  if (bytes == 4)
+    carry<float>(source, target, count);
+  else if (bytes == 2)
+    carry<uint16_t>(source, target, count);
+  else
+    carry<int8_t>(source, target, count);
+}
+
 // Whole blocks as they lie: `run` bytes of each, `offset` bytes into it; blocks are `apart` bytes.
 void move_blocks(Address pool, Address blocks, int64_t count, int64_t apart, int64_t offset, int64_t run, Address wire,
                  bool out) {
@@ -105,6 +131,7 @@ nb::tuple fletcher(Address from, int64_t bytes) {
 
 void bind_transfer(nb::module_& m) {
   m.def("move_slots", &move_slots);
+  m.def("carry_slots", &carry_slots);
   m.def("move_blocks", &move_blocks);
   m.def("fletcher", &fletcher);
 }

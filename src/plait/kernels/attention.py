@@ -28,6 +28,9 @@ SCHEMAS = (
     "paged_attend(Tensor q, Tensor kv, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
     "Tensor positions, int page, int first, int stride, float scale, int window, float softcap, int threads)"
     " -> (Tensor, Tensor)",
+    "paged_partial(Tensor q, Tensor kv, Tensor tables, Tensor rows, Tensor starts, Tensor lens, "
+    "Tensor positions, int page, int first, int stride, float scale, float softcap, int threads)"
+    " -> (Tensor, Tensor)",
     "merge_attention(Tensor[] outs, Tensor[] lses) -> (Tensor, Tensor)",
 )
 
@@ -107,6 +110,48 @@ class Native:
         threads: int,
     ) -> tuple[Tensor, Tensor]:
         """Causal attention over paged keys and values; see `Reference.paged_attend`."""
+        step = (tables_RP, rows_R, starts_R, lens_R, positions_T, page, first, stride)
+        return self._attend(q_THD, kv_BKXE, *step, scale, window, softcap, threads, wide=False)
+
+    def paged_partial(  # noqa: PLR0913 - an op has a flat signature
+        self,
+        q_THD: Tensor,
+        kv_BKXE: Tensor,
+        tables_RP: Tensor,
+        rows_R: Tensor,
+        starts_R: Tensor,
+        lens_R: Tensor,
+        positions_T: Tensor,
+        page: int,
+        first: int,
+        stride: int,
+        scale: float,
+        softcap: float,
+        threads: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention to a part of the keys, to be merged; see `Reference.paged_partial`."""
+        step = (tables_RP, rows_R, starts_R, lens_R, positions_T, page, first, stride)
+        return self._attend(q_THD, kv_BKXE, *step, scale, 0, softcap, threads, wide=True)
+
+    def _attend(  # noqa: PLR0913 - as the ops
+        self,
+        q_THD: Tensor,
+        kv_BKXE: Tensor,
+        tables_RP: Tensor,
+        rows_R: Tensor,
+        starts_R: Tensor,
+        lens_R: Tensor,
+        positions_T: Tensor,
+        page: int,
+        first: int,
+        stride: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        threads: int,
+        *,
+        wide: bool,
+    ) -> tuple[Tensor, Tensor]:
         tokens, heads, size = q_THD.shape
         lanes = lanes_of(kv_BKXE, size)
         assert size in range(8, 257, 8), f"head size {size} is not a multiple of 8 up to 256"
@@ -116,7 +161,7 @@ class Native:
         assert tables_RP.dtype == torch.int32, "tables are int32"
         assert positions_T.dtype == torch.int64, "positions are int64"
         q_THD = dense(q_THD)
-        out_THD = torch.empty((tokens, heads, size), dtype=q_THD.dtype)
+        out_THD = torch.empty((tokens, heads, size), dtype=torch.float32 if wide else q_THD.dtype)
         lse_TH = torch.empty((tokens, heads))
         self.native.paged_attend(
             self.isa,
@@ -144,6 +189,7 @@ class Native:
             softcap,
             q_THD.dtype == torch.bfloat16,
             kv_BKXE.dtype == torch.int8,
+            wide,
             threads,
         )
         return out_THD, lse_TH
@@ -225,11 +271,52 @@ class Reference:
             (output [T, H, D] in the queries' type, log-sum-exp [T, H] float32). A query without any
             key gives 0 and minus infinity.
         """
+        step = (tables_RP, rows_R, starts_R, lens_R, positions_T, page, first, stride)
+        return self._attend(q_THD, kv_BKXE, *step, scale, window, softcap, q_THD.dtype)
+
+    def paged_partial(  # noqa: PLR0913 - an op has a flat signature
+        self,
+        q_THD: Tensor,
+        kv_BKXE: Tensor,
+        tables_RP: Tensor,
+        rows_R: Tensor,
+        starts_R: Tensor,
+        lens_R: Tensor,
+        positions_T: Tensor,
+        page: int,
+        first: int,
+        stride: int,
+        scale: float,
+        softcap: float,
+        threads: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As `paged_attend` without a window, for keys that are not all: the output is float32, so that
+        merging rounds once."""
+        step = (tables_RP, rows_R, starts_R, lens_R, positions_T, page, first, stride)
+        return self._attend(q_THD, kv_BKXE, *step, scale, 0, softcap, torch.float32)
+
+    def _attend(  # noqa: PLR0913 - as the ops
+        self,
+        q_THD: Tensor,
+        kv_BKXE: Tensor,
+        tables_RP: Tensor,
+        rows_R: Tensor,
+        starts_R: Tensor,
+        lens_R: Tensor,
+        positions_T: Tensor,
+        page: int,
+        first: int,
+        stride: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        out_type: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         tokens, heads, size = q_THD.shape
         keys_BLKD, values_BLPKD = _views(kv_BKXE, size)
         values_BLKD = values_BLPKD.flatten(1, 2)
         lanes, share = keys_BLKD.shape[1], heads // kv_BKXE.shape[1]
-        out_THD = torch.zeros((tokens, heads, size), dtype=q_THD.dtype)
+        out_THD = torch.zeros((tokens, heads, size), dtype=out_type)
         lse_TH = torch.full((tokens, heads), -torch.inf)
         starts, lens = starts_R.tolist(), lens_R.tolist()
         for r, table in enumerate(rows_R.tolist()):
@@ -252,7 +339,7 @@ class Reference:
                     score_HJ = softcap * torch.tanh(score_HJ / softcap)
                 lse_TH[t] = torch.logsumexp(score_HJ, -1)
                 weight_JH = (score_HJ - lse_TH[t, :, None]).exp().T.contiguous()
-                out_THD[t] = (weight_JH[:, :, None] * v_JHD).sum(0).to(q_THD.dtype)
+                out_THD[t] = (weight_JH[:, :, None] * v_JHD).sum(0).to(out_type)
         return out_THD, lse_TH
 
     def merge_attention(self, outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -337,4 +424,5 @@ LIBRARY = register(SCHEMAS, BODIES)
 
 paged_store = torch.ops.plait.paged_store.default
 paged_attend = torch.ops.plait.paged_attend.default
+paged_partial = torch.ops.plait.paged_partial.default
 merge_attention = torch.ops.plait.merge_attention.default

@@ -72,6 +72,27 @@ def copy_slots(
     )
 
 
+def carry_slots(source: Tensor, from_T: Tensor, target: Tensor, to_T: Tensor, size: int) -> None:
+    """Copy tokens from one pool into another one of the same form.
+
+    Args:
+        from_T: int32 slots of `source`.
+        to_T: as many slots of `target`.
+        size: elements of a head.
+    """
+    assert form_of(source, size) == form_of(target, size), "pools of different forms"
+    assert len(from_T) == len(to_T), "as many slots as tokens"
+    native = _native(source)
+    if native is None:
+        wire = np.empty(slots_bytes(source, size, source.shape[1], len(from_T)), np.uint8)
+        for kv, slots_T, out in ((source, from_T, True), (target, to_T, False)):
+            _copy_slots_in_torch(kv, size, slots_T.cpu().numpy(), slice(0, kv.shape[1]), wire, out)
+        return
+    sizes = source.shape[1], size, attention.lanes_of(source, size), source.element_size()
+    slots = from_T.data_ptr(), to_T.data_ptr()
+    native.carry_slots(source.data_ptr(), slots[0], target.data_ptr(), slots[1], len(from_T), *sizes)
+
+
 def copy_blocks(
     kv: Tensor, blocks_B: NDArray[np.int32], first_head: int, heads: int, wire: Bytes, *, out: bool
 ) -> None:

@@ -111,6 +111,27 @@ class Triton:
             )  # fmt: skip
         return out_THD, lse_TH
 
+    def paged_partial(
+        self,
+        q_THD: Tensor,
+        kv_BKXLD: Tensor,
+        tables_RP: Tensor,
+        rows_R: Tensor,
+        starts_R: Tensor,
+        lens_R: Tensor,
+        positions_T: Tensor,
+        page: int,
+        first: int,
+        stride: int,
+        scale: float,
+        softcap: float,
+        threads: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention to a part of the keys, in float32; the kernels round it to the queries' type before."""
+        step = (tables_RP, rows_R, starts_R, lens_R, positions_T, page, first, stride)
+        out_THD, lse_TH = self.paged_attend(q_THD, kv_BKXLD, *step, scale, 0, softcap, threads)
+        return out_THD.float(), lse_TH
+
     def _decode(
         self,
         q_THD: Tensor,
