@@ -10,7 +10,9 @@ from plait.kernels.choice import choose
 
 HEAD_BYTES = 128
 """Counters of a passage, zeros at first, before its room."""
-FLOW = np.dtype([(name, np.int64) for name in ("passage", "capacity", "outgoing", "address", "count", "done")])
+FLOW = np.dtype(
+    [(name, np.int64) for name in ("passage", "capacity", "outgoing", "address", "count", "done")]
+)
 """Bytes on their way: of which passage and which way, from or to where, how many, and how many are done."""
 DONE, LATE = -1, -2
 Flows = NDArray[np.void]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from plait.model.group import Together
+
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -31,9 +33,11 @@ class StepInputs:
 class Current:
     """The inputs of the forward that runs now; one per model, seen by all its attention layers."""
 
-    __slots__ = ("inputs", "stored")
+    __slots__ = ("inputs", "stored", "together")
 
     def __init__(self) -> None:
         self.inputs: StepInputs | None = None
+        self.together: Together | None = None
+        """Set where several instances compute the step."""
         self.stored: Callable[[int], None] | None = None
         """Told how many layers have stored their keys and values, after each of them."""

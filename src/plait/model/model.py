@@ -14,6 +14,7 @@ from plait.model import attend, check, fuse, pack, rope, settle, shard, stage
 from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
 from plait.model.graph import CudaGraphs, DecodeGraphs
+from plait.model.group import GroupAttention, GroupInputs, Peers, Together
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module, take_quantisation
 from plait.model.load_shard import load_share
@@ -69,6 +70,8 @@ class Model:
         self.module.to(self.device)
         self._forward = stage.forward_of(self.module, config.rank, world)
         self._current = Current()
+        self.group = GroupAttention(config.page, config.threads)
+        """Attention of steps that several instances compute."""
         self._tapes: DecodeTapes | DecodeGraphs | None = None
         if self.device.type == "cuda":
             from plait.kernels.triton import registered  # Triton is an extra
@@ -108,6 +111,7 @@ class Model:
             pack.gather(module)
         first = rank.layers(len(self.shape.layers)).start
         attend.hang(module, self.pool, self._current, config.threads, first)
+        self._layers = attend.layers_of(module)
         log.info("kernels: %s", kernels.why)
         whole = check.cut(tokens_T, [(0, 0, len(tokens_T))], config.page)
         try:
@@ -160,6 +164,39 @@ class Model:
         if logits_LV is not None:
             return logits_LV
         return self._compute(staged(inputs, self.pool.page, self.device))
+
+    @property
+    def refusal_of_groups(self) -> str | None:
+        """Why this model cannot be computed by several instances together; None if it can."""
+        if self.device.type != "cpu":
+            return "groups of instances compute on cpu only"
+        if any(layer.form is None or layer.form.window for layer in self._layers):
+            return "its layers attend to windows, and groups know no positions of keys that others keep"
+        return None
+
+    def forward_together(
+        self, inputs: StepInputs | None, group: GroupInputs, tables_RP: Tensor, peers: Peers
+    ) -> Tensor:
+        """A step of a group of instances: logits [L, V] of the wanted ones of own tokens.
+
+        Args:
+            inputs: own tokens; None: this member computes none, and only its keys are asked.
+            tables_RP: int32 pages of own keys of all rows that this member knows.
+            peers: the other members.
+
+        Raises:
+            whatever `peers` raise when one of them is gone.
+        """
+        self._current.together = Together(group, peers, tables_RP, self.group)
+        try:
+            if inputs is not None:
+                return self._compute(inputs)
+            with torch.inference_mode():
+                for layer in self._layers:
+                    layer.visit(self._current.together)
+            return torch.empty(0, self.vocab)
+        finally:
+            self._current.together = None
 
     def _compute(self, inputs: StepInputs) -> Tensor:
         self._current.inputs = inputs

@@ -103,7 +103,35 @@ class Denied:
     reason: str
 
 
-Letter = Open | Opened | Ask | Given | Denied
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Member of a group to another one, first: this connection is for what it will send."""
+
+    name: bytes
+    """Who it is."""
+    ring: str
+    """Name of a file of shared memory with a passage; empty: there is none."""
+    room_bytes: int
+    """Of the passage, without its counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The answer: whether it can reach the passage; else frames are sent."""
+
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Member to member: bytes of a turn, in order, as this frame's payload."""
+
+    turn: int
+    over: bool = False
+    """There will be no more of this turn and those before."""
+
+
+Letter = Open | Opened | Ask | Given | Denied | Attach | Attached | Passed
 
 
 class Channel:

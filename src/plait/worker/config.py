@@ -26,6 +26,8 @@ class LinkConfig:
     """Times that a part is asked for again before the move fails."""
     patience_s: float = 10.0
     """A peer that owes something and says nothing for so many seconds is given up."""
+    room_bytes: int = 1 << 20
+    """Under way at once from one member of a group to another."""
     lease_s: float = 60.0
     """A source frees what it keeps for a link after so many seconds without any ask; it waits as long for a
     step that writes what is asked for."""

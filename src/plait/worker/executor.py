@@ -7,15 +7,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plait.kernels.attention import lanes_of
 from plait.model import sample, sample_there
 from plait.model.inputs import StepInputs
 from plait.model.model import Model
 from plait.model.sample import Entry, Turn
 from plait.model.world import WorldError
-from plait.spec.errors import ServiceError
+from plait.spec.errors import ServiceError, Unsupported
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
+from plait.worker.exchange import Exchange
+from plait.worker.group import GroupPlan, Planner
 from plait.worker.rows import Rows, RowState
+from plait.worker.wire import Source
 
 
 class StepFault(ServiceError):
@@ -31,12 +35,15 @@ class Plan:
     firsts_R: NDArray[np.int64]
     counts_R: NDArray[np.int64]
     draws: list[bool]
+    """Which rows draw here."""
+    own_R: list[range]
+    """Positions that are computed here."""
 
 
 class Executor:
     """One model with the state of its open rows.
 
-    Groups of one instance only. Rows of a step take their tokens from their own state: the token of
+    Rows of a step take their tokens from their own state: the token of
     position p is the p-th of the row's prompt and draws.
     """
 
@@ -45,12 +52,19 @@ class Executor:
         self.draws_there = model.device.type != "cpu"
         """Tokens are drawn where the logits are, unless their rows alter them."""
         self.rows = Rows(instance, model.pool.page, model.pool.slots)
+        self.exchange: Exchange | None = None
+        """The way to the other members of a group."""
+        lanes = lanes_of(model.pool.layers[0], model.pool.head_sizes[0]) if not self.draws_there else 1
+        self._planner = Planner(instance, self.rows, lanes)
 
-    def run(self, step: Step, opened: tuple[Opened, ...]) -> tuple[Draw, ...]:
+    def run(
+        self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...] = ()
+    ) -> tuple[Draw, ...]:
         """Carry out a step: forget `closed`, open `opened`, compute, draw.
 
         Args:
             opened: the state of each request in `step.opened`.
+            members: all workers of the step's group, where it has several instances.
 
         Returns:
             One draw for each row, in the order of `step.rows`, then `step.again`.
@@ -60,7 +74,7 @@ class Executor:
             WorldError: other processes of the instance are gone or out of step.
         """
         try:
-            return self._run(step, opened)
+            return self._run(step, opened, members)
         except WorldError:
             raise  # nothing can be carried out any more
         except Exception as error:
@@ -69,15 +83,18 @@ class Executor:
             reason = str(error) or type(error).__name__
             raise StepFault(f"step {step.id} failed: {type(error).__name__}: {reason}") from error
 
-    def _run(self, step: Step, opened: tuple[Opened, ...]) -> tuple[Draw, ...]:
-        assert step.group == (self.instance,), (
-            f"group {step.group}: only groups of one instance are supported"
-        )
+    def _run(self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...]) -> tuple[Draw, ...]:
+        assert self.instance in step.group, f"group {step.group} came to instance {self.instance}"
         for request in step.closed:
             self.rows.close(request)
         assert tuple(o.request for o in opened) == step.opened, "opened states do not match the step"
+        elastic = {row.request for row in step.rows if row.keep}
         for state in opened:
+            if state.request in elastic:
+                self.rows.close(state.request)  # what was known of it does not count any more
             self.rows.open(state)
+        if len(step.group) > 1:
+            return self._run_together(step, members)
         plan = self._plan(step)
         if not plan.states:
             return ()
@@ -85,12 +102,54 @@ class Executor:
         self.rows.next_R[plan.indices_R] = plan.firsts_R + plan.counts_R
         return draws
 
+    def _run_together(self, step: Step, members: tuple[Source, ...]) -> tuple[Draw, ...]:
+        """As a member of a group. The others learn at once of a step that is not carried out here."""
+        assert self.exchange is not None, "groups need an exchange"
+        if self.model.refusal_of_groups:
+            raise Unsupported(f"no groups of instances: {self.model.refusal_of_groups}", "model")
+        self.exchange.begin(step.id, self._column(step, members))
+        try:
+            plan = self._planner.plan(step)
+            draws = self._compute_together(plan, self.exchange)
+            self._planner.done(plan, step.group)
+        except Exception:
+            self.exchange.abandon()
+            raise
+        return draws
+
+    def _column(self, step: Step, members: tuple[Source, ...]) -> list[Source | None]:
+        """Of each member the worker with this one's share of the heads; None for this one, and who is lost."""
+        rank = self.model.config.rank
+        found = {tuple(int(part) for part in each.identity.split(b".")): each for each in members}
+        sizes = {instance: sum(i == instance for i, _, _ in found) for instance, _, _ in found}
+        assert rank.pp == 1 and set(sizes.values()) == {rank.tp}, (  # noqa: PT018
+            "instances of a group have equal tp and pp 1"
+        )
+        mine = {i: each for (i, _, column), each in found.items() if column == rank.column}
+        return [None if i == self.instance else mine.get(i) for i in step.group]
+
+    def _compute_together(self, plan: GroupPlan, exchange: Exchange) -> tuple[Draw, ...]:
+        logits_LV = self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange)
+        exchange.end()
+        return self._draw(self._drawn(plan), logits_LV, plan.owned_R)
+
+    def _drawn(self, plan: GroupPlan) -> Plan:
+        """A member's plan as its draws need it."""
+        shares = plan.shares
+        firsts_R = np.array([share.first for share in shares], np.int64)
+        counts_R = np.array([share.count for share in shares], np.int64)
+        indices_R = np.array([share.state.index for share in shares], np.int64)
+        own_R = [share.positions(plan.member) for share in shares]
+        return Plan(
+            [share.state for share in shares], indices_R, firsts_R, counts_R, [s.draws for s in shares], own_R
+        )
+
     def _compute(self, plan: Plan) -> tuple[Draw, ...]:
         inputs, wanted_R = self._inputs(plan)
         return self._draw(plan, self.model.forward(inputs), wanted_R)
 
     def _plan(self, step: Step) -> Plan:
-        states = [self._described(row) for row in step.rows]
+        states = [self._described(row, row.request in step.opened) for row in step.rows]
         states += [self.rows.states[request] for request in step.again]
         indices_R = np.fromiter((state.index for state in states), np.int64, len(states))
         described = len(step.rows)
@@ -108,14 +167,19 @@ class Executor:
         assert all(end or not wants for end, wants in zip(ends_R, draws, strict=True)), (
             "a row draws too early"
         )
-        return Plan(states, indices_R, firsts_R, counts_R, draws)
+        own_R = [range(first, past) for first, past in zip(firsts_R.tolist(), pasts_R.tolist(), strict=True)]
+        return Plan(states, indices_R, firsts_R, counts_R, draws, own_R)
 
-    def _described(self, row: Row) -> RowState:
+    def _described(self, row: Row, opened: bool) -> RowState:
         assert row.stride == 1, "strides other than 1 are not supported"
         assert row.master == self.instance, "a row's master is not of its group"
         state = self.rows.states[row.request]
         for span in row.spans:
             self.rows.extend(state, span)
+        if opened:
+            self.rows.describe(state, row)
+        state.master = row.master
+        assert not state.others, "other instances keep some of the row"
         return state
 
     def _inputs(self, plan: Plan) -> tuple[StepInputs, list[slice]]:
@@ -178,10 +242,10 @@ class Executor:
 
     def _prompt_entries(self, plan: Plan, r: int, start: int) -> list[Entry]:
         """The prompt's tokens that this step's positions precede, if the row asks for them."""
-        state, first = plan.states[r], int(plan.firsts_R[r])
+        state = plan.states[r]
         top = state.sampling.prompt_logprobs
         if top is None:
             return []
-        past = min(first + int(plan.counts_R[r]), state.prompt_tokens - 1)
-        known = self.rows.known(state.index)
-        return [Entry(start + p - first, int(known[p + 1]), top) for p in range(first, past)]
+        known, past = self.rows.known(state.index), state.prompt_tokens - 1
+        own = enumerate(plan.own_R[r], start)
+        return [Entry(at, int(known[p + 1]), top) for at, p in own if p < past]

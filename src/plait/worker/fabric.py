@@ -1,4 +1,5 @@
-"""`Fabric`: how a worker's keys and values travel: what it gives (`Lender`) and what it pulls (`CopyLane`).
+"""`Fabric`: how a worker's keys and values travel: what it gives (`Lender`), what it pulls (`CopyLane`), and
+what members of a group exchange within a step (`Exchange`).
 
 Links are made when a move first needs them, for a pair of workers in their present epochs:
 
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from plait.model.pool import KvPool
 from plait.worker.config import WorkerConfig
 from plait.worker.copy_lane import CopyLane
+from plait.worker.exchange import Exchange
 from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
@@ -34,7 +36,9 @@ class Fabric:
         secret = bytes.fromhex(config.secret)
         self.store = Store(pool, shard)
         interface = _own_address(config.address)
-        self.lender = Lender(config.links, self.store, progress, secret, config.identity, interface)
+        self.exchange = Exchange(config.links, secret, config.identity, config.patience_s)
+        attach = self.exchange.attach
+        self.lender = Lender(config.links, self.store, progress, secret, config.identity, interface, attach)
         self.lane = CopyLane(config.links, self.store, secret, config.identity, send)
 
     def start(self) -> None:
@@ -46,6 +50,7 @@ class Fabric:
         """Drop what is under way."""
         self.lane.close()
         self.lender.close()
+        self.exchange.close()
 
 
 def _own_address(driver: str) -> str:

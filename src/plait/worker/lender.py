@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from plait.kernels import transfer
 from plait.worker.channel import (
     LARGEST_PAYLOAD_BYTES,
     Ask,
+    Attach,
     Channel,
     Denied,
     Given,
@@ -43,9 +45,18 @@ class Lender:
     """Listens; each link has a thread of its own, which copies while the compute lane works."""
 
     def __init__(
-        self, config: LinkConfig, store: Store, progress: Progress, secret: bytes, name: bytes, interface: str
+        self,
+        config: LinkConfig,
+        store: Store,
+        progress: Progress,
+        secret: bytes,
+        name: bytes,
+        interface: str,
+        attach: Callable[[Channel, Attach], None] | None = None,
     ) -> None:
-        """`name`: this worker's identity; `interface`: address to listen on."""
+        """`name`: this worker's identity; `interface`: address to listen on; `attach`: takes connections of
+        members of a group."""
+        self._attach = attach
         self._config, self._store, self._progress = config, store, progress
         self._secret, self._name = secret, name
         self._listener = socket.create_server((interface, 0), backlog=64)
@@ -83,22 +94,26 @@ class Lender:
 
     def _serve(self, sock: socket.socket) -> None:
         """One link, from its greeting to its end."""
+        kept = False
         try:
             channel = accept(sock, self._secret, self._name, self._config.patience_s)
-            room = self._open(channel)
-            if room is not None:
+            letter, _ = channel.receive(self._config.patience_s)
+            if isinstance(letter, Attach) and self._attach is not None:
+                self._attach(channel, letter)
+                kept = True
+            elif not isinstance(letter, Open):
+                raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
+            elif (room := self._open(channel, letter)) is not None:
                 self._answer_all(channel, *room)
         except LinkError as error:
             log.info("a link ended: %s", error)
         finally:
-            sock.close()
+            if not kept:
+                sock.close()
             self._links.release()
 
-    def _open(self, channel: Channel) -> tuple[Ring | None, int] | None:
+    def _open(self, channel: Channel, letter: Open) -> tuple[Ring | None, int] | None:
         """The ring, if any, and the bytes of a part; None: they do not understand each other."""
-        letter, _ = channel.receive(self._config.patience_s)
-        if not isinstance(letter, Open):
-            raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
         refusal = ""
         if letter.element != self._store.element:
             refusal = f"it keeps {self._store.element}, not {letter.element}"

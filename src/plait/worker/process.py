@@ -56,6 +56,7 @@ def serve(config: WorkerConfig) -> int:
     progress = Progress()
     model.watch(progress.stored)
     line.fabric = fabric = Fabric(config, model.pool, _shard(model), progress, line.send)
+    executor.exchange = fabric.exchange
     fabric.start()
     line.send(
         Hello(
@@ -109,7 +110,7 @@ def _populate(pool: KvPool) -> None:
 def _carry_out(executor: Executor, order: Order) -> Answer | Fault:
     begin_ns = time.monotonic_ns()
     try:
-        draws = executor.run(order.step, order.opened)
+        draws = executor.run(order.step, order.opened, order.members)
     except StepFault as fault:
         log.exception("step %d failed", order.step.id)
         return Fault(order.step.id, str(fault))

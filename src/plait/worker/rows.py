@@ -1,12 +1,12 @@
 """What a worker knows of each row between steps: its tokens, where its KV lies and how it draws."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plait.spec.sampling import Opened, SamplingParams
-from plait.spec.step import Span
+from plait.spec.step import Row, Span
 
 
 @dataclass(slots=True)
@@ -18,13 +18,19 @@ class RowState:
     prompt_tokens: int
     sampling: SamplingParams
     stop_ids: tuple[int, ...]
+    others: dict[int, int] = field(default_factory=dict)
+    """Tokens that other instances keep; all the others are here."""
+    master: int = 0
+    """Instance that computes its next token, once it was described."""
 
 
 class Rows:
     """All open rows. Arrays are indexed [row, position] and grow by doubling.
 
     tokens_RL   tokens[:known] are the prompt and what was drawn
-    pages_RP    pages[:covered / page] hold the positions' keys and values
+    pages_RP    pages[:covered / page] hold the keys and values of the positions that are kept here, in order;
+                of all positions, where no other instance keeps any
+    next_R      the position that is computed next
     """
 
     def __init__(self, instance: int, page: int, slots: int) -> None:
@@ -55,6 +61,21 @@ class Rows:
         state = self.states.pop(request, None)
         if state:
             self.free.append(state.index)
+
+    def describe(self, state: RowState, row: Row) -> None:
+        """Note who keeps what of an opened row, of which so far only its tokens are known."""
+        state.others, state.master = {}, row.master
+        for keep in row.keep:
+            kept = min(keep.count, row.first - keep.first)
+            if kept > 0 and keep.instance != self.instance:
+                state.others[keep.instance] = state.others.get(keep.instance, 0) + kept
+        if not row.keep and row.master != self.instance and row.first:
+            state.others[row.master] = row.first
+        self.next_R[state.index] = row.first
+
+    def here(self, state: RowState) -> int:
+        """Tokens that this instance keeps."""
+        return int(self.next_R[state.index]) - sum(state.others.values())
 
     def extend(self, state: RowState, span: Span) -> None:
         """Note the slots of the positions from `span.first` on."""

@@ -28,15 +28,6 @@ class WireError(ServiceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Driver to worker: carry out a step."""
-
-    step: Step
-    opened: tuple[Opened, ...] = ()
-    """State of the rows that the step opens."""
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """A worker to pull from."""
 
@@ -46,6 +37,17 @@ class Source:
     """host:port of its `Lender`."""
     shard: Shard
     """What it holds of every request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Driver to worker: carry out a step."""
+
+    step: Step
+    opened: tuple[Opened, ...] = ()
+    """State of the rows that the step opens."""
+    members: tuple[Source, ...] = ()
+    """All workers of the step's group that are up, where it has several instances."""
 
 
 @dataclass(frozen=True, slots=True)

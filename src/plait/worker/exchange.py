@@ -1,0 +1,240 @@
+"""`Exchange`: what a worker sends to the other members of a step's group, and gets from them.
+
+Links are made when a step first needs them, for a pair of workers in their present epochs; groups cost nothing.
+A step that any member cannot carry out is abandoned by all: whoever waits for one that is gone, past the step,
+or silent for too long raises `GroupError`, and later steps go on over the same links.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.kernels import exchange
+from plait.kernels.transfer import Bytes
+from plait.spec.errors import ServiceError
+from plait.worker.channel import Attach, Channel, LinkError, connect
+from plait.worker.config import LinkConfig
+from plait.worker.passage import Inlet, Outlet, Receiver, Sender, Shared, make_inlet, make_outlet
+from plait.worker.wire import Source
+
+LOOK_S = 0.02
+"""A wait looks this often whether its peers are alive."""
+
+
+class GroupError(ServiceError):
+    """Another member of the group is gone, silent, or has given the step up."""
+
+
+class Exchange:
+    """The compute lane's, but for `attach`, which any thread may call."""
+
+    def __init__(self, config: LinkConfig, secret: bytes, name: bytes, patience_s: float) -> None:
+        """`name`: this worker's identity; `patience_s`: longest wait for a peer."""
+        self._config, self._secret, self._name, self._patience_s = config, secret, name, patience_s
+        self.room = config.room_bytes
+        """Bytes that are on their way at once on a link; whoever sends more waits for the reader."""
+        self.sent_bytes = 0
+        """Handed to peers so far."""
+        self.layer = -1
+        """For errors: what the members compute just now."""
+        self._outlets: dict[bytes, Outlet] = {}
+        self._inlets: dict[bytes, Inlet] = {}
+        self._attached = threading.Condition()
+        self._peers: tuple[Source | None, ...] = ()
+        self._turn = 0
+        self._sends: list[tuple[int, ...]] = []
+        self._kept: list[Tensor] = []
+        self._spin = False
+
+    def attach(self, channel: Channel, letter: Attach) -> None:
+        """A peer wants to send to this worker. Raises LinkError."""
+        with self._attached:
+            inlet = make_inlet(channel, letter, self._patience_s, self._turn - 1)
+            old = self._inlets.pop(letter.name, None)
+            self._inlets[letter.name] = inlet
+            self._attached.notify_all()
+        if old is not None:
+            old.close()
+
+    def begin(self, step: int, peers: Sequence[Source | None]) -> None:
+        """A step begins, whose group has these members; None: this worker, or one that is lost."""
+        with self._attached:
+            self._turn = step + 1  # turns are positive
+        self._peers = tuple(peers)
+        self._sends, self._kept = [], []
+        self._spin = len(os.sched_getaffinity(0)) >= len(peers)
+
+    def push(self, member: int, x: Tensor) -> None:
+        """Send a dense tensor, which must stay as it is until the next `settle` returns."""
+        if not x.nbytes:
+            return
+        outlet = self._outlet(member)
+        self.sent_bytes += x.nbytes
+        if isinstance(outlet, Sender):
+            outlet.send(self._turn, _bytes(x))
+            return
+        self._kept.append(x)
+        self._sends.append(outlet.flow(x.data_ptr(), x.nbytes))
+        flows = np.array(self._sends, exchange.FLOW)
+        state = exchange.exchange(flows, self._turn, spin=False, within_s=0)
+        self._sends = [tuple(flow) for flow in flows.tolist() if flow[4] != flow[5]]
+        if state >= 0:
+            raise self._error(member, "has given the step up")
+
+    def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
+        """Return when all that was pushed is under way, and dense tensors are filled with what members sent.
+
+        Raises:
+            GroupError: a member is gone or does not come.
+        """
+        flows, members = list(self._sends), [-1] * len(self._sends)
+        slow: list[tuple[int, Receiver, Bytes]] = []
+        for member, x in receives:
+            if not x.nbytes:
+                continue
+            inlet = self._inlet(member)
+            if isinstance(inlet, Receiver):
+                slow.append((member, inlet, _bytes(x)))
+            else:
+                flows.append(inlet.flow(x.data_ptr(), x.nbytes))
+                members.append(member)
+        if flows:
+            self._pass(np.array(flows, exchange.FLOW), members)
+        for member, inlet, into in slow:
+            self._take(member, inlet, into)
+        self._sends, self._kept = [], []
+
+    def end(self) -> None:
+        """The step is done here, or given up: the other members are told."""
+        with self._attached:
+            turn = self._turn
+            self._turn += 1
+            ends: list[Outlet | Inlet] = []
+            for peer in self._peers:
+                if peer is not None:
+                    ends += [self._outlets.get(peer.identity), self._inlets.get(peer.identity)]
+        for each in ends:
+            if each is not None:
+                each.leave(turn)
+        self._sends, self._kept = [], []
+
+    def abandon(self) -> None:
+        """The step is given up here: members that wait for this one must learn of it, also without a link."""
+        for member, peer in enumerate(self._peers):
+            if peer is not None:
+                with contextlib.suppress(GroupError):  # whoever is gone waits for nobody
+                    self._outlet(member)
+        self.end()
+
+    def close(self) -> None:
+        """Break all links."""
+        with self._attached:
+            for each in (*self._outlets.values(), *self._inlets.values()):
+                each.close()
+            self._outlets, self._inlets = {}, {}
+
+    # ---- links -----------------------------------------------------------------------------------
+
+    def _peer(self, member: int) -> Source:
+        peer = self._peers[member]
+        if peer is None:
+            raise GroupError(f"member {member} of the group is lost")
+        return peer
+
+    def _outlet(self, member: int) -> Outlet:
+        peer = self._peer(member)
+        outlet = self._outlets.get(peer.identity)
+        if outlet is not None:
+            return outlet
+        for identity, other in tuple(self._outlets.items()):
+            if not other.alive:
+                other.close()
+                del self._outlets[identity]
+        try:
+            channel = connect(peer.address, self._secret, self._name, peer.identity, self._config.patience_s)
+            outlet = make_outlet(
+                channel,
+                self._name,
+                self.room,
+                self._config.patience_s,
+                self._turn - 1,
+                shared=self._config.shared,
+            )
+        except LinkError as error:
+            raise GroupError(f"no link to {_named(peer)}: {error}") from error
+        self._outlets[peer.identity] = outlet
+        return outlet
+
+    def _inlet(self, member: int) -> Inlet:
+        """The link from a member, once it has made it."""
+        peer, past_s = self._peer(member), time.monotonic() + self._patience_s
+        while True:
+            with self._attached:
+                inlet = self._inlets.get(peer.identity)
+                if inlet is None:
+                    self._attached.wait(LOOK_S)
+                    inlet = self._inlets.get(peer.identity)
+            if inlet is not None:
+                return inlet
+            self._watch(member, past_s)
+
+    def _watch(self, member: int, past_s: float) -> None:
+        """Raise if a member is gone, or it is too late."""
+        if not self._outlet(member).alive:
+            self._outlets.pop(self._peer(member).identity).close()
+            raise self._error(member, "is gone")
+        if time.monotonic() > past_s:
+            raise self._error(member, f"was not heard for {self._patience_s:g} s")
+
+    def _pass(self, flows_F: exchange.Flows, members: list[int]) -> None:
+        past_s = time.monotonic() + self._patience_s
+        while True:
+            state = exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=LOOK_S)
+            if state == exchange.DONE:
+                return
+            if state >= 0:
+                raise self._error(members[state], "has given the step up")
+            waiting = dict.fromkeys(m for m, flow in zip(members, flows_F, strict=True) if flow[4] != flow[5])
+            for member in waiting:
+                for each in [member] if member >= 0 else self._others():
+                    self._watch(each, past_s)
+
+    def _others(self) -> list[int]:
+        """Members that something is sent to."""
+        return [
+            m for m, peer in enumerate(self._peers) if peer is not None and peer.identity in self._outlets
+        ]
+
+    def _take(self, member: int, inlet: Receiver, into: Bytes) -> None:
+        past_s = time.monotonic() + self._patience_s
+        while len(into):
+            try:
+                taken = inlet.take(self._turn, into, LOOK_S)
+            except LinkError as error:
+                raise self._error(member, f"is gone: {error}") from error
+            if taken < 0:
+                raise self._error(member, "has given the step up")
+            into = into[taken:]
+            if not taken:
+                self._watch(member, past_s)
+
+    def _error(self, member: int, what: str) -> GroupError:
+        name = _named(self._peer(member)) if member >= 0 else "a member that is sent to"
+        where = f"in layer {self.layer}" if self.layer >= 0 else "before the first layer"
+        return GroupError(f"worker {self._name.decode()}, step {self._turn - 1}, {where}: {name} {what}")
+
+
+def _named(peer: Source) -> str:
+    instance, epoch, rank = peer.identity.split(b".")
+    return f"instance {instance.decode()} (epoch {epoch.decode()}, rank {rank.decode()})"
+
+
+def _bytes(x: Tensor) -> Bytes:
+    data: Bytes = x.view(-1).view(torch.uint8).numpy()
+    return data

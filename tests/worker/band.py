@@ -1,0 +1,107 @@
+"""Instances of one process each that compute steps together: executors on threads, joined by real links."""
+
+import queue
+import threading
+
+import torch
+
+from plait.model.model import Model, ModelConfig
+from plait.runtime.gather import merged
+from plait.spec.sampling import Draw, Opened
+from plait.spec.step import Step
+from plait.worker.config import LinkConfig
+from plait.worker.exchange import Exchange
+from plait.worker.executor import Executor, StepFault
+from plait.worker.lender import Lender
+from plait.worker.progress import Progress
+from plait.worker.store import Store
+from plait.worker.wire import Source
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+class Recording(Executor):
+    """Keeps the logits that it draws from."""
+
+    def __init__(self, model: Model, instance: int) -> None:
+        super().__init__(model, instance)
+        self.logits: dict[tuple[int, int], torch.Tensor] = {}
+        """(request, position of the drawn token) -> logits."""
+
+    def _draw(self, plan, logits_LV, owned_R):
+        names = {id(state): request for request, state in self.rows.states.items()}
+        for state, draws, owned in zip(plan.states, plan.draws, owned_R, strict=True):
+            if draws:
+                at = int(self.rows.known_R[state.index])
+                self.logits[names[id(state)], at] = logits_LV[owned.stop - 1].clone()
+        return super()._draw(plan, logits_LV, owned_R)
+
+
+class Player:
+    """One instance, on a thread of its own."""
+
+    def __init__(self, model: Model, instance: int, config: LinkConfig, patience_s: float) -> None:
+        self.instance, name = instance, b"%d.1.0" % instance
+        self.executor = Recording(model, instance)
+        self.exchange = Exchange(config, SECRET, name, patience_s)
+        self.executor.exchange = self.exchange
+        store = Store(model.pool, Store.whole_shard(model.pool))
+        self.lender = Lender(
+            config, store, Progress(), SECRET, name, "127.0.0.1", self.exchange.attach
+        )
+        self.lender.start()
+        self.source = Source(name, self.lender.address, store.shard)
+        self.orders: queue.SimpleQueue = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (order := self.orders.get()) is not None:
+            try:
+                self.answers.put(self.executor.run(*order))
+            except StepFault as fault:
+                self.answers.put(fault)
+
+    def close(self) -> None:
+        """End its threads."""
+        self.orders.put(None)
+        self.thread.join(timeout=30)
+        self.lender.close()
+        self.exchange.close()
+
+
+class Band:
+    """Several of them, each with a model of its own."""
+
+    def __init__(self, folder, size: int, links: LinkConfig | None = None, patience_s: float = 30, **model) -> None:
+        config = ModelConfig(str(folder), exact=True, **model)
+        links = links or LinkConfig()
+        self.players = [Player(Model(config), i, links, patience_s) for i in range(size)]
+
+    def start(self, step: Step, opened: tuple[Opened, ...] = ()) -> None:
+        """Give a step to the members of its group."""
+        sources = tuple(self.players[i].source for i in step.group)
+        for member in step.group:
+            self.players[member].orders.put((step, opened, sources))
+
+    def finish(self, step: Step) -> tuple[Draw, ...] | StepFault:
+        """The answer to the oldest step of a group, one of several faults."""
+        answers = [self.players[member].answers.get(timeout=60) for member in step.group]
+        faults = [answer for answer in answers if isinstance(answer, StepFault)]
+        return faults[0] if faults else merged(step, answers)
+
+    def run(self, step: Step, opened: tuple[Opened, ...] = ()) -> tuple[Draw, ...]:
+        """Carry a step out."""
+        self.start(step, opened)
+        answer = self.finish(step)
+        if isinstance(answer, StepFault):
+            raise answer
+        return answer
+
+    def __enter__(self) -> "Band":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for player in self.players:
+            player.close()
