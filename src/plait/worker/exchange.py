@@ -23,6 +23,8 @@ from plait.worker.config import LinkConfig
 from plait.worker.passage import Inlet, Outlet, Receiver, Sender, Shared, make_inlet, make_outlet
 from plait.worker.wire import Source
 
+FIRST_S = 0.002
+"""A wait for a new link looks this often whether more can be sent."""
 LOOK_S = 0.02
 """A wait looks this often whether its peers are alive."""
 
@@ -81,11 +83,7 @@ class Exchange:
             return
         self._kept.append(x)
         self._sends.append(outlet.flow(x.data_ptr(), x.nbytes))
-        flows = np.array(self._sends, exchange.FLOW)
-        state = exchange.exchange(flows, self._turn, spin=False, within_s=0)
-        self._sends = [tuple(flow) for flow in flows.tolist() if flow[4] != flow[5]]
-        if state >= 0:
-            raise self._error(member, "has given the step up")
+        self._advance()
 
     def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
         """Return when all that was pushed is under way, and dense tensors are filled with what members sent.
@@ -93,8 +91,8 @@ class Exchange:
         Raises:
             GroupError: a member is gone or does not come.
         """
-        flows, members = list(self._sends), [-1] * len(self._sends)
         slow: list[tuple[int, Receiver, Bytes]] = []
+        fast: list[tuple[int, tuple[int, ...]]] = []
         for member, x in receives:
             if not x.nbytes:
                 continue
@@ -102,8 +100,9 @@ class Exchange:
             if isinstance(inlet, Receiver):
                 slow.append((member, inlet, _bytes(x)))
             else:
-                flows.append(inlet.flow(x.data_ptr(), x.nbytes))
-                members.append(member)
+                fast.append((member, inlet.flow(x.data_ptr(), x.nbytes)))
+        flows = [*self._sends, *(flow for _, flow in fast)]
+        members = [-1] * len(self._sends) + [member for member, _ in fast]
         if flows:
             self._pass(np.array(flows, exchange.FLOW), members)
         for member, inlet, into in slow:
@@ -171,17 +170,27 @@ class Exchange:
         self._outlets[peer.identity] = outlet
         return outlet
 
+    def _advance(self) -> None:
+        """Send what can be sent at once."""
+        if self._sends:
+            flows_F = np.array(self._sends, exchange.FLOW)
+            state = exchange.exchange(flows_F, self._turn, spin=False, within_s=0)
+            if state >= 0:
+                raise self._error(-1, "has given the step up")
+            self._sends = [tuple(flow) for flow in flows_F.tolist() if flow[4] != flow[5]]
+
     def _inlet(self, member: int) -> Inlet:
-        """The link from a member, once it has made it."""
+        """The link from a member, once it has made it; what others wait for is sent meanwhile."""
         peer, past_s = self._peer(member), time.monotonic() + self._patience_s
         while True:
             with self._attached:
                 inlet = self._inlets.get(peer.identity)
                 if inlet is None:
-                    self._attached.wait(LOOK_S)
+                    self._attached.wait(FIRST_S)
                     inlet = self._inlets.get(peer.identity)
             if inlet is not None:
                 return inlet
+            self._advance()
             self._watch(member, past_s)
 
     def _watch(self, member: int, past_s: float) -> None:
