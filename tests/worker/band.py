@@ -46,9 +46,7 @@ class Player:
         self.exchange = Exchange(config, SECRET, name, patience_s)
         self.executor.exchange = self.exchange
         store = Store(model.pool, Store.whole_shard(model.pool))
-        self.lender = Lender(
-            config, store, Progress(), SECRET, name, "127.0.0.1", self.exchange.attach
-        )
+        self.lender = Lender(config, store, Progress(), SECRET, name, "127.0.0.1", self.exchange.attach)
         self.lender.start()
         self.source = Source(name, self.lender.address, store.shard)
         self.orders: queue.SimpleQueue = queue.SimpleQueue()
@@ -74,7 +72,9 @@ class Player:
 class Band:
     """Several of them, each with a model of its own."""
 
-    def __init__(self, folder, size: int, links: LinkConfig | None = None, patience_s: float = 30, **model) -> None:
+    def __init__(
+        self, folder, size: int, links: LinkConfig | None = None, patience_s: float = 30, **model
+    ) -> None:
         config = ModelConfig(str(folder), exact=True, **model)
         links = links or LinkConfig()
         self.players = [Player(Model(config), i, links, patience_s) for i in range(size)]

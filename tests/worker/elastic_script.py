@@ -59,7 +59,9 @@ class ElasticScript:
         for pages in self.free.values():
             rng.shuffle(pages)
         self.closed: dict[int, list[int]] = {player.instance: [] for player in band.players}
-        self.counts: dict[str, int] = dict.fromkeys(("striped", "decoded", "again", "reopened", "preempted"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("striped", "decoded", "again", "reopened", "preempted"), 0
+        )
         self.degrees: set[int] = set()
 
     def run(self) -> list[list[int]]:

@@ -83,7 +83,11 @@ class Exchange:
             return
         self._kept.append(x)
         self._sends.append(outlet.flow(x.data_ptr(), x.nbytes))
-        self._advance()
+        flows_F = np.array(self._sends, exchange.FLOW)
+        state = exchange.exchange(flows_F, self._turn, spin=False, within_s=0)
+        if state >= 0:
+            raise self._error(member, "has given the step up")
+        self._sends = [tuple(flow) for flow in flows_F.tolist() if flow[4] != flow[5]]
 
     def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
         """Return when all that was pushed is under way, and dense tensors are filled with what members sent.
@@ -91,23 +95,43 @@ class Exchange:
         Raises:
             GroupError: a member is gone or does not come.
         """
+        wanted = [(member, x) for member, x in receives if x.nbytes]
+        flows_F, past_s = np.array(self._sends, exchange.FLOW), time.monotonic() + self._patience_s
+        members = [-1] * len(flows_F)
         slow: list[tuple[int, Receiver, Bytes]] = []
-        fast: list[tuple[int, tuple[int, ...]]] = []
-        for member, x in receives:
-            if not x.nbytes:
-                continue
-            inlet = self._inlet(member)
-            if isinstance(inlet, Receiver):
-                slow.append((member, inlet, _bytes(x)))
-            else:
-                fast.append((member, inlet.flow(x.data_ptr(), x.nbytes)))
-        flows = [*self._sends, *(flow for _, flow in fast)]
-        members = [-1] * len(self._sends) + [member for member, _ in fast]
-        if flows:
-            self._pass(np.array(flows, exchange.FLOW), members)
+        while True:
+            wanted, fast = self._found(wanted, slow)
+            members += [member for member, _ in fast]
+            flows_F = np.concatenate([flows_F, np.array([flow for _, flow in fast], exchange.FLOW)])
+            # What comes over the links that are there is taken while others are made: nobody waits in a circle.
+            within_s = FIRST_S if wanted else LOOK_S
+            state = (
+                exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=within_s) if members else -1
+            )
+            if state >= 0:
+                raise self._error(members[state], "has given the step up")
+            if state == exchange.DONE and not wanted:
+                break
+            self._watch_all(flows_F, members, wanted, past_s)
         for member, inlet, into in slow:
             self._take(member, inlet, into)
         self._sends, self._kept = [], []
+
+    def _found(
+        self, wanted: list[tuple[int, Tensor]], slow: list[tuple[int, Receiver, Bytes]]
+    ) -> tuple[list[tuple[int, Tensor]], list[tuple[int, tuple[int, ...]]]]:
+        """What is wanted over links that are not there yet, and flows of those that are. `slow` collects what
+        comes in frames."""
+        missing, fast = [], []
+        for member, x in wanted:
+            inlet = self._inlet(member)
+            if inlet is None:
+                missing.append((member, x))
+            elif isinstance(inlet, Receiver):
+                slow.append((member, inlet, _bytes(x)))
+            else:
+                fast.append((member, inlet.flow(x.data_ptr(), x.nbytes)))
+        return missing, fast
 
     def end(self) -> None:
         """The step is done here, or given up: the other members are told."""
@@ -170,28 +194,11 @@ class Exchange:
         self._outlets[peer.identity] = outlet
         return outlet
 
-    def _advance(self) -> None:
-        """Send what can be sent at once."""
-        if self._sends:
-            flows_F = np.array(self._sends, exchange.FLOW)
-            state = exchange.exchange(flows_F, self._turn, spin=False, within_s=0)
-            if state >= 0:
-                raise self._error(-1, "has given the step up")
-            self._sends = [tuple(flow) for flow in flows_F.tolist() if flow[4] != flow[5]]
-
-    def _inlet(self, member: int) -> Inlet:
-        """The link from a member, once it has made it; what others wait for is sent meanwhile."""
-        peer, past_s = self._peer(member), time.monotonic() + self._patience_s
-        while True:
-            with self._attached:
-                inlet = self._inlets.get(peer.identity)
-                if inlet is None:
-                    self._attached.wait(FIRST_S)
-                    inlet = self._inlets.get(peer.identity)
-            if inlet is not None:
-                return inlet
-            self._advance()
-            self._watch(member, past_s)
+    def _inlet(self, member: int) -> Inlet | None:
+        """The link from a member; None: it has not made it."""
+        peer = self._peer(member)
+        with self._attached:
+            return self._inlets.get(peer.identity)
 
     def _watch(self, member: int, past_s: float) -> None:
         """Raise if a member is gone, or it is too late."""
@@ -201,18 +208,18 @@ class Exchange:
         if time.monotonic() > past_s:
             raise self._error(member, f"was not heard for {self._patience_s:g} s")
 
-    def _pass(self, flows_F: exchange.Flows, members: list[int]) -> None:
-        past_s = time.monotonic() + self._patience_s
-        while True:
-            state = exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=LOOK_S)
-            if state == exchange.DONE:
-                return
-            if state >= 0:
-                raise self._error(members[state], "has given the step up")
-            waiting = dict.fromkeys(m for m, flow in zip(members, flows_F, strict=True) if flow[4] != flow[5])
-            for member in waiting:
-                for each in [member] if member >= 0 else self._others():
-                    self._watch(each, past_s)
+    def _watch_all(
+        self, flows_F: exchange.Flows, members: list[int], wanted: list[tuple[int, Tensor]], past_s: float
+    ) -> None:
+        """Raise if a member that is waited for is gone, or it is too late."""
+        waiting = [m for m, flow in zip(members, flows_F, strict=True) if flow["count"] != flow["done"]]
+        waiting += [member for member, _ in wanted]
+        for member in dict.fromkeys(waiting):
+            for each in [member] if member >= 0 else self._others():
+                self._watch(each, past_s)
+        if wanted and not waiting[: -len(wanted)]:
+            with self._attached:
+                self._attached.wait(FIRST_S)
 
     def _others(self) -> list[int]:
         """Members that something is sent to."""
