@@ -87,7 +87,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks(executor):
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (lambda: Step(9, (1, 2), (whole(1, 64),), opened=(1,)), "groups of one"),
+        (lambda: Step(9, (1, 3), (whole(1, 64),), opened=(1,)), "came to instance"),
         (lambda: step(9, again=(99,)), "99"),
         (lambda: step(9, (Row(0, 20, 5, draws=True, master=2),)), "fewer tokens"),
         (lambda: step(9, (Row(0, 20, 1, stride=2, draws=True, master=2),)), "strides"),

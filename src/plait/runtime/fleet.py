@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from plait.model.config import ModelConfig, Rank
 from plait.runtime.driver import Sink
+from plait.runtime.gather import Gather
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
 from plait.runtime.transfers import Transfers
@@ -102,8 +103,6 @@ class Member:
     kernels: str = ""
     failed_starts: int = 0
     refusal: str | None = None
-    steps: dict[int, None] = field(default_factory=dict)
-    """Steps sent to this epoch and not answered."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """It is up for the first time, or given up."""
 
@@ -145,6 +144,8 @@ class WorkerFleet:
         self._keepers: list[asyncio.Task[None]] = []
         self._close = asyncio.Event()
         self._transfers = Transfers(self._send)
+        self._steps: dict[int, Gather] = {}
+        """Steps that were sent to members that are all up, and not answered."""
 
     @property
     def _closing(self) -> bool:
@@ -167,10 +168,14 @@ class WorkerFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        (instance,) = step.group
-        member = self.members[instance]
-        member.steps[step.id] = None
-        self._tell(member, Order(step, opened))
+        members = [self.members[instance] for instance in step.group]
+        if all(member.up for member in members):
+            self._steps[step.id] = Gather(step)
+        # Where a member was lost meanwhile the others must forget the step's rows, too: they get it all the same.
+        several = len(members) > 1
+        sources = tuple(source for member in members for source in member.sources) if several else ()
+        for member in members:
+            self._tell(member, Order(step, opened, sources))
 
     def move(self, move: Move) -> None:
         """See `Fleet`."""
@@ -282,7 +287,7 @@ class WorkerFleet:
 
     def _lost(self, member: Member, status: int) -> None:
         member.up = False
-        member.steps.clear()
+        self._steps = {id: each for id, each in self._steps.items() if member.instance not in each.step.group}
         self._transfers.lost(member.instance)
         if self._sink is not None and not self._closing:
             log.warning("worker %d.%d was lost (status %d)", member.instance, member.epoch, status)
@@ -313,14 +318,15 @@ class WorkerFleet:
             case Answer():
                 for watch in self.watchers:
                     watch(instance, message)
-                if message.step in member.steps:
-                    del member.steps[message.step]
-                    self._sink.answered(message.step, message.draws)
+                if message.step in self._steps:
+                    draws = self._steps[message.step].answered(instance, message.draws)
+                    if draws is not None:
+                        del self._steps[message.step]
+                        self._sink.answered(message.step, draws)
             case Pulled() | PullFault():
                 self._moved(instance, identity, message)
             case Fault():
-                if message.step in member.steps:
-                    del member.steps[message.step]
+                if self._steps.pop(message.step, None) is not None:
                     self._sink.post(StepFailed(message.step, message.reason))
 
     def _up(self, member: Member) -> None:

@@ -144,7 +144,26 @@ def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
             share_of(shape, Rank(each.tp, each.pp))
         except Unsupported as refusal:
             raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
+    _check_elastic([each for each in placement.instances if each.role is Role.ELASTIC], config, shape)
     return placement
+
+
+def _check_elastic(elastic: list[Instance], config: ServeConfig, shape: ModelShape) -> None:
+    """Raises UserError where these instances cannot compute a step together."""
+    if not elastic:
+        return
+    if config.device != "cpu":
+        raise Unsupported("elastic instances compute on cpu only: choose other roles", "device")
+    if any(layer.window is not None for layer in shape.layers):
+        raise Unsupported(
+            "this model attends to windows, and elastic groups know no positions of keys that others keep: "
+            "choose other roles",
+            "model",
+        )
+    if any(each.pp > 1 for each in elastic):
+        raise Unsupported("elastic instances have no stages: use pp 1", "pp")
+    if len({each.tp for each in elastic}) > 1:
+        raise Unsupported("elastic instances have equal tp", "tp")
 
 
 def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:

@@ -14,7 +14,9 @@ from torch import Tensor
 from plait.model.model import Model
 from plait.model.world import Tag, World, WorldError
 from plait.spec.sampling import Draw
+from plait.worker.exchange import Exchange
 from plait.worker.executor import Executor, Plan
+from plait.worker.group import GroupPlan
 from plait.worker.rows import RowState
 
 UNKNOWN = 0
@@ -49,6 +51,15 @@ class MemberExecutor(Executor):
             raise
         except Exception as error:
             raise WorldError(f"rank {self.rank.index} failed within a step: {error}") from error
+
+    def _compute_together(self, plan: GroupPlan, exchange: Exchange) -> tuple[Draw, ...]:
+        """A column that lost its peer cannot tell the others, which wait for its sums: the instance leaves."""
+        try:
+            return super()._compute_together(plan, exchange)
+        except WorldError:
+            raise
+        except Exception as error:
+            raise WorldError(f"rank {self.rank.index} failed within a group's step: {error}") from error
 
     def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
         drawing = [state for state, draws in zip(plan.states, plan.draws, strict=True) if draws]
