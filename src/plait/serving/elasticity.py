@@ -57,7 +57,7 @@ class Elasticity:
         ensemble = self.ensemble
         if not ensemble.seats:
             return
-        if ensemble.free() and (ensemble.partial or len(self._admission)):
+        if ensemble.partial or (len(self._admission) and ensemble.free()):
             yield from self._prompts(number)
         if not len(self._admission):
             for group in tuple(ensemble.groups):
@@ -74,8 +74,10 @@ class Elasticity:
         ensemble = self.ensemble
         seats = [ensemble.seats[member] for member in group.members]
         while group in ensemble.groups and not ensemble.pausing(group):
-            if any(seat.flights >= self._depth for seat in seats) or self._regrouped(group):
+            if any(seat.flights >= self._depth for seat in seats):
                 return
+            if self._regrouped(group):
+                continue
             made = ensemble.decode(group, number())
             if made is None:
                 return
@@ -105,7 +107,7 @@ class Elasticity:
 
     def _dispatch(self, number: Callable[[], int]) -> Iterator[Made]:
         """Requests of the queue that are computed now, in batches, each on instances of its own."""
-        lives = self._candidates()
+        lives = self._candidates() if self.ensemble.free() else []
         while lives:
             seats = self._allocate(lives)
             if not lives or not seats:

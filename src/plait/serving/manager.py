@@ -84,9 +84,7 @@ class GlobalManager:
             self._number,
         )
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
-        self.ensemble = Ensemble(
-            self.roster.elastic, self.ledger, self.counts, config.model, self.batcher.yielded
-        )
+        self.ensemble = Ensemble(self.roster, self.ledger, self.counts, config.model, self.batcher.yielded)
         self.elasticity = Elasticity(
             config.elastic, self.ensemble, self.ledger, self.admission, config.batcher.depth
         )
@@ -201,18 +199,21 @@ class GlobalManager:
             live.attempts += not live.leaving  # steps in flight that fail together are one loss
         # Rows that share a prefix with a failed one hold KV that was never computed, and steps
         # already in flight may read it.
+        doubtful: dict[int, Live] = {}
         for seat in flight.seats:
             self.ledger.forget(seat.instance)
+            doubtful |= seat.lives
             for other in self._flights.values():
-                other.void |= seat in other.seats
-        for seat in flight.seats:
-            for live in tuple(seat.lives.values()):
-                transfer = live.transfer
-                if transfer is not None and transfer.target is seat:
-                    if transfer.first:
-                        self._turn_back(transfer)
-                elif live.leaving or not live.answered:
-                    self._lose(seat, live)
+                if seat in other.seats:
+                    other.void = True
+                    doubtful |= {live.id: live for live in other.lives}
+        for live in doubtful.values():
+            transfer = live.transfer
+            if transfer is not None and transfer.target in flight.seats:
+                if transfer.first:
+                    self._turn_back(transfer)
+            elif live.leaving or not live.answered:
+                self._lose(self.seats.get(live.instance), live)
 
     def _moved(self, event: Moved) -> None:
         transfer = self.handover.answered(event.move)
@@ -269,6 +270,8 @@ class GlobalManager:
             for live in tuple(seat.prefilling.values()):
                 if not live.opened:  # nothing is computed, so nothing is lost
                     self.batcher.send_back(seat, live)
+        elif event.instance in self.seats:
+            self.handover.stay(self.seats[event.instance])
 
     def _drain(self, event: Drain) -> None:
         self.draining = True
