@@ -153,12 +153,18 @@ class Ensemble:
             {live.id: (live.planned, count) for live, count in zip(lives, counts, strict=True)},
             {instance: self.unused(instance) for instance in group},
             {instance: self._ledger.used(instance) for instance in group},
-            {(live.id, i): self._ledger.held(i, live.id) - n for live in lives for i, n in _parts(live).items()},
+            {
+                (live.id, i): self._ledger.held(i, live.id) - n
+                for live in lives
+                for i, n in _parts(live).items()
+            },
             self._ledger.page,
         )
         if kept is None:
             return None
-        rows = [self._prompt(live, count, group, kept[live.id]) for live, count in zip(lives, counts, strict=True)]
+        rows = [
+            self._prompt(live, count, group, kept[live.id]) for live, count in zip(lives, counts, strict=True)
+        ]
         opened = [live.id for live in lives if not live.opened]
         for live in lives:
             live.opened = True
