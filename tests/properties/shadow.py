@@ -2,8 +2,8 @@
 
 It keeps, for every instance, what each KV slot contains: the whole token prefix whose last position
 was written there. Before a row may attend to a position, the slot that the steps named for it, on whichever
-instance of the group, must contain exactly the row's own prefix, whoever wrote it. A move copies contents; until it is answered, nobody
-may write to its slots at either end, and no step may name its request.
+instance of the group, must contain exactly the row's own prefix, whoever wrote it. A move copies contents;
+until it is answered, nobody may write to its slots at either end, and no step may name its request.
 """
 
 from collections import deque
@@ -139,7 +139,7 @@ class Shadow:
         return {slot for span in spans if span.instance == instance for slot in _slots(span)}
 
     def next(self, instance: int) -> int:
-        """The oldest step of an instance waits for all of its group: an instance whose oldest step can run."""
+        """An instance whose oldest step can run: that of `instance` waits for all of its group."""
         while True:
             step = self.instances[instance].inbox[0]
             others = [m for m in step.group if self.instances[m].inbox[0] is not step]

@@ -273,12 +273,16 @@ class ManagerMachine(RuleBasedStateMachine):
             self.epochs[0] = 99
             self.send(WorkerUp(0, 99, 100))
         seats = self.manager.seats.values()
-        alone = any(seat.prefills for seat in seats) and any(seat.decodes for seat in seats)
-        if not (alone or self.manager.roster.elastic):
+        if not (any(seat.prefills for seat in seats) or self.manager.roster.elastic):
             for instance in range(4):
                 self.send(Reassign(instance, M))
         self.run_dry()
         while left := sorted(self.manager.lives):
+            stuck = [] if any(seat.decodes for seat in seats) else [s for s in seats if s.role is P]
+            if stuck:  # what is computed somewhere must decode somewhere
+                self.send(Reassign(stuck[0].instance, M))
+                self.run_dry()
+                continue
             # Only what fits no instance that is still up may be left, and what waits for its slots.
             sizes = [(seat, self.manager.ledger.capacity(i)) for i, seat in self.manager.seats.items()]
             elastic = [size - self.page for seat, size in sizes if seat.role is E]

@@ -61,6 +61,6 @@ def _audit_ensemble(manager: GlobalManager) -> None:
             assert tokens <= ledger.held(instance, live.id), "computed positions without slots"
         assert not (live.over or live.leaving) or live.flying, "nothing pins these slots"
     for instance, seat in ensemble.seats.items():
-        flying = [f for f in manager._flights.values() if seat in f.seats]
+        flying = manager.flights.of(seat)
         assert seat.flights == len(flying)
         assert ensemble.computing.get(instance, 0) == sum(f.prompts for f in flying)

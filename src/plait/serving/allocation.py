@@ -1,7 +1,7 @@
 """How many instances prompts are worth, and when decodes should pause for them: gains against costs.
 
-All sums are in seconds per token, as LoongServe's objective is (sections 5.1, 5.2): a prompt of `length` tokens
-that is done a second sooner gains 1 / length; a decode of `length` tokens that pauses a second loses as much.
+All sums are in time per token, as LoongServe's objective is (sections 5.1, 5.2): a prompt of `length` tokens
+that is done sooner gains the time / length; a decode of `length` tokens that pauses loses as much.
 """
 
 from collections.abc import Sequence

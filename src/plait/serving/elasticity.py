@@ -1,19 +1,20 @@
 """`Elasticity`: how many instances each step gets, decided anew at every step.
 
-Instances of role ELASTIC belong to nobody. Whenever one of them computes no prompt, it is decided which waiting
-prompts are computed now, on how many instances each (LoongServe, section 5): the memory test and the gain
-against the cost of pausing decodes (dispatch, allocation), an exact programme (batching), and who keeps what
-(scale-down). Long prompts are cut, so that the next part is decided anew as well. Rows decode in the groups
-that share some KV, each at its master.
+Instances of role ELASTIC belong to nobody. Whenever one of them computes no prompt, it is decided which
+waiting prompts are computed now, on how many instances each (LoongServe, section 5): the memory test and the
+gain against the cost of pausing decodes (dispatch, allocation), an exact programme (batching), and who keeps
+what (scale-down). Long prompts are cut, so that the next part is decided anew as well. Rows decode in the
+groups that share some KV, each at its master.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from plait.search.batching import Batch, Job, Width, best_plan, coarse_cuts
 from plait.serving.admission import Admission
 from plait.serving.allocation import fastest_ns, longest_chunk, most_useful, worth_pausing
 from plait.serving.ensemble import Ensemble, Made
+from plait.serving.flights import Flights
 from plait.serving.groups import Group
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
@@ -52,13 +53,13 @@ class Elasticity:
         self._admission = admission
         self._depth = depth
 
-    def plan(self, number: Callable[[], int]) -> Iterator[Made]:
-        """The steps to issue now; each is issued before the next is built. `number`: the next one's id."""
+    def plan(self, flights: Flights) -> Iterator[Made]:
+        """The steps to issue now; each is issued before the next is built."""
         ensemble = self.ensemble
         if not ensemble.seats:
             return
-        if ensemble.free() and (ensemble.partial or len(self._admission)):
-            yield from self._prompts(number)
+        if ensemble.partial or (len(self._admission) and ensemble.free()):
+            yield from self._prompts(flights)
         if not len(self._admission):
             for group in tuple(ensemble.groups):
                 self.masters.spread(group)
@@ -66,17 +67,19 @@ class Elasticity:
         while changed:
             groups, changed = ensemble.groups, False
             for group in groups:
-                yield from self._decode(group, number)
+                yield from self._decode(group, flights)
                 changed |= ensemble.groups is not groups
 
-    def _decode(self, group: Group, number: Callable[[], int]) -> Iterator[Made]:
+    def _decode(self, group: Group, flights: Flights) -> Iterator[Made]:
         """Steps of a group, until enough are in flight, or it is not a group any more."""
         ensemble = self.ensemble
         seats = [ensemble.seats[member] for member in group.members]
         while group in ensemble.groups and not ensemble.pausing(group):
-            if any(seat.flights >= self._depth for seat in seats) or self._regrouped(group):
+            if any(seat.flights >= self._depth for seat in seats):
                 return
-            made = ensemble.decode(group, number())
+            if self._regrouped(group):
+                continue
+            made = ensemble.decode(group, flights.next_id)
             if made is None:
                 return
             yield made
@@ -90,22 +93,22 @@ class Elasticity:
 
     # ---- prompts ---------------------------------------------------------------------------------
 
-    def _prompts(self, number: Callable[[], int]) -> Iterator[Made]:
+    def _prompts(self, flights: Flights) -> Iterator[Made]:
         """Long prompts that were passed too often, then the queue, then the rest of the long ones."""
         limit = self._admission.config.bypass
         long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
         for live in long:
             if live.bypassed >= limit:
-                yield from self._continue(live, number())
-        yield from self._dispatch(number)
+                yield from self._continue(live, flights.next_id)
+        yield from self._dispatch(flights)
         for live in long:
             if live.id in self.ensemble.partial:
                 live.bypassed += 1
-                yield from self._continue(live, number())
+                yield from self._continue(live, flights.next_id)
 
-    def _dispatch(self, number: Callable[[], int]) -> Iterator[Made]:
+    def _dispatch(self, flights: Flights) -> Iterator[Made]:
         """Requests of the queue that are computed now, in batches, each on instances of its own."""
-        lives = self._candidates()
+        lives = self._candidates() if self.ensemble.free() else []
         while lives:
             seats = self._allocate(lives)
             if not lives or not seats:
@@ -116,7 +119,7 @@ class Elasticity:
             rooms = [self.ensemble.unused(seat.instance) for seat in seats]
             plan = best_plan(jobs, rooms, self.config.widths, coarse_cuts(jobs, self.config.cuts))
             for batch in plan.batches:
-                yield from self._begin(batch, order, seats, number())
+                yield from self._begin(batch, order, seats, flights.next_id)
             if plan.batches:
                 return
             del lives[len(lives) // 2 :]

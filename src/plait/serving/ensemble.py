@@ -12,6 +12,7 @@ from plait.serving.groups import Group, groups_of
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Counts, Flight, Live, Seat
 from plait.serving.retention import retain
+from plait.serving.roster import Roster
 from plait.spec.step import Keep, Row, Span, Step
 
 Made = tuple[Step, Flight]
@@ -21,10 +22,10 @@ class Ensemble:
     """Owns the requests on elastic instances. `yielded` collects those that go back to the queue."""
 
     def __init__(
-        self, seats: dict[int, Seat], ledger: KvLedger, counts: Counts, model: str, yielded: list[Live]
+        self, roster: Roster, ledger: KvLedger, counts: Counts, model: str, yielded: list[Live]
     ) -> None:
-        """`seats`: elastic instances that are up, kept by the roster."""
-        self.seats = seats
+        self.seats = roster.elastic
+        self._all = roster.seats
         self.lives: dict[int, Live] = {}
         self.partial: dict[int, Live] = {}
         """Their prompts are computed in part, and no step of theirs is in flight."""
@@ -70,6 +71,7 @@ class Ensemble:
         self.lives[live.id] = live
         live.parts, live.kept, live.away, live.master = {}, [], 0, -1
         live.planned, live.room, live.opened, live.leaving, live.bypassed = 0, 0, False, False, 0
+        live.passing, live.step = False, -1
         live.told = {}
 
     def unseat(self, live: Live) -> None:
@@ -82,8 +84,8 @@ class Ensemble:
                 self._ledger.release(instance, live.id)
                 del self.seats[instance].lives[live.id]
         for instance in live.told:
-            if instance in self.seats:
-                self.seats[instance].closed.append(live.id)
+            if instance in self._all:  # it may have taken another role after it kept nothing any more
+                self._all[instance].closed.append(live.id)
         del self.lives[live.id]
         live.parts, live.kept, live.told, live.master, live.leaving = None, [], {}, -1, False
 

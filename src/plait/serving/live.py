@@ -86,8 +86,8 @@ class Live:
         self.bypassed = 0
         """Younger requests that passed it while it was the oldest that could go."""
         self.parts: dict[int, int] | None = None
-        """On elastic instances: tokens whose KV each keeps, by the steps issued so far, but for those that its
-        master kept since it became that; None: it runs on one instance, or waits."""
+        """On elastic instances: tokens whose KV each keeps, by the steps issued so far, but for those that
+        its master kept since it became that; None: it runs on one instance, or waits."""
         self.kept: list[Keep] = []
         """The same by intervals of positions, in order."""
         self.away = 0

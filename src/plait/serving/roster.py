@@ -46,8 +46,8 @@ class Roster:
         self._ledger.remove(seat.instance)
 
     def reassign(self, instance: int, role: Role) -> Seat | None:
-        """Give an instance another role; its seat if it takes it now. One that forms groups first finishes what
-        it has, and so does one that is to form some."""
+        """Give an instance another role; its seat if it takes it now. One that forms groups, or is to form
+        some, first finishes what it has."""
         self._plans[instance] = replace(self._plans.get(instance, Instance(instance)), role=role)
         seat = self.seats.get(instance)
         self._turning.pop(instance, None)

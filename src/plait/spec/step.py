@@ -48,8 +48,8 @@ class Row:
     first: int
     count: int
     stride: int = 1
-    """1: the master computes them all. The size of the group: they are dealt out, first + i to member i modulo
-    the stride, and keys and values pass all members in a ring."""
+    """1: the master computes them all. The size of the group: they are dealt out, first + i to member i
+    modulo the stride, and keys and values pass all members in a ring."""
     given: bool = True
     draws: bool = False
     """The row's known tokens end with this step: draw the next one."""
