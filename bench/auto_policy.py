@@ -1,8 +1,8 @@
 """Is `--policy auto` ever worse than a policy chosen by hand?
 
 A grid of load (requests/s of the whole cluster) and length mix (mean prompt and mean answer) on 4 A100. Each
-policy's winner is chosen on the first half of a trace and judged on the second: what its copies carry of the load
-there, per device that they take. `auto` must come within 2 % of the best pure policy in every cell.
+policy's winner is chosen on the first half of a trace and judged on the second: what its copies carry of the
+load there, per device that they take. `auto` must come within 2 % of the best pure policy in every cell.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ LOADS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MIXES = ((1500, 16), (1000, 32), (600, 48), (300, 64), (150, 80))
 """Mean tokens of prompts and answers."""
 BAR = 0.98
-FULL = SearchConfig(most_devices=4, requests=800, most_requests=1000)
+FULL = SearchConfig(most_devices=4, requests=500, most_requests=700, probe_requests=200, seeds=3, runs=7)
 QUICK = SearchConfig(most_devices=4, requests=250, most_requests=250, probe_requests=120, seeds=2, runs=6)
 
 
