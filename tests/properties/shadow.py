@@ -1,9 +1,9 @@
 """A shadow of the workers: it checks that every step and move of a manager could really be carried out.
 
 It keeps, for every instance, what each KV slot contains: the whole token prefix whose last position
-was written there. Before a row may attend to a position, the slot that the steps named for it must
-contain exactly the row's own prefix, whoever wrote it. A move copies contents; until it is answered, nobody
-may write to its slots at either end, and no step may name its request.
+was written there. Before a row may attend to a position, the slot that the steps named for it, on whichever
+instance of the group, must contain exactly the row's own prefix, whoever wrote it. A move copies contents;
+until it is answered, nobody may write to its slots at either end, and no step may name its request.
 """
 
 from collections import deque
@@ -16,8 +16,11 @@ from plait.spec.step import Row, Span, Step
 
 @dataclass
 class ShadowRow:
+    """What one instance has of a row."""
+
     slots: list[int] = field(default_factory=list)
-    computed: int = 0
+    kept: list[int] = field(default_factory=list)
+    """The positions in these slots, in order."""
 
 
 @dataclass
@@ -52,6 +55,12 @@ class Shadow:
         self.moves: dict[int, ShadowMove] = {}
         self.lately = -1
         """The highest id so far: steps and moves are one order."""
+        self.masters: dict[int, int] = {}
+        """Request -> who takes its next token if nothing else is said."""
+        self.drawers: dict[int, int] = {}
+        """Request -> who drew its last token, and so knows it without being told."""
+        self._takers: dict[tuple[int, int], int] = {}
+        """Who keeps a position that the step in hand computes."""
         self.doubtful: set[int] = set()
         """Steps that were in flight when another one of their instance failed: they may read KV that
         was never computed, so whatever they claim to draw must not count."""
@@ -60,6 +69,8 @@ class Shadow:
         self.instances[instance] = ShadowInstance(slots)
 
     def lose(self, instance: int) -> None:
+        for step in [step for step in self.instances[instance].inbox if len(step.group) > 1]:
+            self._drop(step)  # the others of its group forget its rows
         del self.instances[instance]
         moves = self.moves.items()
         self.moves = {id: each for id, each in moves if each.move.target.instance != instance}
@@ -68,11 +79,12 @@ class Shadow:
             each.doomed |= each.orphaned and not each.copied
 
     def submit(self, step: Step) -> None:
-        (instance,) = step.group
         self._number(step.id)
         named = {*(row.request for row in step.rows), *step.again}
         assert not any(each.move.request in named for each in self.moves.values()), "a step before its Moved"
-        self.instances[instance].inbox.append(step)
+        assert len(set(step.group)) == len(step.group)
+        for instance in step.group:
+            self.instances[instance].inbox.append(step)
 
     def begin(self, move: Move) -> None:
         self._number(move.id)
@@ -126,89 +138,162 @@ class Shadow:
         spans += [move.source for move in kept if step > max(move.after, default=-1)]
         return {slot for span in spans if span.instance == instance for slot in _slots(span)}
 
+    def next(self, instance: int) -> int:
+        """An instance whose oldest step can run: that of `instance` waits for all of its group."""
+        while True:
+            step = self.instances[instance].inbox[0]
+            others = [m for m in step.group if self.instances[m].inbox[0] is not step]
+            if not others:
+                return instance
+            instance = others[0]
+
     def execute(self, instance: int) -> StepDone:
         """The oldest unanswered step of an instance."""
-        at = self.instances[instance]
-        step = at.inbox.popleft()
-        for request in step.closed:
-            at.rows.pop(request, None)
-        for request in step.opened:
-            assert request not in at.rows, "opened twice"
-            at.rows[request] = ShadowRow()
-        fresh = [self._place(at, instance, row) for row in step.rows]
-        fresh += [(request, at.rows[request].computed, 1) for request in step.again]
+        step = self.instances[instance].inbox[0]
+        for member in step.group:
+            assert self.instances[member].inbox.popleft() is step, "its group does other things first"
+        self._close(step)
+        self._open(step)
+        fresh = [self._place(step, row) for row in step.rows]
+        fresh += [self._go_on(step, request) for request in step.again]
         if step.id in self.doubtful:
-            return self._claim_everything(at, step, fresh)
-        pinned = self._pinned(instance, step.id)
+            return self._claim_everything(step, fresh)
         for request, first, count in fresh:  # a layer writes all new KV before any row reads
-            row, tokens = at.rows[request], self.tokens[request]
-            assert not pinned.intersection(row.slots[first : first + count]), "slots of a move are written"
-            assert first + count <= len(tokens), "a token that nobody knows"
-            for position in range(first, first + count):
-                assert position < len(row.slots), "a position without a slot"
-                at.content[row.slots[position]] = tuple(tokens[: position + 1])
-            row.computed = first + count
-        assert step.context_tokens == sum(at.rows[request].computed for request in step.again)
+            self._write(step, request, first, count)
+        ends = [first + count for _, first, count in fresh]
+        assert step.context_tokens == sum(ends[len(step.rows) :])
         drawn, stopped = [], []
         draws = [row.draws for row in step.rows] + [True] * len(step.again)
-        for index, ((request, _, _), draw) in enumerate(zip(fresh, draws, strict=True)):
-            row, tokens = at.rows[request], self.tokens[request]
-            for position in range(row.computed):
-                assert at.content.get(row.slots[position]) == tuple(tokens[: position + 1]), "foreign KV"
-            assert draw == (row.computed == len(tokens)), "draws before, or not at, its last known token"
+        for index, ((request, _, _), end, draw) in enumerate(zip(fresh, ends, draws, strict=True)):
+            tokens = self.tokens[request]
+            self._read(step, request, end)
+            assert draw == (end == len(tokens)), "draws before, or not at, its last known token"
             drawn.append(int(draw))
             if draw:
                 token = hash(tuple(tokens)) % 50
                 tokens.append(token)
+                self.drawers[request] = self.masters[request]
                 if token == self.eos:
                     stopped.append(index)
         return StepDone(step.id, tuple(drawn), tuple(stopped))
 
-    def _claim_everything(
-        self, at: ShadowInstance, step: Step, fresh: list[tuple[int, int, int]]
-    ) -> StepDone:
+    def _close(self, step: Step) -> None:
+        for member in step.group:
+            for request in step.closed:
+                self.instances[member].rows.pop(request, None)
+
+    def _open(self, step: Step) -> None:
+        """An opened row is described whole; only elastic ones, which say who keeps what, are opened again."""
+        again = {row.request for row in step.rows if row.keep}
+        for member in step.group:
+            rows = self.instances[member].rows
+            for request in step.opened:
+                assert request not in rows or request in again, "opened twice"
+                rows[request] = ShadowRow()
+        for request in step.opened:
+            self.drawers.pop(request, None)
+
+    def _place(self, step: Step, row: Row) -> tuple[int, int, int]:
+        """Take a row's new slots, and, if it is opened, what is in them already."""
+        states = {member: self.instances[member].rows[row.request] for member in step.group}
+        assert row.master in states
+        for span in row.spans:
+            state = states[span.instance]
+            assert span.first == len(state.slots), "extents do not continue the row's slots"
+            for extent in span.extents:
+                assert extent.count > 0
+                assert 0 <= extent.slot <= self.instances[span.instance].slots - extent.count
+                state.slots += range(extent.slot, extent.slot + extent.count)
+        if row.request in step.opened:
+            for keep in row.keep:
+                states[keep.instance].kept += range(keep.first, min(row.first, keep.first + keep.count))
+            if not row.keep:
+                states[row.master].kept += range(row.first)  # found in the cache, or moved
+        else:
+            assert row.given or self.drawers.get(row.request, row.master) == row.master, "an unknown token"
+        known = sum(len(state.kept) for state in states.values())
+        assert row.first == known, "positions left out"
+        assert row.stride in (1, len(step.group))
+        self.masters[row.request] = row.master
+        for position in range(row.first, row.first + row.count):
+            self._takers[row.request, position] = row.master
+        for keep in row.keep:
+            for position in range(max(keep.first, row.first), keep.first + keep.count):
+                self._takers[row.request, position] = keep.instance
+        return row.request, row.first, row.count
+
+    def _go_on(self, step: Step, request: int) -> tuple[int, int, int]:
+        states = [self.instances[member].rows[request] for member in step.group]
+        first, master = sum(len(state.kept) for state in states), self.masters[request]
+        assert self.drawers.get(request, master) == master, "an unknown token"
+        self._takers[request, first] = master
+        return request, first, 1
+
+    def _write(self, step: Step, request: int, first: int, count: int) -> None:
+        tokens = self.tokens[request]
+        assert first + count <= len(tokens), "a token that nobody knows"
+        for position in range(first, first + count):
+            member = self._takers.pop((request, position))
+            at = self.instances[member]
+            row = at.rows[request]
+            assert len(row.kept) < len(row.slots), "a position without a slot"
+            slot = row.slots[len(row.kept)]
+            assert slot not in self._pinned(member, step.id), "slots of a move are written"
+            at.content[slot] = tuple(tokens[: position + 1])
+            row.kept.append(position)
+
+    def _read(self, step: Step, request: int, end: int) -> None:
+        """All positions up to `end` are in the group, once, and contain what they should."""
+        tokens, found = self.tokens[request], []
+        for member in step.group:
+            row = self.instances[member].rows[request]
+            assert row.kept == sorted(row.kept)
+            found += row.kept
+            for slot, position in zip(row.slots, row.kept, strict=False):
+                assert self.instances[member].content.get(slot) == tuple(tokens[: position + 1]), "foreign KV"
+        assert sorted(found) == list(range(end)), "a position is missing, or in two places"
+
+    def _claim_everything(self, step: Step, fresh: list[tuple[int, int, int]]) -> StepDone:
         for request, first, count in fresh:
-            at.rows[request].computed = first + count
-            for slot in at.rows[request].slots[first : first + count]:
-                at.content[slot] = ()
+            for position in range(first, first + count):
+                at = self.instances[self._takers.pop((request, position))]
+                row = at.rows[request]
+                at.content[row.slots[len(row.kept)]] = ()
+                row.kept.append(position)
         rows = range(len(fresh))
         return StepDone(step.id, tuple(1 for _ in rows), tuple(rows))
 
     def fail(self, instance: int) -> Step:
         """The oldest unanswered step fails: its rows are forgotten, their slots full of rubbish."""
-        at = self.instances[instance]
-        step = at.inbox.popleft()
-        self.doubtful.update(later.id for later in at.inbox)
+        step = self.instances[instance].inbox[0]
+        self._drop(step)
+        for member in step.group:
+            self.doubtful.update(later.id for later in self.instances[member].inbox)
         for each in self.moves.values():
             failed = step.id in each.move.after or any(id in self.doubtful for id in each.move.after)
             each.doomed |= failed and not each.copied
-        for request in step.closed:
-            at.rows.pop(request, None)
-        for request in [*step.opened, *(row.request for row in step.rows), *step.again]:
-            if row := at.rows.pop(request, None):
-                for slot in row.slots[row.computed :]:
-                    at.content[slot] = ()
         return step
+
+    def _drop(self, step: Step) -> None:
+        """A step is begun and never done."""
+        self._close(step)
+        for member in step.group:
+            at = self.instances[member]
+            at.inbox.remove(step)
+            for request in [*step.opened, *(row.request for row in step.rows), *step.again]:
+                if row := at.rows.pop(request, None):
+                    for slot in row.slots[len(row.kept) :]:
+                        at.content[slot] = ()
 
     def broken(self, instance: int) -> bool:
         """The oldest unanswered step names a row that was forgotten."""
-        at = self.instances[instance]
-        step = at.inbox[0]
-        known = set(at.rows) - set(step.closed) | set(step.opened)
-        return any(r not in known for r in [*(row.request for row in step.rows), *step.again])
-
-    def _place(self, at: ShadowInstance, instance: int, row: Row) -> tuple[int, int, int]:
-        state = at.rows[row.request]
-        for span in row.spans:
-            assert span.instance == instance == row.master
-            assert span.first == len(state.slots), "extents do not continue the row's slots"
-            for extent in span.extents:
-                assert extent.count > 0
-                assert 0 <= extent.slot <= at.slots - extent.count
-                state.slots += range(extent.slot, extent.slot + extent.count)
-        if row.first > state.computed:
-            assert state.computed == 0, "positions left out"  # the rest was found in the cache or moved
-        return row.request, row.first, row.count
+        step = self.instances[instance].inbox[0]
+        named = {*(row.request for row in step.rows), *step.again}
+        for member in step.group:
+            known = set(self.instances[member].rows) - set(step.closed) | set(step.opened)
+            if not named <= known:
+                return True
+        return False
 
 
 def _slots(span: Span) -> list[int]:

@@ -14,8 +14,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from plait.search.batching import Width
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.elasticity import ElasticConfig
 from plait.serving.handover import HandoverConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.spec.cluster import Instance, Placement, Role
@@ -40,7 +42,8 @@ from tests.scale import scaled, seed
 from tests.serving.audit import audit
 
 EOS = 7
-M, P, D = Role.MIXED, Role.PREFILL, Role.DECODE
+M, P, D, E = Role.MIXED, Role.PREFILL, Role.DECODE, Role.ELASTIC
+WIDTHS = tuple(Width(n, 1.0 + n / 4, 1.0 / n, 0.1 / n) for n in (1, 2, 3, 4))
 
 
 class ManagerMachine(RuleBasedStateMachine):
@@ -48,51 +51,44 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @initialize(
         page=st.sampled_from([1, 2, 4, 16]),
-        depth=st.sampled_from([1, 2, 3]),
-        step_tokens=st.sampled_from([3, 8, 40]),
+        pp=st.sampled_from([1, 1, 2, 3]),
+        roles=st.sampled_from(
+            [(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M), (E, E, E, E), (E, E, E, M)]
+        ),
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_queue=st.sampled_from([3, 1000]),
-        prefix_cache=st.booleans(),
-        roles=st.sampled_from([(M, M, M, M), (P, D, P, D), (P, D, D, D), (M, P, D, M)]),
-        pulls=st.sampled_from([1, 4]),
-        retries=st.sampled_from([0, 2]),
-        held_share=st.sampled_from([0.2, 1.0]),
-        prompts_first=st.booleans(),
-        overlap=st.booleans(),
         ttft_ns=st.sampled_from([None, None, 60]),
-        pp=st.sampled_from([1, 1, 2, 3]),
+        batcher=st.builds(
+            BatcherConfig,
+            depth=st.sampled_from([1, 2, 3]),
+            step_tokens=st.sampled_from([3, 8, 40]),
+            prefix_cache=st.booleans(),
+            prompts_first=st.booleans(),
+        ),
+        handover=st.builds(
+            HandoverConfig,
+            pulls=st.sampled_from([1, 4]),
+            retries=st.sampled_from([0, 2]),
+            held_share=st.sampled_from([0.2, 1.0]),
+            overlap=st.booleans(),
+        ),
+        elastic=st.builds(
+            ElasticConfig,
+            widths=st.just(WIDTHS),
+            decode_ns=st.just(2.0),
+            chunk_ns=st.sampled_from([8.0, 100.0]),
+            master_rows=st.sampled_from([2, 100]),
+        ),
     )
-    def build(
-        self,
-        page,
-        depth,
-        step_tokens,
-        share,
-        max_queue,
-        prefix_cache,
-        prompts_first,
-        roles,
-        ttft_ns,
-        pp,
-        **handover,
-    ):
+    def build(self, page, pp, roles, share, max_queue, ttft_ns, **configs):
         self.page = page
         self.share = share
+        admission = AdmissionConfig(
+            max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
+        )
+        placement = Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles)))
         self.manager = GlobalManager(
-            ManagerConfig(
-                page=page,
-                admission=AdmissionConfig(
-                    max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
-                ),
-                batcher=BatcherConfig(
-                    step_tokens=step_tokens,
-                    depth=depth,
-                    prefix_cache=prefix_cache,
-                    prompts_first=prompts_first,
-                ),
-                handover=HandoverConfig(**handover),
-                placement=Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles))),
-            )
+            ManagerConfig(page=page, admission=admission, placement=placement, **configs)
         )
         self.shadow = Shadow(EOS)
         self.now = 0
@@ -166,6 +162,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.finish(data.draw(st.sampled_from(busy)))
 
     def finish(self, instance):
+        instance = self.shadow.next(instance)
         if self.shadow.broken(instance):
             self.send(StepFailed(self.shadow.fail(instance).id, "row forgotten"))
         else:
@@ -213,7 +210,8 @@ class ManagerMachine(RuleBasedStateMachine):
         busy = sorted(i for i, at in self.shadow.instances.items() if at.inbox)
         if busy:
             self.faults += 1
-            self.send(StepFailed(self.shadow.fail(data.draw(st.sampled_from(busy))).id, "made to fail"))
+            instance = self.shadow.next(data.draw(st.sampled_from(busy)))
+            self.send(StepFailed(self.shadow.fail(instance).id, "made to fail"))
 
     @rule(data=st.data())
     def abort(self, data):
@@ -275,17 +273,24 @@ class ManagerMachine(RuleBasedStateMachine):
             self.epochs[0] = 99
             self.send(WorkerUp(0, 99, 100))
         seats = self.manager.seats.values()
-        if not (any(seat.prefills for seat in seats) and any(seat.decodes for seat in seats)):
+        if not (any(seat.prefills for seat in seats) or self.manager.roster.elastic):
             for instance in range(4):
                 self.send(Reassign(instance, M))
         self.run_dry()
         while left := sorted(self.manager.lives):
+            stuck = [] if any(seat.decodes for seat in seats) else [s for s in seats if s.role is P]
+            if stuck:  # what is computed somewhere must decode somewhere
+                self.send(Reassign(stuck[0].instance, M))
+                self.run_dry()
+                continue
             # Only what fits no instance that is still up may be left, and what waits for its slots.
             sizes = [(seat, self.manager.ledger.capacity(i)) for i, seat in self.manager.seats.items()]
+            elastic = [size - self.page for seat, size in sizes if seat.role is E]
             limit = min(
-                max(size for seat, size in sizes if seat.prefills),
-                max(size for seat, size in sizes if seat.decodes),
+                max((size for seat, size in sizes if seat.prefills), default=0),
+                max((size for seat, size in sizes if seat.decodes), default=0),
             )
+            limit = max(limit, sum(elastic))
             large = [r for r in left if self.manager.ledger.whole(self.manager.lives[r].longest) > limit]
             assert large, "requests are left that could go on"
             self.send(Aborted(large[0]))

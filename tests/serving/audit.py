@@ -2,6 +2,7 @@
 
 from plait.serving.live import Live, Seat
 from plait.serving.manager import GlobalManager
+from plait.spec.cluster import Role
 
 
 def audit(manager: GlobalManager) -> None:
@@ -14,12 +15,17 @@ def audit(manager: GlobalManager) -> None:
     assert waiting | seated == set(manager.lives), "a request is nowhere"
     for seat in seats:
         assert set(manager.ledger.holdings(seat.instance)) == set(seat.lives), "slots of a request elsewhere"
+        if seat.role is Role.ELASTIC:
+            for live in seat.lives.values():
+                assert seat.instance in live.instances
+            continue
         for live in seat.lives.values():
             _audit_on(manager, seat, live)
         there = [(live, live.instance == seat.instance) for live in seat.lives.values()]
         assert seat.promised == sum(live.promise if here else live.most for live, here in there)
         assert seat.held_slots == sum(live.least for live, here in there if live.held and here)
         assert seat.arriving == sum(t.target is seat for t in manager.handover.flying.values())
+    _audit_ensemble(manager)
     held = [live.order for seat in seats for live in seat.lives.values() if live.held]
     assert [live.order for live in manager.handover.waiting] == sorted(held), "who waits to be pulled"
 
@@ -36,3 +42,25 @@ def _audit_on(manager: GlobalManager, seat: Seat, live: Live) -> None:
     assert not (live.held and (live.leaving or live.over or live.transfer)), "it does not wait"
     places = (live.id in seat.prefilling, live.id in seat.decoding, live.held, live.transfer is not None)
     assert sum(places) <= 1, "a request is in two places"
+
+
+def _audit_ensemble(manager: GlobalManager) -> None:
+    """Every elastic request is in one place, and holds slots for all that was planned of it."""
+    ensemble, ledger = manager.ensemble, manager.ledger
+    assert set(ensemble.seats) == {i for i, seat in manager.seats.items() if seat.role is Role.ELASTIC}
+    for live in ensemble.lives.values():
+        places = (live.id in ensemble.partial, live.id in ensemble.decoding, live.flying > 0)
+        assert any(places), "a request that nothing will happen to"
+        assert not (places[0] and (places[1] or places[2]))
+        parts = dict(live.parts)
+        if live.master >= 0:
+            parts[live.master] = live.planned - live.away
+        assert sum(parts.values()) == live.planned
+        for instance, tokens in parts.items():
+            assert live.id in ensemble.seats[instance].lives
+            assert tokens <= ledger.held(instance, live.id), "computed positions without slots"
+        assert not (live.over or live.leaving) or live.flying, "nothing pins these slots"
+    for instance, seat in ensemble.seats.items():
+        flying = manager.flights.of(seat)
+        assert seat.flights == len(flying)
+        assert ensemble.computing.get(instance, 0) == sum(f.prompts for f in flying)

@@ -109,11 +109,11 @@ def pairs(row: Row, window: int | None = None) -> int:
     The token at position p attends to p + 1 keys, so a chunk of n tokens after c cached ones has
     n * c + n * (n + 1) / 2 of them.
     """
-    last = row.first + (row.count - 1) * row.stride
+    last = row.first + row.count - 1
     if window is None or last < window:
-        return row.count * (row.first + 1) + row.stride * row.count * (row.count - 1) // 2
+        return row.count * (row.first + 1) + row.count * (row.count - 1) // 2
     if row.first >= window:
         return row.count * window
-    short = -(-(window - row.first) // row.stride)  # tokens that the window does not limit
-    below = short * (row.first + 1) + row.stride * short * (short - 1) // 2
+    short = window - row.first  # tokens that the window does not limit
+    below = short * (row.first + 1) + short * (short - 1) // 2
     return below + (row.count - short) * window

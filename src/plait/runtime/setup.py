@@ -116,6 +116,11 @@ def _check_placement(placement: Placement, instances: int) -> None:
     if strangers:
         raise UserError(f"the placement names instance {strangers[0]} of {instances}", "placement")
     roles = [named[id].role if id in named else Role.MIXED for id in range(instances)]
+    if Role.ELASTIC in roles:
+        raise Unsupported(
+            "elastic instances can be simulated, but not served yet: use mixed, prefill or decode",
+            "placement",
+        )
     if not any(role.prefills for role in roles) or not any(role.decodes for role in roles):
         raise UserError(
             "a placement needs an instance that prefills and one that decodes: add one, or a mixed one",

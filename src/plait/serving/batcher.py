@@ -123,7 +123,7 @@ class Batcher:
             model=self._model,
         )
         seat.closed.clear()
-        return made, Flight(seat, lives)
+        return made, Flight((seat,), lives)
 
     def _decode(self, seat: Seat, rows: list[Row], opened: list[int]) -> tuple[list[Live], list[Live], int]:
         """One more token for every decoding row, or for a share of them where steps pass several stages:

@@ -72,6 +72,8 @@ class Handover:
         if live.transfer is not None:
             if live.transfer.done:
                 self._arrive(live.transfer)
+        elif self._seats[live.instance].retiring:
+            self._adopt(self._seats[live.instance], live)
         elif not live.held and live.undrawn > 0:
             self._admission.presume(live)
             live.held, live.bypassed = True, 0
@@ -85,6 +87,11 @@ class Handover:
             self.waiting.remove(live)
             if seat := self._seats.get(live.instance):
                 seat.held_slots -= live.least
+
+    def stay(self, seat: Seat) -> None:
+        """An instance finishes what it has: those that wait there to be pulled decode there."""
+        for live in [each for each in self.waiting if each.instance == seat.instance]:
+            self._adopt(seat, live)
 
     def full(self, seat: Seat) -> bool:
         """So much waits on an instance that it should take no more prompts."""

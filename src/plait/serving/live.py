@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from plait.spec.cluster import Role
 from plait.spec.move import Move
 from plait.spec.request import Request
+from plait.spec.step import Keep
 
 
 class Live:
@@ -17,25 +18,30 @@ class Live:
 
     __slots__ = (
         "attempts",
+        "away",
         "bypassed",
         "drawn",
         "flying",
         "held",
         "id",
         "instance",
+        "kept",
         "least",
         "leaving",
+        "master",
         "max_tokens",
         "most",
         "opened",
         "order",
         "over",
+        "parts",
         "passing",
         "planned",
         "presumed",
         "request",
         "room",
         "step",
+        "told",
         "transfer",
     )
 
@@ -79,11 +85,28 @@ class Live:
         """Slots that it is presumed to need in all, while it waits."""
         self.bypassed = 0
         """Younger requests that passed it while it was the oldest that could go."""
+        self.parts: dict[int, int] | None = None
+        """On elastic instances: tokens whose KV each keeps, by the steps issued so far, but for those that
+        its master kept since it became that; None: it runs on one instance, or waits."""
+        self.kept: list[Keep] = []
+        """The same by intervals of positions, in order."""
+        self.away = 0
+        """On elastic instances: tokens whose KV others than the master keep."""
+        self.master = -1
+        """On elastic instances: who computes its next token; -1: its prompt is not computed."""
+        self.told: dict[int, None] = {}
+        """Elastic instances that know it."""
 
     @property
     def known(self) -> int:
         """Tokens of prompt and answer so far."""
         return self.request.prompt_tokens + self.drawn
+
+    @property
+    def instances(self) -> tuple[int, ...]:
+        """Elastic instances that keep some of it or compute its next token."""
+        assert self.parts is not None
+        return tuple(self.parts)
 
     @property
     def promise(self) -> int:
@@ -125,6 +148,8 @@ class Seat:
     prefills: bool = True
     decodes: bool = True
     """What its role takes; looked at too often to ask the role each time."""
+    retiring: bool = False
+    """It takes nothing new, until what it has is finished and it takes another role."""
     lives: dict[int, Live] = field(default_factory=dict)
     prefilling: dict[int, Live] = field(default_factory=dict)
     decoding: dict[int, Live] = field(default_factory=dict)
@@ -148,8 +173,9 @@ class Seat:
         self.play(self.role)
 
     def play(self, role: Role) -> None:
-        """Take the phases of a role from now on."""
-        self.role, self.prefills, self.decodes = role, role.prefills, role.decodes
+        """Take the phases of a role from now on. (What elastic instances take is `Elasticity`'s to say.)"""
+        alone = role is not Role.ELASTIC
+        self.role, self.prefills, self.decodes = role, alone and role.prefills, alone and role.decodes
         self.stir()
 
     def taken(self, slots: int) -> None:
@@ -192,11 +218,14 @@ class Transfer:
 class Flight:
     """A step that is not answered yet."""
 
-    seat: Seat
+    seats: tuple[Seat, ...]
+    """Of its group."""
     lives: tuple[Live, ...]
     """In the step's order."""
     void: bool = False
     """It may read KV that a failed step left uncomputed: what it draws does not count."""
+    prompts: bool = False
+    """A group computes prompts."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """`GlobalManager`: the serving core. `handle(event, now)` is the only door.
 
 It composes KvLedger (slots), Roster (instances and their roles), Admission (queue, memory test, deadlines),
-Router (which instance), Batcher (the next step) and Handover (requests between two instances), and keeps one
-promise: every request that arrived ends exactly once.
+Router (which instance), Batcher (the next step), Handover (requests between two instances), Elasticity with
+Ensemble (groups of instances) and Flights (what is not answered), and keeps one promise: every request that
+arrived ends exactly once.
 
     Arrived -> [queue] -> seat: prefilling -> decoding -> End
                   ^              |      '-> handed over -> decoding elsewhere -> End
@@ -16,7 +17,9 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
-from plait.serving.forecast import Forecast
+from plait.serving.elasticity import ElasticConfig, Elasticity
+from plait.serving.ensemble import Ensemble
+from plait.serving.flights import Flights
 from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Counts, Flight, Live, Seat, Transfer
@@ -56,6 +59,7 @@ class ManagerConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     batcher: BatcherConfig = field(default_factory=BatcherConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
     placement: Placement = field(default_factory=Placement)
     """Roles and plans of instances; those that it does not name are MIXED."""
 
@@ -70,23 +74,17 @@ class GlobalManager:
         self.roster = Roster(config.placement, self.ledger)
         self.seats = self.roster.seats
         self.counts = Counts()
+        self.flights = Flights(config.admission.ttft_ns)
         self.batcher = Batcher(config.batcher, self.ledger, self.counts, config.model)
-        self.handover = Handover(
-            config.handover,
-            self.roster,
-            self.ledger,
-            self.admission,
-            self.batcher,
-            self.counts,
-            self._number,
-        )
+        parts = (self.roster, self.ledger, self.admission, self.batcher, self.counts)
+        self.handover = Handover(config.handover, *parts, self.flights.number)
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
+        self.ensemble = Ensemble(self.roster, self.ledger, self.counts, config.model, self.batcher.yielded)
+        depth = config.batcher.depth
+        self.elasticity = Elasticity(config.elastic, self.ensemble, self.ledger, self.admission, depth)
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
-        self.forecast = None if config.admission.ttft_ns is None else Forecast()
         self.draining = False
-        self._flights: dict[int, Flight] = {}
-        self._ids = 0
         self._arrivals = 0
         self._now_ns = 0
         self._wake_ns: int | None = None
@@ -111,6 +109,7 @@ class GlobalManager:
         self._out, self._now_ns = [], now
         self._handlers[type(event)](event)
         self._requeue()
+        self.roster.turn()
         self._expire()
         self._pull()
         self._seat_waiting()
@@ -131,17 +130,11 @@ class GlobalManager:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
-        elif self._late(live):
+        elif self.flights.late(live.known, self.admission, self.seats.values()):
             self._end(live, EndReason.LATE)
         else:
             self.admission.watch(live)
             self.admission.push(live)
-
-    def _late(self, live: Live) -> bool:
-        limit_ns = self.config.admission.ttft_ns
-        if limit_ns is None or self.forecast is None:
-            return False
-        return self.forecast.first_token_ns(live.known, self.admission, self.seats.values()) > limit_ns
 
     def _aborted(self, event: Aborted) -> None:
         if live := self.lives.get(event.request):
@@ -163,7 +156,7 @@ class GlobalManager:
         for live, drawn in zip(flight.lives, counts, strict=True):
             live.flying -= 1
             if live.over:
-                self._settle(flight.seat, live)
+                self._settle(flight.seats[0], live)
                 continue
             if drawn:
                 live.drawn += drawn
@@ -172,7 +165,9 @@ class GlobalManager:
                     ended.append(live)
                     continue
             if live.leaving:
-                self._settle(flight.seat, live)
+                self._settle(flight.seats[0], live)
+            elif flight.prompts:
+                self.elasticity.computed(live, bool(drawn))
             elif live.passing and drawn:
                 self.handover.offer(live)
         if given:
@@ -184,22 +179,20 @@ class GlobalManager:
         flight = self._land(event.step)
         if flight is None:
             return
-        seat = flight.seat
         for live in flight.lives:
             live.flying -= 1
             live.attempts += not live.leaving  # steps in flight that fail together are one loss
         # Rows that share a prefix with a failed one hold KV that was never computed, and steps
         # already in flight may read it.
-        self.ledger.forget(seat.instance)
-        for other in self._flights.values():
-            other.void |= other.seat is seat
-        for live in tuple(seat.lives.values()):
+        for seat in flight.seats:
+            self.ledger.forget(seat.instance)
+        for live in self.flights.doubt(flight).values():
             transfer = live.transfer
-            if transfer is not None and transfer.target is seat:
+            if transfer is not None and transfer.target in flight.seats:
                 if transfer.first:
                     self._turn_back(transfer)
             elif live.leaving or not live.answered:
-                self._lose(seat, live)
+                self._lose(self.seats.get(live.instance), live)
 
     def _moved(self, event: Moved) -> None:
         transfer = self.handover.answered(event.move)
@@ -230,7 +223,8 @@ class GlobalManager:
         seat = self.seats.get(event.instance)
         if seat is None or seat.epoch != event.epoch:
             return
-        self._flights = {step: flight for step, flight in self._flights.items() if flight.seat is not seat}
+        for flight in self.flights.lost(seat):
+            self._break_off(flight, seat)
         for live in tuple(seat.lives.values()):
             transfer = live.transfer
             if transfer is not None and transfer.target is seat:
@@ -244,10 +238,8 @@ class GlobalManager:
                 if whole and not transfer.void:
                     continue  # the target may have had everything
             live.attempts += not live.leaving
-            self._lose(None if transfer else seat, live)
+            self._lose(None if transfer or live.parts is not None else seat, live)
         self.roster.leave(seat)
-        if self.forecast is not None:
-            self.forecast.lost(seat.instance)
 
     def _reassign(self, event: Reassign) -> None:
         seat = self.roster.reassign(event.instance, event.role)
@@ -255,6 +247,8 @@ class GlobalManager:
             for live in tuple(seat.prefilling.values()):
                 if not live.opened:  # nothing is computed, so nothing is lost
                     self.batcher.send_back(seat, live)
+        elif event.instance in self.seats:
+            self.handover.stay(self.seats[event.instance])
 
     def _drain(self, event: Drain) -> None:
         self.draining = True
@@ -262,13 +256,20 @@ class GlobalManager:
     # ---- what follows --------------------------------------------------------------------------
 
     def _land(self, step: int) -> Flight | None:
-        """A step was answered; None if it was lost with its worker before."""
-        flight = self._flights.pop(step, None)
-        if flight is not None:
-            flight.seat.flights -= 1
-            if self.forecast is not None:
-                self.forecast.answered(step, flight.seat.instance, self._now_ns)
+        flight = self.flights.land(step, self._now_ns)
+        if flight is not None and flight.prompts:
+            self.ensemble.landed(flight)
         return flight
+
+    def _break_off(self, flight: Flight, lost: Seat) -> None:
+        """An instance of its group is gone: it will not be answered, and nobody of it draws."""
+        if flight.prompts:
+            self.ensemble.landed(flight)
+        for live in flight.lives:
+            if live.id not in lost.lives:
+                live.flying -= 1
+                live.attempts += not live.leaving
+                self._lose(None, live)
 
     def _turn_back(self, transfer: Transfer) -> None:
         """The target does not have what it had of a request: it is to be moved anew."""
@@ -297,7 +298,9 @@ class GlobalManager:
         else:
             self.counts.recomputations += 1
             self.handover.revoke(live)
-            if seat is not None:
+            if live.parts is not None:
+                self.ensemble.send_back(live)
+            elif seat is not None:
                 self.batcher.send_back(seat, live)
             else:
                 live.leaving = True
@@ -310,14 +313,20 @@ class GlobalManager:
         if live.leaving and not live.over:
             self.batcher.yielded.append(live)
         live.leaving = False
-        if seat is not None:
+        if live.parts is not None:
+            self.ensemble.unseat(live)
+        elif seat is not None:
             self.batcher.unseat(seat, live)
 
     def _end(self, live: Live, reason: EndReason) -> None:
         del self.lives[live.id]
         self._out.append(End(live.id, reason, live.drawn))
         self.handover.revoke(live)
-        if live.instance >= 0:
+        if live.parts is not None:
+            live.over = True
+            self.ensemble.rest(live)
+            self._settle(None, live)
+        elif live.instance >= 0:
             seat = self.seats[live.instance]
             live.over = True
             self.batcher.idle(seat, live)
@@ -337,30 +346,24 @@ class GlobalManager:
         depth = self.config.batcher.depth
         for seat in self.seats.values():
             while seat.flights < depth and (seat.prefilling or seat.decoding):
-                built = self.batcher.build(seat, self._ids)
+                built = self.batcher.build(seat, self.flights.next_id)
                 if built is None:
                     break
                 self._issue(*built)
+        for made in self.elasticity.plan(self.flights):
+            self._issue(*made)
         self._requeue()
         if self.config.handover.overlap:
             self._pull()
 
     def _issue(self, step: Step, flight: Flight) -> None:
-        self._flights[self._number()] = flight
-        if self.forecast is not None:
-            self.forecast.issued(step, self._now_ns)
-        flight.seat.flights += 1
+        self.flights.issue(step, flight, self._now_ns)
         self._out.append(step)
         for live in self.batcher.computed:
             live.step = step.id
             if self.config.handover.overlap:
                 self.handover.offer(live)
         self.batcher.computed.clear()
-
-    def _number(self) -> int:
-        """The next id: steps and moves are one order."""
-        self._ids += 1
-        return self._ids - 1
 
     def _pull(self) -> None:
         """Those that wait between two instances go to where there is room."""
@@ -394,4 +397,4 @@ class GlobalManager:
     def quiet(self) -> bool:
         """No request is left, no step or move is in flight and no slot is held."""
         held = any(self.ledger.used(instance) for instance in self.seats)
-        return not (self.lives or self._flights or self.handover.flying or held)
+        return not (self.lives or self.flights or self.handover.flying or held)

@@ -16,6 +16,10 @@ class Roster:
         self.limit = 0
         """Slots of the largest request that every phase has an instance for, of those that ever joined; 0
         while a phase has none."""
+        self.elastic: dict[int, Seat] = {}
+        """Those of role ELASTIC."""
+        self._turning: dict[int, Seat] = {}
+        """Those that take another role once they have finished what they have."""
         self._ledger = ledger
         self._plans = {each.id: each for each in placement.instances}
         self._slots: dict[int, int] = {}
@@ -30,31 +34,60 @@ class Roster:
         ordered = sorted(self.seats.items())
         self.seats.clear()
         self.seats.update(ordered)
+        self._sort()
         self._slots[instance] = max(self._slots.get(instance, 0), self._ledger.capacity(instance))
         self._measure()
 
     def leave(self, seat: Seat) -> None:
         """An instance is gone, with all its slots."""
         del self.seats[seat.instance]
+        self._turning.pop(seat.instance, None)
+        self._sort()
         self._ledger.remove(seat.instance)
 
     def reassign(self, instance: int, role: Role) -> Seat | None:
-        """Give an instance another role; its seat if it is up."""
+        """Give an instance another role; its seat if it takes it now. One that forms groups, or is to form
+        some, first finishes what it has."""
         self._plans[instance] = replace(self._plans.get(instance, Instance(instance)), role=role)
         seat = self.seats.get(instance)
+        self._turning.pop(instance, None)
         if seat is not None:
-            seat.play(role)
+            seat.retiring = seat.role is not role and Role.ELASTIC in (seat.role, role) and bool(seat.lives)
+            if seat.retiring:
+                self._turning[instance] = seat
+                seat.prefills = seat.decodes = False
+            else:
+                seat.play(role)
+        self._sort()
         self._measure()
-        return seat
+        return None if seat is None or seat.retiring else seat
+
+    def turn(self) -> None:
+        """Those that have finished what they had take their new roles."""
+        for instance, seat in tuple(self._turning.items()):
+            if not seat.lives:
+                del self._turning[instance]
+                seat.retiring = False
+                seat.play(self._plans[instance].role)
+                self._sort()
 
     def role(self, instance: int) -> Role:
         """The role of an instance, up or not."""
         plan = self._plans.get(instance)
         return Role.MIXED if plan is None else plan.role
 
+    def _sort(self) -> None:
+        self.elastic.clear()
+        self.elastic |= {id: seat for id, seat in self.seats.items() if seat.role is Role.ELASTIC}
+
     def _measure(self) -> None:
         joined = [(self._plans[instance].role, slots) for instance, slots in self._slots.items()]
-        self.limit = min(
-            max((slots for role, slots in joined if role.prefills), default=0),
-            max((slots for role, slots in joined if role.decodes), default=0),
+        elastic = [slots - self._ledger.page for role, slots in joined if role is Role.ELASTIC]
+        alone = [(role, slots) for role, slots in joined if role is not Role.ELASTIC]
+        self.limit = max(
+            sum(elastic),  # a request may lie on all of them, with a page half empty on each
+            min(
+                max((slots for role, slots in alone if role.prefills), default=0),
+                max((slots for role, slots in alone if role.decodes), default=0),
+            ),
         )

@@ -53,7 +53,7 @@ class Scenario:
         roles = [each.role for each in self.placement.instances]
         if not (any(role.prefills for role in roles) and any(role.decodes for role in roles)):
             raise UserError("a placement needs an instance that prefills and one that decodes", "placement")
-        if self.network is None and any(role is not Role.MIXED for role in roles):
+        if self.network is None and any(role in (Role.PREFILL, Role.DECODE) for role in roles):
             raise UserError("prefill and decode are on different instances: name the network between them")
 
     def run(

@@ -71,7 +71,7 @@ class VirtualWorkers:
         known, full = self._known, self._full
         tokens, stopped = [], []
         for index, row in enumerate(step.rows):
-            length = row.first + (row.count - 1) * row.stride + 1 + row.draws
+            length = row.first + row.count + row.draws
             known[row.request] = length
             tokens.append(int(row.draws))
             if row.draws and length == full.get(row.request):

@@ -10,6 +10,8 @@ class Role(StrEnum):
     MIXED = "mixed"
     PREFILL = "prefill"
     DECODE = "decode"
+    ELASTIC = "elastic"
+    """Both, in groups that are formed anew for every step."""
 
     @property
     def prefills(self) -> bool:

@@ -19,7 +19,8 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Positions [first, first + total of extents) of a row have their KV in these slots."""
+    """Slots of a row on one instance, for the tokens that the instance keeps of it from number `first` on, in
+    the order of their positions. Where one instance keeps all of a row, numbers are positions."""
 
     instance: int
     first: int
@@ -27,24 +28,38 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """An instance keeps the KV of positions [first, first + count) of a row, in the next of its slots."""
+
+    instance: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One request in one step.
 
-    It computes positions first, first + stride, ... (`count` of them), whose tokens the row's
-    state already holds (`given`) or which is the token it drew last.
+    It computes positions [first, first + count), whose tokens the row's state already holds (`given`) or
+    which is the token it drew last. They attend to all earlier positions, whoever of the group keeps them.
     """
 
     request: int
     first: int
     count: int
     stride: int = 1
+    """1: the master computes them all. The size of the group: they are dealt out, first + i to member i
+    modulo the stride, and keys and values pass all members in a ring."""
     given: bool = True
     draws: bool = False
     """The row's known tokens end with this step: draw the next one."""
     spans: tuple[Span, ...] = ()
     """Where KV lies or will lie, as far as the members were not told before."""
     master: int = 0
-    """Instance that runs the row's dense layers, keeps its new KV and draws its token."""
+    """Instance that draws its token and, with a stride of 1, runs its dense layers and keeps its new KV."""
+    keep: tuple[Keep, ...] = ()
+    """Who keeps KV, by intervals of positions in order, as far as the members were not told before; of an
+    opened row all of it. What the step computes beyond that, the master keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +73,8 @@ class Step:
     again: tuple[int, ...] = ()
     """Requests that take one more token as in their last step."""
     opened: tuple[int, ...] = ()
-    """Requests that a member sees for the first time; the runtime attaches their `Opened`."""
+    """Requests that a member sees for the first time, or whose master did not draw their last token; the
+    runtime attaches their `Opened`, and their rows say all: members forget what they knew of them."""
     closed: tuple[int, ...] = ()
     """Requests that the members may forget; taken before the rows are read."""
     context_tokens: int = 0

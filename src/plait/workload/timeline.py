@@ -116,7 +116,7 @@ class Timeline:
     def _join(self, row: Row, instance: int) -> None:
         self._waiting.pop(row.request, None)
         self._leave(row.request)
-        tokens = row.first + (row.count - 1) * row.stride + 1
+        tokens = row.first + row.count
         self._running[row.request] = instance
         self._kv_tokens[row.request] = tokens
         self._held[instance] = self._held.get(instance, 0) + tokens

@@ -1,0 +1,155 @@
+"""The batching programme of elastic groups: exact where it is exact, and how long decisions take.
+
+    python bench/esp_batching.py [--quick]
+
+Lengths are log-uniform from 64 to 200,000 tokens; times of groups are LLaMA3-8B's on A100 (cost/by_group.py).
+"""
+
+import math
+import random
+import time
+
+import claim
+
+from plait.cost.by_group import llama_8b
+from plait.cost.fitted import Fitted
+from plait.search.batching import Job, Width, best_plan, coarse_cuts, cost_of, twin
+from plait.serving.elasticity import ElasticConfig
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.cluster import Instance, Placement, Role
+from plait.spec.command import Step
+from plait.spec.event import Arrived, StepDone, WorkerUp
+from plait.spec.request import Request
+
+SHORTEST, LONGEST = 64, 200_000
+SLOTS = 400_000
+DECODE = Fitted(0, 0, 0, 0, 9e6, 82.0, 2e4)
+LARGE = (128, 1000)
+"""Instances and waiting requests of the large case."""
+
+
+def sib() -> tuple[Width, ...]:
+    """Times of groups, in ns."""
+    models = llama_8b(DECODE).models.items()
+    return tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
+
+
+def jobs(count: int, rng: random.Random) -> list[Job]:
+    """Waiting requests, longest first."""
+    spread = math.log(SHORTEST), math.log(LONGEST)
+    lengths = sorted((int(math.exp(rng.uniform(*spread))) for _ in range(count)), reverse=True)
+    return [Job(n, n, n * n, 1 / n) for n in lengths]
+
+
+def rooms(count: int, rng: random.Random, largest: float) -> list[int]:
+    """Free slots, most first."""
+    return sorted((int(largest * rng.uniform(0.3, 1)) for _ in range(count)), reverse=True)
+
+
+def brute(work: list[Job], room: list[int], widths: list[Width]) -> float:
+    """The least cost, by trying every plan."""
+    if not work:
+        return 0.0
+    best = math.inf
+    for first in range(len(work)):
+        need = sum(job.need for job in work[first:])
+        for right in range(1, len(room) + 1):
+            for width in widths:
+                left = right - width.instances
+                if left >= 0 and need <= sum(room[left:right]):
+                    rest = brute(work[:first], room[:left], widths)
+                    best = min(best, rest + cost_of(work[first:], width))
+    return best
+
+
+def wrong_cases(count: int, rng: random.Random) -> int:
+    """Cases in which the programme, or its twin, is not what trying all finds."""
+    wrong = 0
+    for _ in range(count):
+        instances = rng.randint(1, 5)
+        work, room = jobs(rng.randint(1, 8 if rng.random() < 0.2 else 6), rng), rooms(instances, rng, 3e5)
+        widths = [width for width in sib() if width.instances <= instances]
+        found = best_plan(work, room, widths).cost
+        slow = twin(work, room, widths, range(len(work) + 1)).cost
+        expected = brute(work, room, widths)
+        wrong += not all(math.isclose(cost, expected, rel_tol=1e-9) for cost in (found, slow))
+    return wrong
+
+
+def p99_ms(call: list[float]) -> float:
+    return sorted(call)[int(0.99 * (len(call) - 1))] * 1e3
+
+
+def exact_ms(repeats: int, rng: random.Random) -> float:
+    """64 requests on 16 instances, p99."""
+    taken = []
+    for _ in range(repeats):
+        work, room = jobs(64, rng), rooms(16, rng, 1e6)
+        begin = time.perf_counter()
+        best_plan(work, room, sib())
+        taken.append(time.perf_counter() - begin)
+    return p99_ms(taken)
+
+
+def worst_gap(cases: int, rng: random.Random) -> float:
+    """How much more than the exact programme the rough one costs, at worst."""
+    gaps = []
+    for _ in range(cases):
+        work, room = jobs(LARGE[1], rng), rooms(LARGE[0], rng, SLOTS)
+        rough = best_plan(work, room, sib(), coarse_cuts(work, ElasticConfig().cuts)).cost
+        gaps.append(rough / best_plan(work, room, sib()).cost - 1)
+    return max(gaps)
+
+
+def decision_ms(repeats: int, rng: random.Random) -> float:
+    """One whole decision of a manager with 128 instances and 1,000 requests that wait, p99."""
+    taken = []
+    for _ in range(repeats):
+        manager = GlobalManager(
+            ManagerConfig(
+                elastic=ElasticConfig(sib(), chunk_ns=1e12),
+                placement=Placement(tuple(Instance(i, Role.ELASTIC) for i in range(LARGE[0]))),
+            )
+        )
+        now = 0
+        for instance in range(LARGE[0]):
+            now += 1
+            manager.handle(WorkerUp(instance, 1, SLOTS), now)
+        (busy,) = [
+            c for c in manager.handle(Arrived(Request(-1, LONGEST, 1)), now + 1) if isinstance(c, Step)
+        ]
+        for seat in manager.seats.values():  # nothing is free while the queue fills
+            manager.ensemble.computing.setdefault(seat.instance, 0)
+            manager.ensemble.computing[seat.instance] += 1
+        for number, job in enumerate(jobs(LARGE[1], rng)):
+            manager.handle(Arrived(Request(number, job.need, 64)), now + 2 + number)
+        for seat in manager.seats.values():
+            left = manager.ensemble.computing[seat.instance] - 1
+            manager.ensemble.computing[seat.instance] = left
+        done = StepDone(busy.id, (1,))
+        begin = time.perf_counter()
+        manager.handle(done, now + 10_000)
+        taken.append(time.perf_counter() - begin)
+    return p99_ms(taken)
+
+
+def main() -> None:
+    """Measure all lines."""
+    options = claim.arguments(__doc__)
+    rng, quick = random.Random(options.seed), options.quick
+    cases = 500 if quick else 10_000
+    parts = [
+        claim.at_most(f"cases of {cases:,} that differ from trying all", wrong_cases(cases, rng), 0),
+        claim.at_most("64 requests x 16 instances, p99 ms", exact_ms(200 if quick else 2000, rng), 1.0),
+        claim.at_most(
+            f"1,000 requests x 128 instances, rough over exact, worst of {5 if quick else 100}",
+            worst_gap(5 if quick else 100, rng),
+            0.02,
+        ),
+        claim.at_most("the whole decision there, p99 ms", decision_ms(10 if quick else 200, rng), 5.0),
+    ]
+    claim.finish("esp_batching", claim.together("batching of elastic groups", parts), options)
+
+
+if __name__ == "__main__":
+    main()

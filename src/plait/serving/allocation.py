@@ -1,0 +1,63 @@
+"""How many instances prompts are worth, and when decodes should pause for them: gains against costs.
+
+All sums are in time per token, as LoongServe's objective is (sections 5.1, 5.2): a prompt of `length` tokens
+that is done sooner gains the time / length; a decode of `length` tokens that pauses loses as much.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+from plait.search.batching import Job, Width
+
+
+def fastest_ns(widths: Sequence[Width], instances: int, linear: float, square: float) -> float:
+    """Time of a batch on at most so many instances; infinite on none."""
+    able = (width for width in widths if width.instances <= instances)
+    return min((width.alpha + width.beta * linear + width.gamma * square for width in able), default=inf)
+
+
+def most_useful(
+    widths: Sequence[Width], instances: int, linear: float, square: float, hysteresis: float
+) -> int:
+    """The smallest number of instances, at most so many, from which more would not save a share of
+    `hysteresis` of the time."""
+    best_ns = fastest_ns(widths, instances, linear, square)
+    for width in sorted(widths, key=lambda width: width.instances):
+        if fastest_ns(widths, width.instances, linear, square) <= best_ns * (1 + hysteresis):
+            return min(width.instances, instances)
+    return instances
+
+
+def longest_chunk(width: Width, within_ns: float, cached: int, tokens: int) -> int:
+    """Most of `tokens` tokens, behind `cached` computed ones, that a group computes in this time; at least
+    one. Time is alpha + beta c + gamma (c^2 + 2 c cached)."""
+    least, most = 1, tokens
+    while least < most:
+        count = (least + most + 1) // 2
+        square = count * (count + 2 * cached)
+        if width.alpha + width.beta * count + width.gamma * square <= within_ns:
+            least = count
+        else:
+            most = count - 1
+    return least
+
+
+def worth_pausing(
+    jobs: Sequence[Job],
+    widths: Sequence[Width],
+    instances: int,
+    more: int,
+    decode_tokens: Sequence[float],
+    wait_ns: float,
+) -> bool:
+    """Whether to take `more` instances from the rows that decode on them.
+
+    Args:
+        instances: that the jobs have without; with none they would wait for `wait_ns` and then have `more`.
+        decode_tokens: tokens of each answer that would pause, in all.
+    """
+    linear, square = sum(job.linear for job in jobs), sum(job.square for job in jobs)
+    with_ns = fastest_ns(widths, instances + more, linear, square)
+    without_ns = fastest_ns(widths, instances, linear, square) if instances else wait_ns + with_ns
+    gain = (without_ns - with_ns) * sum(job.urgency for job in jobs)
+    return gain > with_ns * sum(1 / max(tokens, 1.0) for tokens in decode_tokens)

@@ -1,0 +1,280 @@
+"""`Elasticity`: how many instances each step gets, decided anew at every step.
+
+Instances of role ELASTIC belong to nobody. Whenever one of them computes no prompt, it is decided which
+waiting prompts are computed now, on how many instances each (LoongServe, section 5): the memory test and the
+gain against the cost of pausing decodes (dispatch, allocation), an exact programme (batching), and who keeps
+what (scale-down). Long prompts are cut, so that the next part is decided anew as well. Rows decode in the
+groups that share some KV, each at its master.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from plait.search.batching import Batch, Job, Width, best_plan, coarse_cuts
+from plait.serving.admission import Admission
+from plait.serving.allocation import fastest_ns, longest_chunk, most_useful, worth_pausing
+from plait.serving.ensemble import Ensemble, Made
+from plait.serving.flights import Flights
+from plait.serving.groups import Group
+from plait.serving.ledger import KvLedger
+from plait.serving.live import Live, Seat
+from plait.serving.masters import Masters
+
+
+@dataclass(frozen=True, slots=True)
+class ElasticConfig:
+    """How elastic instances decide. Times are nanoseconds of the model on the instances there are."""
+
+    widths: tuple[Width, ...] = (Width(1, 0.0, 1.0, 0.0),)
+    """The scaling information base: time of a prefill on groups of each size (LoongServe, section 5.4)."""
+    decode_ns: float = 30e6
+    """A decode step, about; what a prompt waits for that waits for decoding rows to end."""
+    chunk_ns: float = 1e9
+    """Prompts that would keep their instances for longer are cut: they yield to shorter ones in between."""
+    hysteresis: float = 0.05
+    """A group grows only if that saves at least this share of the time."""
+    master_rows: int = 128
+    """Rows from which a master's dense layers are bound by arithmetic: another instance is made one."""
+    cuts: int = 104
+    """Places at which the batching programme may cut; with fewer requests than that it is exact."""
+
+
+class Elasticity:
+    """Decides; `Ensemble` carries out."""
+
+    def __init__(
+        self, config: ElasticConfig, ensemble: Ensemble, ledger: KvLedger, admission: Admission, depth: int
+    ) -> None:
+        """`depth`: steps in flight on an instance."""
+        self.config = config
+        self.ensemble = ensemble
+        self.masters = Masters(config.master_rows, ensemble, ledger)
+        self._ledger = ledger
+        self._admission = admission
+        self._depth = depth
+
+    def plan(self, flights: Flights) -> Iterator[Made]:
+        """The steps to issue now; each is issued before the next is built."""
+        ensemble = self.ensemble
+        if not ensemble.seats:
+            return
+        if ensemble.partial or (len(self._admission) and ensemble.free()):
+            yield from self._prompts(flights)
+        if not len(self._admission):
+            for group in tuple(ensemble.groups):
+                self.masters.spread(group)
+        changed = True
+        while changed:
+            groups, changed = ensemble.groups, False
+            for group in groups:
+                yield from self._decode(group, flights)
+                changed |= ensemble.groups is not groups
+
+    def _decode(self, group: Group, flights: Flights) -> Iterator[Made]:
+        """Steps of a group, until enough are in flight, or it is not a group any more."""
+        ensemble = self.ensemble
+        seats = [ensemble.seats[member] for member in group.members]
+        while group in ensemble.groups and not ensemble.pausing(group):
+            if any(seat.flights >= self._depth for seat in seats):
+                return
+            if self._regrouped(group):
+                continue
+            made = ensemble.decode(group, flights.next_id)
+            if made is None:
+                return
+            yield made
+
+    def computed(self, live: Live, drew: bool) -> None:
+        """A step of a request's prompt was answered."""
+        if drew:
+            self.ensemble.begin_decode(live, self.masters.first(live))
+        else:
+            self.ensemble.answered(live)
+
+    # ---- prompts ---------------------------------------------------------------------------------
+
+    def _prompts(self, flights: Flights) -> Iterator[Made]:
+        """Long prompts that were passed too often, then the queue, then the rest of the long ones."""
+        limit = self._admission.config.bypass
+        long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
+        for live in long:
+            if live.bypassed >= limit:
+                yield from self._continue(live, flights.next_id)
+        yield from self._dispatch(flights)
+        for live in long:
+            if live.id in self.ensemble.partial:
+                live.bypassed += 1
+                yield from self._continue(live, flights.next_id)
+
+    def _dispatch(self, flights: Flights) -> Iterator[Made]:
+        """Requests of the queue that are computed now, in batches, each on instances of its own."""
+        lives = self._candidates() if self.ensemble.free() else []
+        while lives:
+            seats = self._allocate(lives)
+            if not lives or not seats:
+                return
+            order = sorted(lives, key=lambda live: (-live.known, live.order))
+            jobs = [self._job(live) for live in order]
+            seats.sort(key=lambda seat: (-self.ensemble.unused(seat.instance), seat.instance))
+            rooms = [self.ensemble.unused(seat.instance) for seat in seats]
+            plan = best_plan(jobs, rooms, self.config.widths, coarse_cuts(jobs, self.config.cuts))
+            for batch in plan.batches:
+                yield from self._begin(batch, order, seats, flights.next_id)
+            if plan.batches:
+                return
+            del lives[len(lives) // 2 :]
+
+    def _candidates(self) -> list[Live]:
+        """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
+        as keep the free instances busy for a while."""
+        config, widths = self._admission.config, self.config.widths
+        room, free = self._room(), len(self.ensemble.free())
+        rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
+        found: list[Live] = []
+        first: Live | None = None
+        look, tokens, square = config.look, 0, 0
+        for live in self._admission:
+            if live.presumed > room or len(found) >= rows:
+                first = first or live
+                look -= 1
+                if look < 0 or first.bypassed >= config.bypass:
+                    break
+                continue
+            tokens, square = tokens + live.known, square + live.known**2
+            if found and fastest_ns(widths, free, tokens, square) > self.config.chunk_ns:
+                break
+            found.append(live)
+            room -= live.presumed
+        if first is not None and found and found[-1].order > first.order:
+            first.bypassed += 1
+        return found
+
+    def _room(self) -> int:
+        """Slots that one more request may come to hold, over all elastic instances: the sorted-remaining rule
+        of `Admission`, for a pool in which a request may lie anywhere."""
+        page, ledger = self._ledger.page, self._ledger
+        capacity = sum(ledger.capacity(instance) for instance in self.ensemble.seats)
+        lockstep: list[tuple[int, int]] = []
+        fixed = promised = 0
+        for live in self.ensemble.lives.values():
+            parts = live.instances
+            held = sum(ledger.held(i, live.id) for i in parts if i in self.ensemble.seats)
+            edges = page * len(parts)  # a page of each instance may stay half empty
+            self._admission.presume(live)
+            grown = max(0, live.presumed + edges - held)
+            promised += max(held, live.most + edges)
+            if live.id in self.ensemble.decoding:
+                lockstep.append((grown, held))
+            else:
+                fixed += held + grown
+        lockstep.sort(reverse=True)
+        peak = run = 0
+        for count, (grown, held) in enumerate(lockstep, 1):
+            run += held
+            peak = max(peak, run + grown * count + (page - 1 + self._depth) * (count - 1))
+        return capacity - min(promised, fixed + peak)
+
+    def _allocate(self, lives: list[Live]) -> list[Seat]:
+        """Idle instances, and those of groups that had better pause, the emptiest first. Requests for which
+        there is no room on these are taken off the end of `lives`."""
+        ensemble, jobs = self.ensemble, [self._job(live) for live in lives]
+        seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
+        groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
+        for group in sorted(groups, key=self._used):
+            fits = sum(ensemble.unused(seat.instance) for seat in seats) >= sum(job.need for job in jobs)
+            have = len(seats) if fits else 0
+            more = len(free.intersection(group.members)) + len(seats) - have
+            lengths = [live.known + live.undrawn * self._share for live in group.lives.values()]
+            if not worth_pausing(jobs, self.config.widths, have, more, lengths, self._wait_ns(group)):
+                break
+            seats += [ensemble.seats[member] for member in group.members if member in free]
+        room = sum(ensemble.unused(seat.instance) for seat in seats)
+        while lives and sum(job.need for job in jobs) > room:
+            lives.pop()
+            jobs.pop()
+        return seats
+
+    def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
+        """Compute a batch; one long prompt alone only as far as it may keep its instances busy."""
+        lives = order[batch.first : batch.past]
+        members = [seat.instance for seat in seats[batch.left : batch.right]]
+        counts = [live.known for live in lives]
+        if len(lives) == 1:
+            width = next(each for each in self.config.widths if each.instances == len(members))
+            counts = [longest_chunk(width, self.config.chunk_ns, 0, counts[0])]
+        for live in lives:
+            self.ensemble.enter(live)
+        made = self.ensemble.compute(lives, counts, members, step)
+        if made is None:  # pages round up: there is not quite room
+            for live in lives:
+                self.ensemble.unseat(live)
+            return
+        for live in lives:
+            self._admission.drop(live)
+        yield made
+
+    def _continue(self, live: Live, step: int) -> Iterator[Made]:
+        """The next part of a long prompt, on the instances that keep it and on idle ones, unless they are
+        busy."""
+        ensemble, holders = self.ensemble, list(live.instances)
+        if any(ensemble.computing.get(instance) for instance in holders):
+            return
+        others = [seat.instance for seat in ensemble.idle() if seat.instance not in holders]
+        others.sort(key=lambda instance: (-ensemble.unused(instance), instance))
+        left, cached, most = live.known - live.planned, live.planned, len(holders) + len(others)
+        square = left * (left + 2 * cached)
+        useful = most_useful(self.config.widths, most, left, square, self.config.hysteresis)
+        members = holders + others[: max(0, useful - len(holders))]
+        able = [each for each in self.config.widths if each.instances <= len(members)]
+        width = max(able, key=lambda each: each.instances)
+        chunk = longest_chunk(width, self.config.chunk_ns, cached, left)
+        made = ensemble.compute([live], [chunk], members, step)
+        if made is None:  # what decodes there has grown meanwhile
+            made = ensemble.compute([live], [chunk], holders + others, step)
+        if made is not None:
+            yield made
+        elif not ensemble.decoding and len(ensemble.partial) > 1:
+            self._yield_youngest(ensemble.partial)
+
+    def _job(self, live: Live) -> Job:
+        return Job(self._ledger.whole(live.known), live.known, live.known**2, 1 / live.known)
+
+    def _used(self, group: Group) -> int:
+        return sum(self._ledger.used(member) for member in group.members)
+
+    @property
+    def _share(self) -> float:
+        return self._admission.config.output_share
+
+    def _wait_ns(self, group: Group) -> float:
+        """Until the rows of a group have ended, on average."""
+        left = sum(max(1.0, live.undrawn * self._share) for live in group.lives.values())
+        return self.config.decode_ns * left / max(1, len(group.lives))
+
+    # ---- decoding --------------------------------------------------------------------------------
+
+    def _regrouped(self, group: Group) -> bool:
+        """Rows whose master is full get another one; where all are full the youngest request yields. Whether
+        that changed the group."""
+        for live in tuple(group.lives.values()):
+            if live.room or live.undrawn <= 0 or self._has_slot(live):
+                continue
+            if any(each.leaving or each.over for each in self.ensemble.lives.values()):
+                return False  # slots come back with an answer that will come
+            master = self.masters.other(live, group)
+            if master is not None:
+                self.ensemble.appoint(live, master)
+            else:
+                self._yield_youngest(self.ensemble.lives)
+            return True
+        return False
+
+    def _has_slot(self, live: Live) -> bool:
+        here = live.planned - live.away
+        unused = self.ensemble.unused(live.master)
+        return unused > 0 or self._ledger.held(live.master, live.id) > here
+
+    def _yield_youngest(self, lives: dict[int, Live]) -> None:
+        here = (self.ensemble.decoding, self.ensemble.partial)
+        able = [live for live in lives.values() if any(live.id in place for place in here)]
+        self.ensemble.preempt(max(able, key=lambda live: live.order))

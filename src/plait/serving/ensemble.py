@@ -1,0 +1,289 @@
+"""`Ensemble`: requests on elastic instances, where each has KV, who computes its next token, and their steps.
+
+What one instance alone has in `Seat` and `Batcher` is here for groups: a request's tokens lie on several
+instances (`Live.parts`), each new one with its master. `Elasticity` decides; this carries out in the ledger.
+
+    enter -> compute (prompt, in one step or several) -> answered: master chosen -> decode ... -> unseat
+"""
+
+from collections.abc import Iterable, Sequence
+
+from plait.serving.groups import Group, groups_of
+from plait.serving.ledger import KvLedger
+from plait.serving.live import Counts, Flight, Live, Seat
+from plait.serving.retention import retain
+from plait.serving.roster import Roster
+from plait.spec.step import Keep, Row, Span, Step
+
+Made = tuple[Step, Flight]
+
+
+class Ensemble:
+    """Owns the requests on elastic instances. `yielded` collects those that go back to the queue."""
+
+    def __init__(
+        self, roster: Roster, ledger: KvLedger, counts: Counts, model: str, yielded: list[Live]
+    ) -> None:
+        self.seats = roster.elastic
+        self._all = roster.seats
+        self.lives: dict[int, Live] = {}
+        self.partial: dict[int, Live] = {}
+        """Their prompts are computed in part, and no step of theirs is in flight."""
+        self.decoding: dict[int, Live] = {}
+        self.computing: dict[int, int] = {}
+        """Instance -> steps of prompts in flight on it."""
+        self._ledger = ledger
+        self._counts = counts
+        self._model = model
+        self._yielded = yielded
+        self._groups: list[Group] | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those in which rows decode, as they share KV now."""
+        if self._groups is None:
+            self._groups = groups_of(self.decoding.values())
+        return self._groups
+
+    def unused(self, instance: int) -> int:
+        """Slots that nobody holds."""
+        return self._ledger.capacity(instance) - self._ledger.used(instance)
+
+    def free(self) -> list[Seat]:
+        """Instances that compute no prompts and may take some."""
+        seats = self.seats.values()
+        return [seat for seat in seats if not (seat.retiring or self.computing.get(seat.instance))]
+
+    def pausing(self, group: Group) -> bool:
+        """An instance of it computes prompts, so no row of it can go on."""
+        return any(self.computing.get(member) for member in group.members)
+
+    def idle(self) -> list[Seat]:
+        """Instances that compute no prompts and on which nothing decodes, or nothing can just now."""
+        groups = [group for group in self.groups if not self.pausing(group)]
+        busy = {member for group in groups for member in group.members}
+        return [seat for seat in self.free() if seat.instance not in busy]
+
+    # ---- a request's life here -------------------------------------------------------------------
+
+    def enter(self, live: Live) -> None:
+        """A request comes here, with nothing computed."""
+        self.lives[live.id] = live
+        live.parts, live.kept, live.away, live.master = {}, [], 0, -1
+        live.planned, live.room, live.opened, live.leaving, live.bypassed = 0, 0, False, False, 0
+        live.passing, live.step = False, -1
+        live.told = {}
+
+    def unseat(self, live: Live) -> None:
+        """Give back all that a request has here."""
+        assert live.flying == 0
+        assert live.parts is not None
+        self.rest(live)
+        for instance in live.parts:
+            if instance in self.seats:
+                self._ledger.release(instance, live.id)
+                del self.seats[instance].lives[live.id]
+        for instance in live.told:
+            if instance in self._all:  # it may have taken another role after it kept nothing any more
+                self._all[instance].closed.append(live.id)
+        del self.lives[live.id]
+        live.parts, live.kept, live.told, live.master, live.leaving = None, [], {}, -1, False
+
+    def rest(self, live: Live) -> None:
+        """Issue no more steps for a request; it stays for those in flight."""
+        self.partial.pop(live.id, None)
+        if self.decoding.pop(live.id, None):
+            self._groups = None
+
+    def preempt(self, live: Live) -> None:
+        """A request yields its slots to older ones."""
+        self._counts.preemptions += 1
+        self.send_back(live)
+
+    def send_back(self, live: Live) -> None:
+        """A request loses its place; its slots stay pinned until its steps in flight are answered."""
+        self.rest(live)
+        live.leaving = True
+        if live.flying == 0:
+            self.unseat(live)
+            self._yielded.append(live)
+
+    def answered(self, live: Live) -> None:
+        """A step of its prompt was answered, and nothing drawn: more of it is to be computed."""
+        self.partial[live.id] = live
+
+    def begin_decode(self, live: Live, master: int) -> None:
+        """Its first token is drawn."""
+        self.appoint(live, master)
+        self.decoding[live.id] = live
+
+    def appoint(self, live: Live, master: int) -> None:
+        """The request's next tokens are computed and kept by this instance. Nothing is moved."""
+        assert live.parts is not None
+        past = live.kept[-1].first + live.kept[-1].count
+        if past < live.planned:
+            live.kept.append(Keep(live.master, past, live.planned - past))
+            live.parts[live.master] = live.planned - live.away
+        self._hold(live, master)
+        live.master, live.away = master, live.planned - live.parts[master]
+        live.room, live.opened = 0, False
+        self._groups = None
+
+    def _hold(self, live: Live, instance: int) -> None:
+        assert live.parts is not None
+        if instance not in live.parts:
+            self._ledger.open(instance, live.id)
+            self.seats[instance].lives[live.id] = live
+            live.parts[instance] = 0
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def compute(
+        self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int
+    ) -> Made | None:
+        """A step in which instances compute the next known tokens of requests together. None: there is no
+        room for them on these.
+
+        Args:
+            counts: how many tokens of each.
+            members: they include all that keep some of a request already.
+        """
+        group = tuple(sorted(members))
+        kept = retain(
+            {live.id: (live.planned, count) for live, count in zip(lives, counts, strict=True)},
+            {instance: self.unused(instance) for instance in group},
+            {instance: self._ledger.used(instance) for instance in group},
+            {
+                (live.id, i): self._ledger.held(i, live.id) - n
+                for live in lives
+                for i, n in _parts(live).items()
+            },
+            self._ledger.page,
+        )
+        if kept is None:
+            return None
+        rows = [
+            self._prompt(live, count, group, kept[live.id]) for live, count in zip(lives, counts, strict=True)
+        ]
+        opened = [live.id for live in lives if not live.opened]
+        for live in lives:
+            live.opened = True
+        for instance in group:
+            self.computing[instance] = self.computing.get(instance, 0) + 1
+        made = self._made(step, group, rows, (), opened, lives)
+        made[1].prompts = True
+        return made
+
+    def _prompt(self, live: Live, count: int, group: tuple[int, ...], kept: tuple[Keep, ...]) -> Row:
+        parts, spans = _parts(live), list[Span]()
+        live.opened &= all(member in live.told for member in group)
+        for keep in kept:
+            self._hold(live, keep.instance)
+            grown = self._grow(live, keep.instance, parts[keep.instance] + keep.count)
+            assert grown is not None, "the plan promised room that is not there"
+            spans += grown
+            parts[keep.instance] += keep.count
+        live.kept += kept
+        start, stride = live.planned, len(group)
+        live.planned += count
+        live.flying += 1
+        live.bypassed = 0
+        self.partial.pop(live.id, None)
+        draws, master = live.planned == live.known, group[(count - 1) % stride]
+        if not live.opened:
+            kept, spans = self._tell(live, group)
+        return Row(live.id, start, count, stride, True, draws, tuple(spans), master, kept)
+
+    def _tell(self, live: Live, group: tuple[int, ...]) -> tuple[tuple[Keep, ...], list[Span]]:
+        """A step introduces a row, with all its slots and all that is kept in them."""
+        for member in group:
+            live.told[member] = None
+            seat = self.seats[member]
+            if live.id in seat.closed:
+                seat.closed.remove(live.id)
+        spans = [Span(i, 0, self._ledger.extents(i, live.id)) for i in _parts(live)]
+        return tuple(live.kept), [span for span in spans if span.extents]
+
+    def decode(self, group: Group, step: int) -> Made | None:
+        """One more token of every row of a group that can go on; None: no row can."""
+        rows: list[Row] = []
+        again: list[Live] = []
+        grown: list[Live] = []
+        opened: list[int] = []
+        context = 0
+        for live in tuple(group.lives.values()):
+            if live.room:
+                live.room -= 1
+                live.planned += 1
+                live.flying += 1
+                context += live.planned
+                again.append(live)
+            elif live.id in self.decoding and (row := self._next(live, group, opened)):
+                rows.append(row)
+                grown.append(live)
+        if not (grown or again):
+            return None
+        return self._made(step, group.members, rows, again, opened, (*grown, *again), context)
+
+    def _next(self, live: Live, group: Group, opened: list[int]) -> Row | None:
+        """The next token of a row that needs slots first, or has a new master. None: not in this step."""
+        if live.undrawn <= 0:
+            self.rest(live)  # every token it may draw is in flight
+            return None
+        if not live.opened and live.flying:
+            return None  # the new master must be told the token that is being drawn
+        here = live.planned - live.away
+        spans = self._grow(live, live.master, here + 1)
+        if spans is None:
+            return None
+        kept: tuple[Keep, ...] = ()
+        if not live.opened:
+            live.opened = True
+            opened.append(live.id)
+            kept, spans = self._tell(live, group.members)
+        row = Row(live.id, live.planned, 1, 1, False, True, tuple(spans), live.master, kept)
+        live.planned += 1
+        live.flying += 1
+        live.room = max(0, min(self._ledger.held(live.master, live.id) - here - 1, live.undrawn))
+        return row
+
+    def _grow(self, live: Live, instance: int, tokens: int) -> list[Span] | None:
+        """Slots for so many tokens of a request on an instance, as the span that is new. None: no room."""
+        first = self._ledger.held(instance, live.id)
+        extents = self._ledger.grow(instance, live.id, tokens)
+        if extents is None:
+            return None
+        return [Span(instance, first, extents)] if extents else []
+
+    def _made(
+        self,
+        step: int,
+        group: tuple[int, ...],
+        rows: Sequence[Row],
+        again: Sequence[Live],
+        opened: Sequence[int],
+        lives: Sequence[Live],
+        context: int = 0,
+    ) -> Made:
+        seats = tuple(self.seats[member] for member in group)
+        closed = dict.fromkeys(id for seat in seats for id in seat.closed if id not in self.lives)
+        for seat in seats:
+            # One that is here again was closed at this member, but may be known to others of this group.
+            seat.closed = [id for id in seat.closed if id in self.lives]
+        ids = tuple([live.id for live in again])
+        made = Step(step, group, tuple(rows), ids, tuple(opened), tuple(closed), context, self._model)
+        return made, Flight(seats, tuple(lives))
+
+    def landed(self, flight: Flight) -> None:
+        """A step with prompts was answered, or will never be."""
+        for seat in flight.seats:
+            left = self.computing[seat.instance] - 1
+            if left:
+                self.computing[seat.instance] = left
+            else:
+                del self.computing[seat.instance]
+
+
+def _parts(live: Live) -> dict[int, int]:
+    assert live.parts is not None
+    return live.parts

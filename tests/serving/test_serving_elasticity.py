@@ -1,0 +1,135 @@
+"""Decisions about groups, one at a time; that they are sound together is for tests/properties to say."""
+
+from plait.search.batching import Width
+from plait.serving.admission import AdmissionConfig
+from plait.serving.allocation import longest_chunk, most_useful, worth_pausing
+from plait.serving.batcher import BatcherConfig
+from plait.serving.elasticity import ElasticConfig
+from plait.serving.groups import groups_of
+from plait.serving.live import Live
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.cluster import Instance, Placement, Role
+from plait.spec.command import End
+from plait.spec.event import Arrived, StepDone, WorkerUp
+from plait.spec.request import Request
+from plait.spec.step import Step
+
+WIDTHS = tuple(Width(n, 10.0 * n, 1000.0 / n, 1.0 / n) for n in (1, 2, 3, 4))
+
+
+class Cell:
+    """A manager of elastic instances, and its steps answered by hand."""
+
+    def __init__(self, instances=4, slots=1024, **elastic):
+        settings = {"widths": WIDTHS, "decode_ns": 2000.0, "chunk_ns": 1e9, **elastic}
+        self.manager = GlobalManager(
+            ManagerConfig(
+                page=16,
+                admission=AdmissionConfig(),
+                batcher=BatcherConfig(depth=1),
+                elastic=ElasticConfig(**settings),
+                placement=Placement(tuple(Instance(i, Role.ELASTIC) for i in range(instances))),
+            )
+        )
+        self.now = 0
+        self.steps, self.ends = {}, []
+        for instance in range(instances):
+            self.send(WorkerUp(instance, 1, slots))
+
+    def send(self, event):
+        self.now += 1
+        made = self.manager.handle(event, self.now)
+        new = [command for command in made if isinstance(command, Step)]
+        self.steps |= {step.id: step for step in new}
+        self.ends += [command.request for command in made if isinstance(command, End)]
+        return new
+
+    def arrive(self, id, prompt, output=4):
+        return self.send(Arrived(Request(id, prompt, output)))
+
+    def answer(self, step):
+        del self.steps[step.id]
+        drawn = [int(row.draws) for row in step.rows] + [1] * len(step.again)
+        return self.send(StepDone(step.id, tuple(drawn)))
+
+    def finish(self):
+        while self.steps:
+            self.answer(next(iter(self.steps.values())))
+
+
+def test_a_long_prompt_is_computed_by_all_that_are_idle_and_kept_by_few():
+    cell = Cell()
+    (step,) = cell.arrive(0, 900)
+    assert step.group == (0, 1, 2, 3)
+    (row,) = step.rows
+    assert (row.stride, row.count, row.draws) == (4, 900, True)
+    assert [keep.count for keep in row.keep] == [900]
+    (decode,) = cell.answer(step)
+    assert decode.group == (row.keep[0].instance,), "the others left the group with nothing"
+    cell.finish()
+    assert cell.ends == [0]
+    assert cell.manager.quiet
+
+
+def test_a_prompt_larger_than_an_instance_stays_on_several():
+    cell = Cell(slots=256)
+    (step,) = cell.arrive(0, 600)
+    (row,) = step.rows
+    assert sum(keep.count for keep in row.keep) == 600
+    assert len({keep.instance for keep in row.keep}) == 3
+    (decode,) = cell.answer(step)
+    assert set(decode.group) == {keep.instance for keep in row.keep}
+    assert decode.opened == (0,), "its master must be told the token that another one drew"
+    cell.finish()
+    assert cell.manager.quiet
+
+
+def test_long_prompts_are_cut_and_short_ones_go_in_between():
+    cell = Cell(instances=1, chunk_ns=200_000.0)
+    (first,) = cell.arrive(0, 800)
+    assert first.rows[0].count < 800
+    assert not cell.arrive(1, 10)
+    (second,) = cell.answer(first)
+    assert [row.request for row in second.rows] == [1], "it does not wait for the rest of the long one"
+    cell.finish()
+    assert cell.manager.quiet
+
+
+def test_a_full_master_is_relieved_by_another_without_moving_anything():
+    cell = Cell(instances=2, slots=64)
+    (step,) = cell.arrive(0, 40, output=40)
+    cell.answer(step)
+    cell.finish()
+    assert cell.ends == [0]
+    assert cell.manager.counts.preemptions == 0
+    assert cell.manager.counts.moves == 0
+    assert cell.manager.quiet
+
+
+def test_groups_are_those_that_share_a_request():
+    lives = [Live(Request(i, 1, 1), i) for i in range(3)]
+    for live, parts in zip(lives, ({0: 1, 2: 1}, {1: 1}, {2: 1, 3: 1}), strict=True):
+        live.parts = dict(parts)
+    groups = groups_of(lives)
+    assert [(group.members, list(group.lives)) for group in groups] == [((0, 2, 3), [0, 2]), ((1,), [1])]
+
+
+def test_more_instances_must_be_worth_it():
+    assert most_useful(WIDTHS, 4, 10_000, 10_000**2, 0.05) == 4
+    assert most_useful(WIDTHS, 4, 0.001, 0.0, 0.05) == 1
+
+
+def test_chunks_shrink_behind_more_context():
+    width = WIDTHS[0]
+    counts = [longest_chunk(width, 1e6, cached, 10_000) for cached in (0, 1000, 100_000)]
+    assert counts == sorted(counts, reverse=True)
+    for count, cached in zip(counts, (0, 1000, 100_000), strict=True):
+        assert count == 1 or 10 + 1000 * count + count * (count + 2 * cached) <= 1e6
+
+
+def test_decodes_pause_for_prompts_that_wait_long_but_not_for_nothing():
+    cell = Cell()
+    job = cell.manager.elasticity._job(Live(Request(0, 100, 1), 0))
+    assert worth_pausing([job], WIDTHS, 0, 1, [1000.0], 1e9)
+    assert not worth_pausing([job], WIDTHS, 1, 0, [1000.0], 1e9)
+    assert not worth_pausing([job], WIDTHS, 0, 1, [10.0] * 50, 1.0)
