@@ -141,14 +141,12 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
-    keys = tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(",")))
+    words = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
     server = ServerConfig(
         host=host,
         port=port,
-        api_keys=keys,
+        api_keys=tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(","))),
         overload_status=overload_status,
         rate_limit_per_minute=rate_limit,
         default_timeout_s=timeout,
@@ -180,9 +178,13 @@ def serve(
         pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
-    if (replan is None) != (slo is None):
+    uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
+
+
+def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
+    if (cluster is None) != (slo is None):
         raise UserError("--replan and --slo go together: name a cluster file and objectives, or neither")
-    uvloop.run(_run(config, server, began, _Replan(replan, Slo.parse(slo), cost) if replan and slo else None))
+    return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 
 
 def _placement(
