@@ -181,12 +181,6 @@ def serve(
     uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
 
 
-def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
-    if (cluster is None) != (slo is None):
-        raise UserError("--replan and --slo go together: name a cluster file and objectives, or neither")
-    return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
-
-
 def _placement(
     path: Path | None, instances: int, prefill: int, decode: int, tp: int = 1, pp: int = 1
 ) -> Placement:
@@ -213,6 +207,12 @@ class _Replan:
         errand = Errand(str(settings.folder), str(self.cluster), self.slo, self.cost, settings.manager, slots)
         errand.roles()
         return Replanner(engine, Monitor(), partial(away, errand))
+
+
+def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
+    if (cluster is None) != (slo is None):
+        raise UserError("--replan and --slo go together: name a cluster file and objectives, or neither")
+    return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 
 
 async def _run(config: ServeConfig, server: ServerConfig, began_s: float, replan: _Replan | None) -> None:
