@@ -58,13 +58,13 @@ async def moved(folder, work, **changes):
     return check(folder, work, got)
 
 
-PAIRS = (
+REAL = (
     ([(3, 1)], [(1, 1)]),
     ([(1, 2)], [(3, 1)]),
     ([(1, 1)], [(1, 2)]),
     ([(1, 1), (3, 1)], [(1, 2), (1, 1)]),
 )
-"""(tp, pp) of the instances that prefill, and of those that decode."""
+"""(tp, pp) of the instances that prefill, and of those that decode, with the default model."""
 
 
 @pytest.mark.timeout(300)
@@ -90,7 +90,7 @@ async def test_two_and_two_of_different_layouts(tmp_path):
 
 @pytest.mark.model
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("prefill", "decode"), some(PAIRS, 1))
+@pytest.mark.parametrize(("prefill", "decode"), some(REAL, 1))
 async def test_the_default_model_is_token_exact_across_layouts(prefill, decode):
     try:
         folder = resolve("smollm2-135m")
