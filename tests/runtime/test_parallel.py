@@ -159,16 +159,23 @@ async def until(engine: Engine, holds: Callable[[], bool]) -> None:
     await seen.wait()
 
 
-@pytest.mark.model
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("tp", "pp"), some([(3, 1), (1, 2), (3, 2)], 1))
-async def test_the_default_model_is_token_exact(tp, pp):
+def questions_of_the_default_model() -> tuple[Path, list[Ask]]:
+    """Its folder, and greedy asks in its own words; skips where it cannot be had."""
     try:
         folder = resolve("smollm2-135m")
     except UserError as error:
         pytest.skip(f"the default model cannot be had: {error}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    work = [Ask(tuple(tokenizer(question).input_ids), greedy) for question in QUESTIONS[: max(4, scaled(20))]]
+    return folder, [
+        Ask(tuple(tokenizer(question).input_ids), greedy) for question in QUESTIONS[: max(4, scaled(20))]
+    ]
+
+
+@pytest.mark.model
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("tp", "pp"), some([(3, 1), (1, 2), (3, 2)], 1))
+async def test_the_default_model_is_token_exact(tp, pp):
+    folder, work = questions_of_the_default_model()
     async with engine_of(folder, tp, pp) as engine:
         assert check(folder, work, await tokens_of(engine, work)) <= 1
