@@ -1,8 +1,13 @@
 """How much of a large counted suite to run: all of it with PLAIT_TEST_ALL=1, else a twentieth."""
 
 import os
+import random
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def scaled(full: int) -> int:
@@ -19,3 +24,11 @@ def seed() -> int:
         given = str(int(commit[:8] or "0", 16))
     print(f"PLAIT_TEST_SEED={given}")
     return int(given)
+
+
+def some(cases: Sequence[T], count: int) -> list[T]:
+    """All cases when everything is to be run, else `count` of them, others with each commit."""
+    if scaled(2) == 2:
+        return list(cases)
+    chosen = random.Random(seed()).sample(range(len(cases)), count)
+    return [cases[i] for i in sorted(chosen)]

@@ -6,6 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from plait.cli.main import app
+from plait.cost.fitted import Fitted
+from plait.cost.step_profile import StepProfile
 from plait.spec.errors import UserError
 
 CLUSTER = "nodes: 1\ndevices_per_node: 2\ndevice: a100-80g\n"
@@ -35,6 +37,20 @@ def test_a_plan_is_written_and_simulated(plan, tmp_path):
     placement = json.loads((tmp_path / "p.json").read_text())
     assert placement["about"]["kind"] == "colocated"
     again = ["--placement", str(tmp_path / "p.json"), "--cluster", str(tmp_path / "c.yaml")]
+    shown = CliRunner().invoke(app, ["simulate", "--model", "opt-13b", "--rate", "2", *again])
+    assert shown.exit_code == 0, shown.output
+
+
+def test_a_profile_of_this_machine_is_a_cost_with_its_saturation(plan, tmp_path):
+    path = str(tmp_path / "profile.json")
+    fitted = Fitted(5e6, 5e4, 0.0, 0.0, 8e6, 10.0, 1e5)
+    StepProfile("opt-13b", "a machine", 1, "float32", 192, fitted, ()).save(tmp_path / "profile.json")
+    result = plan("ttft=1s,tpot=100ms", "2", "--cost", path, "--policy", "disaggregated", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    instances = json.loads((tmp_path / "p.json").read_text())["instances"]
+    assert {(each["tp"], each["pp"]) for each in instances} == {(1, 1)}
+    assert {each["step_tokens"] for each in instances if each["role"] == "prefill"} == {192}
+    again = ["--placement", str(tmp_path / "p.json"), "--cluster", str(tmp_path / "c.yaml"), "--cost", path]
     shown = CliRunner().invoke(app, ["simulate", "--model", "opt-13b", "--rate", "2", *again])
     assert shown.exit_code == 0, shown.output
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from plait.cli.main import app
 from plait.cli.serve import _placement
 from plait.spec.cluster import Placement, Role
 from plait.spec.errors import UserError
@@ -45,3 +47,10 @@ def test_processes_are_those_of_every_instance_or_of_each_in_the_file(tmp_path: 
     path = tmp_path / "placement.yaml"
     path.write_text("instances: [{role: prefill, tp: 3}, {role: decode, pp: 2}]")
     assert [(each.tp, each.pp) for each in _placement(path, 1, 0, 0).instances] == [(3, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("alone", [["--replan", "c.yaml"], ["--slo", "ttft=1s,tpot=100ms"]])
+def test_replanning_needs_a_cluster_and_objectives(alone):
+    result = CliRunner().invoke(app, ["serve", "tiny", *alone])
+    assert isinstance(result.exception, UserError)
+    assert "go together" in str(result.exception)

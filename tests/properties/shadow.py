@@ -55,8 +55,10 @@ class Shadow:
         self.moves: dict[int, ShadowMove] = {}
         self.lately = -1
         """The highest id so far: steps and moves are one order."""
-        self.masters: dict[int, int] = {}
-        """Request -> who takes its next token if nothing else is said."""
+        self._last: dict[int, int] = {}
+        """Request -> its master in the last step that was issued."""
+        self.masters: dict[tuple[int, int], int] = {}
+        """(step, request) -> its master there."""
         self.drawers: dict[int, int] = {}
         """Request -> who drew its last token, and so knows it without being told."""
         self._takers: dict[tuple[int, int], int] = {}
@@ -83,6 +85,8 @@ class Shadow:
         named = {*(row.request for row in step.rows), *step.again}
         assert not any(each.move.request in named for each in self.moves.values()), "a step before its Moved"
         assert len(set(step.group)) == len(step.group)
+        self._last |= {row.request: row.master for row in step.rows}
+        self.masters |= {(step.id, request): self._last[request] for request in named}
         for instance in step.group:
             self.instances[instance].inbox.append(step)
 
@@ -172,7 +176,7 @@ class Shadow:
             if draw:
                 token = hash(tuple(tokens)) % 50
                 tokens.append(token)
-                self.drawers[request] = self.masters[request]
+                self.drawers[request] = self.masters[step.id, request]
                 if token == self.eos:
                     stopped.append(index)
         return StepDone(step.id, tuple(drawn), tuple(stopped))
@@ -195,7 +199,7 @@ class Shadow:
 
     def _place(self, step: Step, row: Row) -> tuple[int, int, int]:
         """Take a row's new slots, and, if it is opened, what is in them already."""
-        states = {member: self.instances[member].rows[row.request] for member in step.group}
+        states = self._states(step, row.request)
         assert row.master in states
         for span in row.spans:
             state = states[span.instance]
@@ -214,7 +218,6 @@ class Shadow:
         known = sum(len(state.kept) for state in states.values())
         assert row.first == known, "positions left out"
         assert row.stride in (1, len(step.group))
-        self.masters[row.request] = row.master
         for position in range(row.first, row.first + row.count):
             self._takers[row.request, position] = row.master
         for keep in row.keep:
@@ -222,9 +225,15 @@ class Shadow:
                 self._takers[row.request, position] = keep.instance
         return row.request, row.first, row.count
 
+    def _states(self, step: Step, request: int) -> dict[int, ShadowRow]:
+        """What the members know of a row; who was not told of it keeps nothing of it."""
+        rows = {member: self.instances[member].rows.get(request) for member in step.group}
+        return {member: row for member, row in rows.items() if row is not None}
+
     def _go_on(self, step: Step, request: int) -> tuple[int, int, int]:
-        states = [self.instances[member].rows[request] for member in step.group]
-        first, master = sum(len(state.kept) for state in states), self.masters[request]
+        states, master = self._states(step, request), self.masters[step.id, request]
+        first = sum(len(state.kept) for state in states.values())
+        assert master in states
         assert self.drawers.get(request, master) == master, "an unknown token"
         self._takers[request, first] = master
         return request, first, 1
@@ -245,8 +254,7 @@ class Shadow:
     def _read(self, step: Step, request: int, end: int) -> None:
         """All positions up to `end` are in the group, once, and contain what they should."""
         tokens, found = self.tokens[request], []
-        for member in step.group:
-            row = self.instances[member].rows[request]
+        for member, row in self._states(step, request).items():
             assert row.kept == sorted(row.kept)
             found += row.kept
             for slot, position in zip(row.slots, row.kept, strict=False):
@@ -289,9 +297,9 @@ class Shadow:
         """The oldest unanswered step names a row that was forgotten."""
         step = self.instances[instance].inbox[0]
         named = {*(row.request for row in step.rows), *step.again}
-        for member in step.group:
-            known = set(self.instances[member].rows) - set(step.closed) | set(step.opened)
-            if not named <= known:
+        for request in named - set(step.opened):
+            master = self.masters[step.id, request]
+            if request in step.closed or request not in self.instances[master].rows:
                 return True
         return False
 

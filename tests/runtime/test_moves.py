@@ -287,6 +287,7 @@ async def test_a_journal_with_moves_replays_and_simulates(tiny_llama, tmp_path):
     [
         (Placement.disaggregated(2, 0), "one that decodes"),
         (Placement((Instance(5),)), "instance 5 of 1"),
+        (Placement((Instance(0, Role.ELASTIC),)), "not served yet"),
     ],
 )
 async def test_placements_that_cannot_serve_are_refused(tiny_llama, placement, words):
@@ -313,6 +314,8 @@ async def test_roles_can_be_changed_but_not_all_of_a_phase(tiny_llama):
             engine.reassign(1, Role.PREFILL)
         with pytest.raises(UserError, match="no instance 2"):
             engine.reassign(2, Role.MIXED)
+        with pytest.raises(Unsupported, match="not served yet"):
+            engine.reassign(0, Role.ELASTIC)
         engine.reassign(0, Role.MIXED)
         engine.reassign(1, Role.PREFILL)
         assert [each.role for each in engine.stats().instances] == ["mixed", "prefill"]

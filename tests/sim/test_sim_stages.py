@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait.serving.batcher import BatcherConfig
+from plait.serving.manager import ManagerConfig
+from plait.sim.scenario import Scenario
 from plait.sim.stages import StagedWorkers
+from plait.spec.cluster import Instance, Placement
 from plait.spec.event import StepDone
 from plait.spec.step import Row, Step
+from plait.workload.trace import TraceRow
 
 
 @dataclass(frozen=True)
@@ -44,3 +50,34 @@ def test_ends_are_in_order_and_never_sooner_than_the_work(jobs):
         end = workers.step_end_ns(step(number, tokens), now)
         assert end >= max(now + 3 * tokens, last + 2 * tokens)
         last = end
+
+
+@dataclass(frozen=True)
+class Even:
+    """Stages of a microsecond each, whatever is in a step."""
+
+    stages: int
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        return (1000,) * self.stages
+
+    def step_ns(self, step: Step) -> int:
+        return 1000 * self.stages
+
+
+@pytest.mark.parametrize("gap_ns", [0, 150, 3300])
+@pytest.mark.parametrize("pp", [2, 4])
+def test_rows_that_decode_keep_all_stages_busy(pp, gap_ns):
+    """A row has a token each time that the stages were passed, and as many steps run as there are stages."""
+    config = ManagerConfig(batcher=BatcherConfig(depth=pp + 1))
+    scenario = Scenario(Placement((Instance(0, pp=pp),)), Even(pp), 4096, config)
+    steps, ended = [], []
+
+    def see(now, event, commands):
+        ended.append(now)
+        steps.extend(command for command in commands if isinstance(command, Step))
+
+    scenario.run([TraceRow(i * gap_ns, 16, 100) for i in range(8)], [see])
+    alone_ns = 7 * gap_ns + 100 * 1000 * pp
+    assert ended[-1] <= 1.1 * alone_ns
+    assert len(steps) * 1000 * pp >= 0.85 * pp * (ended[-1] - 7 * gap_ns)

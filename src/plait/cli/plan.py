@@ -12,7 +12,7 @@ from rich.table import Table
 from plait import __version__
 from plait.cli import report, workload
 from plait.cost.catalog import CONFIGS, shape_named
-from plait.cost.tables import Tables
+from plait.cost.measured import measured_named
 from plait.planner.cluster import read_cluster
 from plait.planner.placed import save_placement
 from plait.planner.plans import Plans
@@ -34,7 +34,8 @@ def plan(
         Algorithm, typer.Option(help="joint: all placements; high, low: DistServe's algorithms 1 and 2.")
     ] = Algorithm.JOINT,
     cost: Annotated[
-        str, typer.Option(help="Step times: roofline, or a100-distserve, a100-vllm for OPT.")
+        str,
+        typer.Option(help="Step times: roofline; a100-distserve or a100-vllm of OPT; a profile."),
     ] = "roofline",
     out: Annotated[Path, typer.Option(help="Write the placement to this file.")] = Path("placement.json"),
     finalists: Annotated[int, typer.Option(min=1, help="Candidates that are measured with intervals.")] = 3,
@@ -43,7 +44,7 @@ def plan(
 ) -> None:
     """Find which instances, how parallel and in which roles, serve a workload within its objectives."""
     shape, there = shape_named(model), read_cluster(cluster)
-    plans = Plans(shape, there, Tables.of(cost, model, there.device.name))
+    plans = Plans(shape, there, measured_named(cost, model, there.device.name))
     config = SearchConfig(algorithm, policy, finalists=finalists, seed=seed)
     with ProcessPoolExecutor(jobs) as pool, report.progress() as bar:
         search = Search(plans, read_trace(trace, form), Slo.parse(slo), rate, config, pool.map)

@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,12 @@ import uvloop
 from rich.console import Console
 
 from plait.cost.catalog import cost_named
+from plait.planner.errand import Errand
+from plait.planner.monitor import Monitor
+from plait.runtime.away import away
+from plait.runtime.engine import Engine
 from plait.runtime.fleet import FleetConfig
+from plait.runtime.replanner import Replanner
 from plait.runtime.setup import ServeConfig, open_engine
 from plait.server.config import ServerConfig
 from plait.server.lifespan import serve as answer
@@ -23,6 +29,7 @@ from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Link, Placement
 from plait.spec.errors import UserError
+from plait.spec.slo import Slo
 from plait.workload.placement import read_placement
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub id, or an alias of `plait pull`.")]
@@ -84,6 +91,12 @@ Pace = Annotated[
 PaceBandwidth = Annotated[
     float | None, typer.Option(min=1, help="With --pace: bytes/s of each instance's link, for moves of KV.")
 ]
+ReplanCluster = Annotated[
+    Path | None,
+    typer.Option("--replan", help="Change roles when the workload does; YAML of this cluster. With --slo."),
+]
+Objectives = Annotated[str | None, typer.Option(help="With --replan: such as ttft=200ms,tpot=50ms.")]
+Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
 
 
 def serve(
@@ -122,17 +135,18 @@ def serve(
     interface: Interface = "127.0.0.1",
     pace: Pace = None,
     pace_bandwidth: PaceBandwidth = None,
+    replan: ReplanCluster = None,
+    slo: Objectives = None,
+    cost: Costs = "roofline",
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
-    keys = tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(",")))
+    words = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
     server = ServerConfig(
         host=host,
         port=port,
-        api_keys=keys,
+        api_keys=tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(","))),
         overload_status=overload_status,
         rate_limit_per_minute=rate_limit,
         default_timeout_s=timeout,
@@ -164,7 +178,7 @@ def serve(
         pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
-    uvloop.run(_run(config, server, began))
+    uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
 
 
 def _placement(
@@ -181,8 +195,29 @@ def _placement(
     return read_placement(path)
 
 
-async def _run(config: ServeConfig, server: ServerConfig, began_s: float) -> None:
+@dataclass(frozen=True, slots=True)
+class _Replan:
+    cluster: Path
+    slo: Slo
+    cost: str
+
+    def watch(self, engine: Engine, slots: int | None) -> Replanner:
+        """Raises UserError: the cluster cannot have the engine's instances, or there are no such costs."""
+        settings = engine.config
+        errand = Errand(str(settings.folder), str(self.cluster), self.slo, self.cost, settings.manager, slots)
+        errand.roles()
+        return Replanner(engine, Monitor(), partial(away, errand))
+
+
+def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
+    if (cluster is None) != (slo is None):
+        raise UserError("--replan and --slo go together: name a cluster file and objectives, or neither")
+    return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
+
+
+async def _run(config: ServeConfig, server: ServerConfig, began_s: float, replan: _Replan | None) -> None:
     engine = open_engine(config)
+    replanner = None if replan is None else replan.watch(engine, config.kv_tokens)
     console = Console(stderr=True, highlight=False)
 
     def ready(url: str) -> None:
@@ -195,4 +230,6 @@ async def _run(config: ServeConfig, server: ServerConfig, began_s: float) -> Non
     try:
         await answer(engine, server, ready)
     finally:
+        if replanner is not None:
+            await replanner.close()
         await engine.close()

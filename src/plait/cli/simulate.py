@@ -11,6 +11,7 @@ import typer
 from plait import __version__
 from plait.cli import report, workload
 from plait.cost.catalog import CONFIGS, DEVICES, cost_named, device_named, shape_named
+from plait.cost.measured import measured_named
 from plait.cost.roofline import Roofline
 from plait.planner.cluster import read_cluster
 from plait.planner.placed import placed
@@ -46,7 +47,7 @@ def simulate(
     ] = None,
     cost: Annotated[
         str | None,
-        typer.Option(help="Step times from a file (fitted or measured); KV size stays the device's."),
+        typer.Option(help="Step times from a file; KV size stays the device's. With --placement as in plan."),
     ] = None,
     process: workload.Process = "poisson",
     rate: workload.Rate = None,
@@ -71,12 +72,11 @@ def simulate(
     objectives = Slo.parse(slo) if slo else None
     profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
     if placement is not None:
-        if instances != 1 or tp != 1 or cost is not None or cluster is None:
-            raise UserError(
-                "--placement takes --cluster, and neither --instances, --tp nor --cost", "placement"
-            )
+        if instances != 1 or tp != 1 or cluster is None:
+            raise UserError("--placement takes --cluster, and neither --instances nor --tp", "placement")
         there = read_cluster(cluster)
-        scenario = placed(read_placement(placement), Plans(shape_named(model), there), model)
+        plans = Plans(shape_named(model), there, measured_named(cost or "roofline", model, there.device.name))
+        scenario = placed(read_placement(placement), plans, model)
         device, instances = there.device.name, len(scenario.placement.instances)
     elif cluster is not None:
         raise UserError("--cluster describes where a --placement lies: name one, or use --device", "cluster")

@@ -30,7 +30,7 @@ class Tables:
         engine = source.removeprefix("a100-")
         if engine not in ENGINES or not source.startswith("a100-"):
             known = ", ".join(("roofline", *(f"a100-{each}" for each in ENGINES)))
-            raise UserError(f"no costs {source!r}; there are {known}", "cost")
+            raise UserError(f"no costs {source!r}; there are {known}, and files of plait profile", "cost")
         if device != "a100-80g" or model not in KV_TOKENS:
             raise UserError(
                 f"{source} has no tables for {model} on {device}: they are of {', '.join(KV_TOKENS)} on "
@@ -41,19 +41,23 @@ class Tables:
             raise UserError("of opt-175b there is only the analytic form: --cost a100-distserve", "cost")
         return Tables(model, engine)
 
-    def refusal(self, tp: int) -> str:
-        """Why there is no cost with so many devices a stage; empty: there is one."""
+    def refusal(self, tp: int, pp: int) -> str:
+        """See `Measured`. Stages are cut out of what was measured without."""
         known = measured_tps(self.model, self.engine)
         if not known or tp in known:
             return ""
         return f"{self.model} was measured with tp {', '.join(map(str, known))} only"
 
     def cost(self, shape: ModelShape, tp: int, pp: int) -> Cost:
-        """Of one instance; a negative coefficient counts as 0."""
+        """See `Measured`. A negative coefficient counts as 0."""
         if self.model == "opt-175b":
             return opt_175b(shape, tp, pp)
         return on_a100(self.model, tp, pp, engine=self.engine)
 
     def slots(self, tp: int, pp: int) -> int | None:
-        """KV tokens of an instance, as measured; None: it was not."""
+        """See `Measured`."""
         return KV_TOKENS[self.model].get((tp, pp))
+
+    def saturation(self, tp: int, pp: int) -> int | None:
+        """Found from the costs."""
+        return None

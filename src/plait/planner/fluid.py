@@ -119,8 +119,7 @@ class Fluid:
 
     def steady_hz(self, candidate: Candidate) -> float:
         """Most requests/s of one copy in a run without end, were prompts no matter of order."""
-        prefill = decode = 0.0
-        spare: Speeds | None = None
+        prefill = decode = mixed = lent_prefill = lent_decode = 0.0
         for part in candidate.parts:
             speeds = self.speeds(part)
             if part.role is Role.PREFILL:
@@ -128,13 +127,15 @@ class Fluid:
             elif part.role is Role.DECODE:
                 decode += part.count * speeds.decode_hz
             else:
-                mixed, spare = part.count * speeds.mixed_hz, speeds
-        if spare is None:
+                mixed += part.count * speeds.mixed_hz
+                lent_prefill += part.count * speeds.prefill_hz
+                lent_decode += part.count * speeds.decode_hz
+        if candidate.kind == "disaggregated":
             return min(prefill, decode, self._links_hz(candidate))
         if candidate.kind == "colocated":
             return mixed
-        # The flexible instance takes what either phase lacks, and whole requests only where both lack them.
-        lent = min(prefill + spare.prefill_hz, decode + spare.decode_hz)
+        # Flexible instances take what either phase lacks, and whole requests only where both lack them.
+        lent = min(prefill + lent_prefill, decode + lent_decode)
         return min(lent, max(prefill, decode) + mixed)
 
     def speeds(self, part: Part) -> Speeds:
@@ -229,17 +230,23 @@ class Fluid:
         return into * max(cluster.local.bandwidth, cluster.remote.bandwidth) / moved
 
     def _rows_hz(self, plan: Plan, cost: Cost, limit_ns: float) -> float:
-        """The best batch within memory and a time of a step. All rows of an instance are in each of its
-        steps, so its stages work one after another."""
+        """The best batch within memory and a time of a step; each stage has a share of the rows."""
         if self.demand.steps == 0:
             return float("inf")
         context, best = self.demand.context, 0.0
         for rows in self._batches(plan):
-            step_ns = cost.step_ns(_decodes(rows, context))
+            step = _decodes(rows, context)
+            step_ns = cost.step_ns(step)
             if step_ns > limit_ns:
                 break
-            best = max(best, rows / step_ns)
+            best = max(best, self._passing(plan, rows, step_ns, _slowest_ns(cost, step)))
         return best * NS / self.demand.steps
+
+    def _passing(self, plan: Plan, rows: int, step_ns: float, slowest_ns: float) -> float:
+        """Rows a nanosecond where steps of `rows` rows follow each other through the stages: as the slowest
+        stage lets them, and no row is in two of them."""
+        most = min(rows * plan.pp, self._most_rows(plan))
+        return min(rows / slowest_ns, most / step_ns)
 
     def _mixed_hz(self, plan: Plan, cost: Cost, limit: int, limit_ns: float) -> float:
         """Steps of decodes and of as many prompt tokens as keep their number, in each step or, where a step
@@ -251,12 +258,13 @@ class Fluid:
         for rows in self._batches(plan):
             fresh, again = rows * demand.prompt / demand.steps, _decodes(rows, demand.context)
             again_ns, every = cost.step_ns(again), 1
+            again_slowest_ns = _slowest_ns(cost, again)
             while fresh * every <= max(limit - rows, fresh) and fresh <= limit:
-                chunk = _chunk(fresh * every, demand.prompt)
-                both_ns = cost.step_ns(_decodes(rows, demand.context, chunk))
-                step_ns = (both_ns + (every - 1) * again_ns) / every
+                both = _decodes(rows, demand.context, _chunk(fresh * every, demand.prompt))
+                step_ns = (cost.step_ns(both) + (every - 1) * again_ns) / every
+                slowest_ns = (_slowest_ns(cost, both) + (every - 1) * again_slowest_ns) / every
                 if step_ns <= limit_ns:
-                    best = max(best, rows / step_ns)
+                    best = max(best, self._passing(plan, rows, step_ns, slowest_ns))
                 every *= 2
         if not best and cost.step_ns(_decodes(1, demand.context)) <= limit_ns:
             best = self._crowded_hz(cost, limit, np.inf)  # so seldom that a row is alone most of the time
@@ -283,12 +291,15 @@ class Fluid:
 
     def _batches(self, plan: Plan) -> list[int]:
         """Numbers of rows that memory holds, an eighth apart."""
-        most = min(MAX_ROWS, int(self.plans.slots(plan) / self.demand.context))
-        sizes, size = [], 1.0
+        most, sizes, size = self._most_rows(plan), [], 1.0
         while size <= most:
             sizes.append(round(size))
             size = max(size + 1, size * 1.125)
         return [*sizes, most] if most > 0 else []
+
+    def _most_rows(self, plan: Plan) -> int:
+        """That memory holds, and the serving core lets decode at a time."""
+        return min(MAX_ROWS, int(self.plans.slots(plan) / self.demand.context))
 
 
 def _prompt_ns(cost: Cost, tokens: int, limit: int, whole: bool) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from plait.cost.cost import Cost
+from plait.cost.measured import Measured
 from plait.cost.pipeline import Pipeline
 from plait.cost.roofline import Roofline
-from plait.cost.tables import Tables
 from plait.planner.cluster import Cluster
 from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
@@ -43,8 +43,8 @@ class Plans:
 
     shape: ModelShape
     cluster: Cluster
-    tables: Tables | None = None
-    """Measured step times; plans that were not measured cannot be used then."""
+    measured: Measured | None = None
+    """Step times; plans that were not measured cannot be used then."""
     _costs: dict[Plan, Cost] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, longest: int) -> tuple[dict[Plan, str], list[Plan]]:
@@ -86,7 +86,7 @@ class Plans:
             return f"{plan.pp} stages cannot be spread evenly over {plan.nodes} of {self.cluster.nodes} nodes"
         if per_node > self.cluster.devices_per_node:
             return f"{per_node} devices on a node of {self.cluster.devices_per_node}"
-        if self.tables is not None and (reason := self.tables.refusal(plan.tp)):
+        if self.measured is not None and (reason := self.measured.refusal(plan.tp, plan.pp)):
             return reason
         slots = self.slots(plan)
         if slots < longest:
@@ -100,9 +100,9 @@ class Plans:
     def slots(self, plan: Plan) -> int:
         """KV tokens beside the weights; 0 or less: not even the weights fit. Where there are more devices in
         a stage than KV heads, several hold the same head."""
-        measured = None if self.tables is None else self.tables.slots(plan.tp, plan.pp)
-        if measured is not None:
-            return measured
+        known = None if self.measured is None else self.measured.slots(plan.tp, plan.pp)
+        if known is not None:
+            return known
         copies = max(1, plan.tp // self.shape.layers[0].kv_heads)
         room = self.cluster.device.memory_bytes * plan.devices * MEMORY_SHARE - self.shape.weight_bytes
         return int(room // (self.shape.kv_bytes_per_token * copies))
@@ -110,8 +110,8 @@ class Plans:
     def cost(self, plan: Plan) -> Cost:
         """Of a step on one instance. Hops of a plan over several nodes all count as hops between nodes."""
         found = self._costs.get(plan)
-        if found is None and self.tables is not None:
-            found = self._costs[plan] = self.tables.cost(self.shape, plan.tp, plan.pp)
+        if found is None and self.measured is not None:
+            found = self._costs[plan] = self.measured.cost(self.shape, plan.tp, plan.pp)
         if found is None:
             cluster = self.cluster
             found = Roofline(cluster.device, self.shape, plan.tp, cluster.local)
@@ -123,7 +123,11 @@ class Plans:
         return found
 
     def saturation(self, plan: Plan) -> int:
-        """L_m: fewest tokens, a power of two, with which a step of prompts uses the devices well."""
+        """L_m: fewest tokens, a power of two, with which a step of prompts uses the devices well.
+        Or what was measured."""
+        known = None if self.measured is None else self.measured.saturation(plan.tp, plan.pp)
+        if known is not None:
+            return known
         cost, tokens = self.cost(plan), 128
         while tokens < LARGE and _token_ns(cost, tokens) > SATURATED * _token_ns(cost, LARGE):
             tokens *= 2

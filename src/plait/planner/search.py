@@ -213,10 +213,10 @@ class Search:
         """Candidates that can be placed and that hold a request of `longest` tokens."""
         return self._placeable(self.plans.check(longest))[1]
 
-    def most_per_device_hz(self) -> float:
-        """The largest bound of a device: more requests/s than any candidate bears."""
+    def steady_per_device_hz(self) -> float:
+        """More requests/s of a device than any candidate bears in a run without end."""
         longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
-        return max(self.fluid.bound_hz(each) / each.devices for each in self.able(longest))
+        return max(self.fluid.steady_hz(each) / each.devices for each in self.able(longest))
 
     # ---- candidates ----------------------------------------------------------------------------
 

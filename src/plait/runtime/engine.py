@@ -17,7 +17,7 @@ from plait.runtime.hashing import block_hashes
 from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.spec.cluster import Role
-from plait.spec.errors import TooLong, UserError
+from plait.spec.errors import TooLong, Unsupported, UserError
 from plait.spec.event import Drain, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
@@ -244,7 +244,10 @@ class Engine:
 
         Raises:
             UserError: there is no such instance, or nobody would be left for a phase.
+            Unsupported: workers cannot play this role.
         """
+        if role is Role.ELASTIC:
+            raise Unsupported("elastic instances can be simulated, but not served yet", "role")
         if not 0 <= instance < self._instances:
             raise UserError(f"there is no instance {instance} of {self._instances}", "instance")
         roles = [self.core.roster.role(i) for i in range(self._instances)]

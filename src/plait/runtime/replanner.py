@@ -1,11 +1,11 @@
 """`Replanner`: when the workload has become another one, a new plan; and its roles, with requests in flight.
 
-monitor.shifted --> plan(rows) in a thread --> role_changes --> engine.reassign, one by one --> accept
+monitor.shifted --> plan(rows, present) --> role_changes --> engine.reassign, one by one --> accept
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -45,10 +45,10 @@ class Replanner:
         self,
         engine: Engine,
         watch: Watch,
-        plan: Callable[[list[TraceRow]], Placement],
+        plan: Callable[[list[TraceRow], Placement], Awaitable[Placement]],
         look_ns: int = LOOK_NS,
     ) -> None:
-        """`plan` names the same instances in other roles; it runs in a thread while the engine serves."""
+        """`plan` names the present instances in other roles (`away`); the engine serves meanwhile."""
         self.changes = 0
         """Plans that were put in force."""
         self._engine = engine
@@ -70,7 +70,7 @@ class Replanner:
     async def _replan(self) -> None:
         """A plan that cannot be made or reached leaves all as it is until the workload changes again."""
         try:
-            wanted = await asyncio.to_thread(self._plan, self._watch.rows())
+            wanted = await self._plan(self._watch.rows(), self._present())
             changes = role_changes(self._present(), wanted)
             for change in changes:
                 self._engine.reassign(change.instance, change.role)
@@ -87,6 +87,11 @@ class Replanner:
         role = self._engine.core.roster.role
         listed = self._engine.config.manager.placement.instances
         return Placement(tuple(replace(each, role=role(each.id)) for each in listed))
+
+    async def idle(self) -> None:
+        """Wait for a plan that is being made."""
+        if self._task is not None:
+            await self._task
 
     async def close(self) -> None:
         """Give up a plan that is being made."""

@@ -72,7 +72,7 @@ class Ensemble:
         live.parts, live.kept, live.away, live.master = {}, [], 0, -1
         live.planned, live.room, live.opened, live.leaving, live.bypassed = 0, 0, False, False, 0
         live.passing, live.step = False, -1
-        live.told = {}
+        live.told, live.synced = {}, ()
 
     def unseat(self, live: Live) -> None:
         """Give back all that a request has here."""
@@ -176,7 +176,8 @@ class Ensemble:
 
     def _prompt(self, live: Live, count: int, group: tuple[int, ...], kept: tuple[Keep, ...]) -> Row:
         parts, spans = _parts(live), list[Span]()
-        live.opened &= all(member in live.told for member in group)
+        live.opened &= all(member in live.synced for member in group)
+        live.synced = group
         for keep in kept:
             self._hold(live, keep.instance)
             grown = self._grow(live, keep.instance, parts[keep.instance] + keep.count)

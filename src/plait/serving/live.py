@@ -41,6 +41,7 @@ class Live:
         "request",
         "room",
         "step",
+        "synced",
         "told",
         "transfer",
     )
@@ -96,6 +97,8 @@ class Live:
         """On elastic instances: who computes its next token; -1: its prompt is not computed."""
         self.told: dict[int, None] = {}
         """Elastic instances that know it."""
+        self.synced: tuple[int, ...] = ()
+        """Those that know who keeps what of it: the group of its last prompt step."""
 
     @property
     def known(self) -> int:

@@ -71,7 +71,8 @@ class Step:
     """Instances in ring order."""
     rows: tuple[Row, ...]
     again: tuple[int, ...] = ()
-    """Requests that take one more token as in their last step."""
+    """Requests that take one more token as in their last step. A member that was never told of one keeps
+    nothing of it, and leaves it out."""
     opened: tuple[int, ...] = ()
     """Requests that a member sees for the first time, or whose master did not draw their last token; the
     runtime attaches their `Opened`, and their rows say all: members forget what they knew of them."""

@@ -1,0 +1,7 @@
+"""`python -m plait.planner`."""
+
+import sys
+
+from plait.planner.errand import main
+
+sys.exit(main())
