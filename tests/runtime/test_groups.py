@@ -75,3 +75,6 @@ async def test_what_groups_cannot_compute_is_refused(tmp_path):
     folder = tiny_folder(tmp_path, "mistral")
     with pytest.raises(Unsupported, match="windows"):
         engine_of(folder, 2)
+    mixed = open_engine(ServeConfig(str(folder), kv_tokens=256, fleet=replace(FLEET, instances=2)))
+    with pytest.raises(Unsupported, match="windows"):
+        mixed.reassign(0, Role.ELASTIC)

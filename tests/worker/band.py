@@ -86,9 +86,10 @@ class Band:
             self.players[member].orders.put((step, opened, sources))
 
     def finish(self, step: Step) -> tuple[Draw, ...] | StepFault:
-        """The answer to the oldest step of a group, one of several faults."""
+        """The answer to the oldest step of a group; of several faults one that came first."""
         answers = [self.players[member].answers.get(timeout=60) for member in step.group]
         faults = [answer for answer in answers if isinstance(answer, StepFault)]
+        faults.sort(key=lambda fault: "given the step up" in str(fault))
         return faults[0] if faults else merged(step, answers)
 
     def run(self, step: Step, opened: tuple[Opened, ...] = ()) -> tuple[Draw, ...]:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from plait.spec.sampling import Opened
 from plait.spec.step import Extent, Keep, Row, Span, Step
@@ -93,10 +94,8 @@ class ElasticScript:
         rows, again, opened = [], [], []
         for i in chosen:
             self._describe(i, order, rows, again, opened)
-        closed = [i for member in order for i in self.closed[member] if i not in {o.request for o in opened}]
-        for member in order:
-            self.closed[member] = []
         ids = tuple(o.request for o in opened)
+        closed = self._closed(order, ids)
         step = Step(self._id(), tuple(order), tuple(rows), tuple(again), ids, tuple(dict.fromkeys(closed)))
         draws = self.band.run(step, tuple(opened))
         for i, draw in zip([row.request for row in rows] + again, draws, strict=True):
@@ -108,6 +107,15 @@ class ElasticScript:
                 live.drawer = live.master
             if live.finished:
                 self._release(i)
+
+    def _closed(self, order: list[int], opened: tuple[int, ...]) -> list[int]:
+        """What the members may forget. A request that was opened again elsewhere is still known to some of
+        the group: who should have forgotten it does so later."""
+        used = {i for i, live in self.live.items() if i in opened or live.known & set(order)}
+        closed = [i for member in order for i in self.closed[member] if i not in used]
+        for member in order:
+            self.closed[member] = [i for i in self.closed[member] if i in used and i not in opened]
+        return closed
 
     def _describe(self, i: int, order: list[int], rows: list, again: list, opened: list) -> None:
         live, first, n = self.live[i], self.live[i].computed, len(order)
@@ -148,7 +156,7 @@ class ElasticScript:
     def _division(self, first: int, count: int, order: list[int]) -> list[Keep]:
         """Random intervals for random members."""
         cuts = sorted({0, count, *(self.rng.randint(0, count) for _ in range(self.rng.randint(0, 3)))})
-        pairs = zip(cuts, cuts[1:], strict=False)
+        pairs = pairwise(cuts)
         return [Keep(self.rng.choice(order), first + begin, past - begin) for begin, past in pairs]
 
     def _grow(self, live: Live, kept: list[Keep], order: list[int], fresh: bool) -> list[Span]:

@@ -72,7 +72,7 @@ class Attend:
     def _attend_together(
         self, together: Together, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, step: StepInputs
     ) -> tuple[Tensor, Tensor]:
-        """As a member of a group: keys and values of striped tokens, which come first, go into the ring buffer."""
+        """For a group: keys and values of striped tokens, the first ones, go into the ring buffer."""
         stripes, angles, self.angles = together.inputs.stripes, self.angles, None
         striped = stripes.tokens if stripes is not None else 0
         turned = []

@@ -2,16 +2,16 @@
 
     1. queries go to the members that keep keys of their rows; meanwhile attention to own keys
     2. queries of others are answered from own keys: (output, log-sum-exp) in float32 goes back
-    3. striped rows: the keys and values that each member has just computed, its chunk, pass all members in a
-       ring, and each copies into its pool those tokens that it is to keep; attention to the chunk in hand while
-       it is on its way to the next member
+    3. striped rows: the keys and values that each member has just computed, its chunk, pass all members in
+       a ring, and each copies into its pool those tokens that it is to keep; attention to the chunk in hand
+       while it is on its way to the next member
     4. the parts are merged by their log-sum-exp
 
-A chunk lies in the form of the pool, in one buffer for all layers: the ring buffer. It is sent and received in
-place, piece by piece, so that one chunk is all that a member ever holds beside its share.
+A chunk lies in the form of the pool, in one buffer for all layers: the ring buffer. It is sent and received
+in place, piece by piece, so that one chunk is all that a member ever holds beside its share.
 
-Legend: T own tokens, S those of them that are of striped rows (they come first), Q queries on their way, R rows,
-P pages, J tokens that are kept; others as in `plait.kernels.attention`.
+Legend: T own tokens, S those of them that are of striped rows (they come first), Q queries on their way,
+R rows, P pages, J tokens that are kept; others as in `plait.kernels.attention`.
 """
 
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class GroupInputs:
-    """What a member does in a step besides computing its tokens. In its `StepInputs` rows and lengths speak of
-    own keys only, slots of striped tokens are those of its chunk."""
+    """What a member does in a step besides computing its tokens. In its `StepInputs` rows and lengths speak
+    of own keys only, slots of striped tokens are those of its chunk."""
 
     places_T: Tensor
     """int64: each own token sees own keys up to this one."""
@@ -162,8 +162,8 @@ class GroupAttention:
         """Attention of own tokens, whose keys and values are stored already.
 
         Args:
-            own: tables, rows, starts and lengths of own keys that own tokens may see, as `paged_partial` takes
-                them; None where this member has no tokens of its own.
+            own: tables, rows, starts and lengths of own keys that own tokens may see, as `paged_partial`
+                takes them; None where this member has no tokens of its own.
 
         Returns:
             (output [T, H, D] in the queries' type, log-sum-exp [T, H]).
@@ -268,8 +268,8 @@ class GroupAttention:
 def _shift(here: Tensor, there: Tensor, following: int, previous: int, peers: Peers) -> None:
     """Send a chunk, whose first piece was pushed, and receive another one in its place.
 
-    A piece fits the room of a link, so it can be sent as soon as the reader has taken the one before, which he
-    does whatever happens here: nobody waits in a circle.
+    A piece fits the room of a link, so it can be sent as soon as the reader has taken the one before, which
+    he does whatever happens here: nobody waits in a circle.
     """
     for begin in range(0, max(len(here), len(there)), peers.room):
         past = begin + peers.room

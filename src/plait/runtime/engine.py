@@ -42,6 +42,8 @@ class EngineConfig:
     """File for the journal; None: none is written."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Noted in the journal's header."""
+    no_groups: str | None = None
+    """Why its instances cannot be elastic; None: they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +248,8 @@ class Engine:
             UserError: there is no such instance, or nobody would be left for a phase.
             Unsupported: workers cannot play this role.
         """
-        if role is Role.ELASTIC:
-            raise Unsupported("elastic instances can be simulated, but not served yet", "role")
+        if role is Role.ELASTIC and self.config.no_groups is not None:
+            raise Unsupported(self.config.no_groups, "role")
         if not 0 <= instance < self._instances:
             raise UserError(f"there is no instance {instance} of {self._instances}", "instance")
         roles = [self.core.roster.role(i) for i in range(self._instances)]

@@ -168,11 +168,11 @@ class WorkerFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        members = [self.members[instance] for instance in step.group]
-        if all(member.up for member in members):
+        members = [self.members[instance] for instance in step.group if self.members[instance].up]
+        if len(members) == len(step.group):
             self._steps[step.id] = Gather(step)
-        # Where a member was lost meanwhile the others must forget the step's rows, too: they get it all the same.
-        several = len(members) > 1
+        # Where a member was lost meanwhile the others must forget the step's rows, too, so they get it.
+        several = len(step.group) > 1
         sources = tuple(source for member in members for source in member.sources) if several else ()
         for member in members:
             self._tell(member, Order(step, opened, sources))

@@ -1,6 +1,7 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def open_engine(config: ServeConfig) -> Engine:
         max_len=max_len,
         manager=_deep_enough(config.manager, placement),
         journal=config.journal,
+        no_groups=_no_groups(placement.instances, config, shape),
     )
     return Engine(engine, fleet, instances)
 
@@ -144,26 +146,26 @@ def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
             share_of(shape, Rank(each.tp, each.pp))
         except Unsupported as refusal:
             raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
-    _check_elastic([each for each in placement.instances if each.role is Role.ELASTIC], config, shape)
+    elastic = [each for each in placement.instances if each.role is Role.ELASTIC]
+    if elastic and (reason := _no_groups(elastic, config, shape)):
+        raise Unsupported(reason, "placement")
     return placement
 
 
-def _check_elastic(elastic: list[Instance], config: ServeConfig, shape: ModelShape) -> None:
-    """Raises UserError where these instances cannot compute a step together."""
-    if not elastic:
-        return
+def _no_groups(instances: Sequence[Instance], config: ServeConfig, shape: ModelShape) -> str | None:
+    """Why these instances cannot compute a step together; None: they can."""
     if config.device != "cpu":
-        raise Unsupported("elastic instances compute on cpu only: choose other roles", "device")
+        return "elastic instances compute on cpu only: choose other roles"
     if any(layer.window is not None for layer in shape.layers):
-        raise Unsupported(
+        return (
             "this model attends to windows, and elastic groups know no positions of keys that others keep: "
-            "choose other roles",
-            "model",
+            "choose other roles"
         )
-    if any(each.pp > 1 for each in elastic):
-        raise Unsupported("elastic instances have no stages: use pp 1", "pp")
-    if len({each.tp for each in elastic}) > 1:
-        raise Unsupported("elastic instances have equal tp", "tp")
+    if any(each.pp > 1 for each in instances):
+        return "elastic instances have no stages: use pp 1, or choose other roles"
+    if len({each.tp for each in instances}) > 1:
+        return "elastic instances have equal tp: give all the same, or choose other roles"
+    return None
 
 
 def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:

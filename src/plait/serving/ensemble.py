@@ -212,7 +212,12 @@ class Ensemble:
         grown: list[Live] = []
         opened: list[int] = []
         context = 0
+        back = {id for member in group.members for id in self.seats[member].closed}
         for live in tuple(group.lives.values()):
+            if (
+                live.id in back
+            ):  # a member knows it from an earlier stay, and must learn that this is another one
+                live.room, live.opened = 0, False
             if live.room:
                 live.room -= 1
                 live.planned += 1

@@ -1,8 +1,8 @@
 """`Exchange`: what a worker sends to the other members of a step's group, and gets from them.
 
-Links are made when a step first needs them, for a pair of workers in their present epochs; groups cost nothing.
-A step that any member cannot carry out is abandoned by all: whoever waits for one that is gone, past the step,
-or silent for too long raises `GroupError`, and later steps go on over the same links.
+Links are made when a step first needs them, for a pair of workers in their present epochs; groups cost
+nothing. A step that any member cannot carry out is abandoned by all: whoever waits for one that is gone, past
+the step, or silent for too long raises `GroupError`, and later steps go on over the same links.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from plait.kernels.transfer import Bytes
 from plait.spec.errors import ServiceError
 from plait.worker.channel import Attach, Channel, LinkError, connect
 from plait.worker.config import LinkConfig
-from plait.worker.passage import Inlet, Outlet, Receiver, Sender, Shared, make_inlet, make_outlet
+from plait.worker.passage import Inlet, Outlet, Receiver, Sender, make_inlet, make_outlet
 from plait.worker.wire import Source
 
 FIRST_S = 0.002
@@ -52,7 +52,7 @@ class Exchange:
         self._turn = 0
         self._sends: list[tuple[int, ...]] = []
         self._kept: list[Tensor] = []
-        self._spin = False
+        self._spin = self._begun = False
 
     def attach(self, channel: Channel, letter: Attach) -> None:
         """A peer wants to send to this worker. Raises LinkError."""
@@ -68,7 +68,7 @@ class Exchange:
         """A step begins, whose group has these members; None: this worker, or one that is lost."""
         with self._attached:
             self._turn = step + 1  # turns are positive
-        self._peers = tuple(peers)
+        self._peers, self._begun = tuple(peers), True
         self._sends, self._kept = [], []
         self._spin = len(os.sched_getaffinity(0)) >= len(peers)
 
@@ -103,7 +103,7 @@ class Exchange:
             wanted, fast = self._found(wanted, slow)
             members += [member for member, _ in fast]
             flows_F = np.concatenate([flows_F, np.array([flow for _, flow in fast], exchange.FLOW)])
-            # What comes over the links that are there is taken while others are made: nobody waits in a circle.
+            # What comes over links that are there is taken while others are made: nobody waits in a circle.
             within_s = FIRST_S if wanted else LOOK_S
             state = (
                 exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=within_s) if members else -1
@@ -134,7 +134,10 @@ class Exchange:
         return missing, fast
 
     def end(self) -> None:
-        """The step is done here, or given up: the other members are told."""
+        """The step is done here, or given up: the other members are told, once."""
+        if not self._begun:
+            return
+        self._begun = False
         with self._attached:
             turn = self._turn
             self._turn += 1
@@ -149,6 +152,8 @@ class Exchange:
 
     def abandon(self) -> None:
         """The step is given up here: members that wait for this one must learn of it, also without a link."""
+        if not self._begun:
+            return
         for member, peer in enumerate(self._peers):
             if peer is not None:
                 with contextlib.suppress(GroupError):  # whoever is gone waits for nobody

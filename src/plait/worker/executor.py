@@ -78,13 +78,27 @@ class Executor:
         except WorldError:
             raise  # nothing can be carried out any more
         except Exception as error:
-            for request in (*step.closed, *step.opened, *(r.request for r in step.rows), *step.again):
+            for request in step.closed:
                 self.rows.close(request)
+            for request in dict.fromkeys((*step.opened, *(r.request for r in step.rows), *step.again)):
+                self.rows.forget(request, request in step.opened)
             reason = str(error) or type(error).__name__
             raise StepFault(f"step {step.id} failed: {type(error).__name__}: {reason}") from error
 
     def _run(self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...]) -> tuple[Draw, ...]:
         assert self.instance in step.group, f"group {step.group} came to instance {self.instance}"
+        if len(step.group) > 1:
+            return self._run_together(step, opened, members)
+        self._take_rows(step, opened)
+        plan = self._plan(step)
+        if not plan.states:
+            return ()
+        draws = self._compute(plan)
+        self.rows.next_R[plan.indices_R] = plan.firsts_R + plan.counts_R
+        return draws
+
+    def _take_rows(self, step: Step, opened: tuple[Opened, ...]) -> None:
+        """Forget rows, and open others."""
         for request in step.closed:
             self.rows.close(request)
         assert tuple(o.request for o in opened) == step.opened, "opened states do not match the step"
@@ -93,32 +107,30 @@ class Executor:
             if state.request in elastic:
                 self.rows.close(state.request)  # what was known of it does not count any more
             self.rows.open(state)
-        if len(step.group) > 1:
-            return self._run_together(step, members)
-        plan = self._plan(step)
-        if not plan.states:
-            return ()
-        draws = self._compute(plan)
-        self.rows.next_R[plan.indices_R] = plan.firsts_R + plan.counts_R
-        return draws
 
-    def _run_together(self, step: Step, members: tuple[Source, ...]) -> tuple[Draw, ...]:
+    def _run_together(
+        self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...]
+    ) -> tuple[Draw, ...]:
         """As a member of a group. The others learn at once of a step that is not carried out here."""
         assert self.exchange is not None, "groups need an exchange"
         if self.model.refusal_of_groups:
             raise Unsupported(f"no groups of instances: {self.model.refusal_of_groups}", "model")
         self.exchange.begin(step.id, self._column(step, members))
         try:
+            self._take_rows(step, opened)
             plan = self._planner.plan(step)
             draws = self._compute_together(plan, self.exchange)
             self._planner.done(plan, step.group)
         except Exception:
             self.exchange.abandon()
             raise
-        return draws
+        answers = [Draw(())] * plan.rows
+        for share, draw in zip(plan.shares, draws, strict=True):
+            answers[share.at] = draw
+        return tuple(answers)
 
     def _column(self, step: Step, members: tuple[Source, ...]) -> list[Source | None]:
-        """Of each member the worker with this one's share of the heads; None for this one, and who is lost."""
+        """Of each member the worker with this one's share of heads; None for this one, and who is lost."""
         rank = self.model.config.rank
         found = {tuple(int(part) for part in each.identity.split(b".")): each for each in members}
         sizes = {instance: sum(i == instance for i, _, _ in found) for instance, _, _ in found}
@@ -129,9 +141,12 @@ class Executor:
         return [None if i == self.instance else mine.get(i) for i in step.group]
 
     def _compute_together(self, plan: GroupPlan, exchange: Exchange) -> tuple[Draw, ...]:
-        logits_LV = self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange)
+        logits_LV = self._forward_together(plan, exchange)
         exchange.end()
         return self._draw(self._drawn(plan), logits_LV, plan.owned_R)
+
+    def _forward_together(self, plan: GroupPlan, exchange: Exchange) -> Tensor:
+        return self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange)
 
     def _drawn(self, plan: GroupPlan) -> Plan:
         """A member's plan as its draws need it."""

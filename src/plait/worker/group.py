@@ -1,7 +1,7 @@
-"""What one member of a group does in a step: its tokens, its chunk of the ring, whom it asks and whom it answers.
+"""What one member of a group does in a step: its tokens, its chunk of the ring, whom it asks and answers.
 
-All members draw the same plan up from the same order, each for itself: sizes and order of what they exchange are
-not sent but follow. Striped rows come first everywhere, each kind in the order of the step.
+All members draw the same plan up from the same order, each for itself: sizes and order of what they exchange
+are not sent but follow. Striped rows come first everywhere, each kind in the order of the step.
 
 Legend: see `plait.model.group`; a member's number is its place in the ring, I marks a row's new tokens.
 """
@@ -24,6 +24,8 @@ from plait.worker.rows import Rows, RowState
 class Shared:
     """A row of the step, as this member sees it."""
 
+    at: int
+    """Its place among the rows of the step."""
     state: RowState
     first: int
     count: int
@@ -55,13 +57,15 @@ class GroupPlan:
 
     member: int
     """Its number."""
+    rows: int
+    """Of the step."""
     shares: list[Shared]
-    """In the order of the step."""
+    """Those that this member takes part in, in the order of the step."""
     inputs: StepInputs | None
     """None: no token is computed here."""
     group: GroupInputs
     owned_R: list[slice]
-    """Of the wanted logits, those of each row."""
+    """Of the wanted logits, those of each share."""
     tables_RP: Tensor
 
 
@@ -75,18 +79,20 @@ class Planner:
     def plan(self, step: Step) -> GroupPlan:
         """What this member does in a step. Its rows are opened and not yet described."""
         self._group, self._me = step.group, step.group.index(self._instance)
-        shares = [self._described(row, row.request in step.opened) for row in step.rows]
-        shares += [self._again(self._rows.states[request]) for request in step.again]
-        assert len({id(share.state) for share in shares}) == len(shares), "a request stands twice in the step"
+        named = [*(row.request for row in step.rows), *step.again]
+        assert len(set(named)) == len(named), "a request stands twice in the step"
+        shares = self._shares(step)
         for share in shares:
             self._check(share)
-        order = sorted(range(len(shares)), key=lambda r: shares[r].stride == 1)
         striped = [share for share in shares if share.stride > 1]
+        ordered = striped + [share for share in shares if share.stride == 1]
         chunks = [self._layout(striped, member) for member in range(len(step.group))] if striped else []
-        mine = [(r, shares[r]) for r in order if shares[r].owned(self._me)]
-        inputs, owned_R = self._inputs(mine, len(shares), chunks)
-        group = self._group_inputs(mine, [shares[r] for r in order], striped, chunks)
-        return GroupPlan(self._me, shares, inputs, group, owned_R, torch.from_numpy(self._rows.pages_RP))
+        mine = [share for share in ordered if share.owned(self._me)]
+        inputs, wanted = self._inputs(mine, chunks)
+        owned_R = [wanted.get(share.at, slice(0, 0)) for share in shares]
+        group = self._group_inputs(mine, ordered, striped, chunks)
+        tables_RP = torch.from_numpy(self._rows.pages_RP)
+        return GroupPlan(self._me, len(named), shares, inputs, group, owned_R, tables_RP)
 
     def done(self, plan: GroupPlan, group: Sequence[int]) -> None:
         """The step is computed: its tokens' keys are where they should be."""
@@ -103,8 +109,18 @@ class Planner:
 
     # ---- rows ------------------------------------------------------------------------------------
 
-    def _described(self, row: Row, opened: bool) -> Shared:
-        group, state = self._group, self._rows.states[row.request]
+    def _shares(self, step: Step) -> list[Shared]:
+        """The rows that this member takes part in: those that are striped, and of the others those that it
+        computes or keeps some of. What it knows of yet others may be out of date."""
+        found = [self._described(at, row, row.request in step.opened) for at, row in enumerate(step.rows)]
+        found += [self._again(at, request) for at, request in enumerate(step.again, len(step.rows))]
+        return [share for share in found if share is not None]
+
+    def _described(self, at: int, row: Row, opened: bool) -> Shared | None:
+        group, state = self._group, self._rows.known_state(row.request)
+        if state is None:
+            assert row.stride == 1 and row.master != self._instance, "a row that was never opened"  # noqa: PT018
+            return None
         assert row.stride in (1, len(group)), f"a stride of {row.stride} in a group of {len(group)}"
         assert row.master in group, "a row's master is not of its group"
         for span in row.spans:
@@ -113,6 +129,8 @@ class Planner:
                 self._rows.extend(state, span)
         if opened:
             self._rows.describe(state, row)
+        if row.stride == 1 and row.master != self._instance and not self._rows.here(state):
+            return None
         assert row.first == self._rows.next_R[state.index], (
             "positions were left out that this member did not see"
         )
@@ -122,12 +140,15 @@ class Planner:
             begin, past = max(0, keep.first - row.first), keep.first + keep.count - row.first
             takers_I[begin : max(0, past)] = group.index(keep.instance)
         draws = row.draws and row.master == self._instance
-        return Shared(state, row.first, row.count, row.stride, draws, master, self._held(state), takers_I)
+        return Shared(at, state, row.first, row.count, row.stride, draws, master, self._held(state), takers_I)
 
-    def _again(self, state: RowState) -> Shared:
+    def _again(self, at: int, request: int) -> Shared | None:
+        state = self._rows.known_state(request)
+        if state is None or not self._rows.here(state):
+            return None  # its master keeps at least what it computed last
         master = self._group.index(state.master)
         first, draws = int(self._rows.next_R[state.index]), state.master == self._instance
-        return Shared(state, first, 1, 1, draws, master, self._held(state), np.array([master]))
+        return Shared(at, state, first, 1, 1, draws, master, self._held(state), np.array([master]))
 
     def _held(self, state: RowState) -> tuple[int, ...]:
         strangers = [instance for instance in state.others if instance not in self._group]
@@ -159,13 +180,13 @@ class Planner:
 
     def _inputs(
         self,
-        mine: list[tuple[int, Shared]],
-        rows: int,
+        mine: list[Shared],
         chunks: list[tuple[NDArray[np.int32], NDArray[np.int32]]],
-    ) -> tuple[StepInputs | None, list[slice]]:
-        owned_R = [slice(0, 0)] * rows
+    ) -> tuple[StepInputs | None, dict[int, slice]]:
+        """What is computed here, and of the wanted logits those of each row by its place in the step."""
+        owned: dict[int, slice] = {}
         if not mine:
-            return None, owned_R
+            return None, owned
         at_T, slots_T, wanted, starts, lens = (
             list[NDArray[np.int64]](),
             list[NDArray[np.int32]](),
@@ -174,7 +195,7 @@ class Planner:
             [],
         )
         stripe = -1
-        for r, share in mine:
+        for share in mine:
             new = np.array(share.owned(self._me))
             at_T.append(share.first + new)
             if share.stride > 1:
@@ -188,10 +209,10 @@ class Planner:
                 lens.append(share.held[self._me] + share.count)
             past = starts[-1] + len(new)
             first = self._first_wanted(share, starts[-1], past)
-            owned_R[r] = slice(len(wanted), len(wanted) + past - first)
+            owned[share.at] = slice(len(wanted), len(wanted) + past - first)
             wanted.extend(range(first, past))
             starts.append(past)
-        indices_R = np.array([share.state.index for _, share in mine], np.int64)
+        indices_R = np.array([share.state.index for share in mine], np.int64)
         positions_T, rows_T = np.concatenate(at_T), np.repeat(indices_R, np.diff(starts))
         inputs = StepInputs(
             tokens_T=torch.from_numpy(self._rows.tokens_RL[rows_T, positions_T].astype(np.int64)),
@@ -203,7 +224,7 @@ class Planner:
             tables_RP=torch.from_numpy(self._rows.pages_RP),
             wanted_L=torch.tensor(wanted, dtype=torch.int64),
         )
-        return inputs, owned_R
+        return inputs, owned
 
     @staticmethod
     def _next_stripe(lens_R: NDArray[np.int32], stripe: int) -> int:
@@ -229,7 +250,7 @@ class Planner:
 
     def _group_inputs(
         self,
-        mine: list[tuple[int, Shared]],
+        mine: list[Shared],
         ordered: list[Shared],
         striped: list[Shared],
         chunks: list[tuple[NDArray[np.int32], NDArray[np.int32]]],
@@ -239,14 +260,14 @@ class Planner:
             np.full(len(share.owned(me)), share.held[me] - 1)
             if share.stride > 1
             else share.held[me] + np.arange(share.count)
-            for _, share in mine
+            for share in mine
         ]
-        attends = any(share.held[me] or share.stride == 1 for _, share in mine)
+        attends = any(share.held[me] or share.stride == 1 for share in mine)
         return GroupInputs(
             places_T=torch.from_numpy(np.concatenate([*places, np.empty(0, np.int64)])),
             attends=attends,
             stripes=self._stripes(striped, chunks) if striped else None,
-            questions=self._questions([share for _, share in mine]),
+            questions=self._questions(mine),
             service=self._service(ordered),
         )
 

@@ -5,7 +5,7 @@ draw; what they drew goes back to the first stage, which waits for it only when 
 stages compute different steps at the same time where these do not depend on each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,40 @@ from torch import Tensor
 from plait.model.model import Model
 from plait.model.world import Tag, World, WorldError
 from plait.spec.sampling import Draw
-from plait.worker.exchange import Exchange
+from plait.worker.exchange import Exchange, GroupError
 from plait.worker.executor import Executor, Plan
 from plait.worker.group import GroupPlan
 from plait.worker.rows import RowState
 
 UNKNOWN = 0
 """Stands for a token that another stage drew and this one need not know, or does not know yet."""
+
+
+class Faltering:
+    """The way to the other members, for one column of several. Where it breaks, this column goes on for
+    nothing: the others wait for its sums."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange, self.room, self.layer = exchange, exchange.room, -1
+        self.failed: GroupError | None = None
+
+    def push(self, member: int, x: Tensor) -> None:
+        """See `plait.model.group.Peers`."""
+        self._try(lambda: self._exchange.push(member, x))
+
+    def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
+        """See `plait.model.group.Peers`. Once it has failed, tensors are left as they are."""
+        self._try(lambda: self._exchange.settle(receives))
+
+    def _try(self, exchange: Callable[[], None]) -> None:
+        if self.failed is not None:
+            return
+        self._exchange.layer = self.layer
+        try:
+            exchange()
+        except GroupError as error:
+            self.failed = error
+            self._exchange.abandon()
 
 
 @dataclass(slots=True)
@@ -52,14 +79,19 @@ class MemberExecutor(Executor):
         except Exception as error:
             raise WorldError(f"rank {self.rank.index} failed within a step: {error}") from error
 
-    def _compute_together(self, plan: GroupPlan, exchange: Exchange) -> tuple[Draw, ...]:
-        """A column that lost its peer cannot tell the others, which wait for its sums: the instance leaves."""
+    def _forward_together(self, plan: GroupPlan, exchange: Exchange) -> Tensor:
+        """All columns give the step up, or none: who cannot go on says so once the others have computed."""
+        peers = Faltering(exchange)
         try:
-            return super()._compute_together(plan, exchange)
+            logits_LV = self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, peers)
+            failed = bool(self.world.sum(torch.tensor([float(peers.failed is not None)])).item())
         except WorldError:
             raise
         except Exception as error:
             raise WorldError(f"rank {self.rank.index} failed within a group's step: {error}") from error
+        if failed:
+            raise peers.failed or GroupError("another process of this instance has given the step up")
+        return logits_LV
 
     def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
         drawing = [state for state, draws in zip(plan.states, plan.draws, strict=True) if draws]

@@ -33,7 +33,7 @@ class Shared:
 
     @property
     def alive(self) -> bool:
-        """The other end is there: nothing is ever said on the connection, so what is to be read is its end."""
+        """The other end is there: nothing is ever said on the connection but its end."""
         return not self.channel.readable(0)
 
     def flow(self, address: int, count: int) -> tuple[int, ...]:
@@ -98,8 +98,8 @@ class Receiver:
         """The other end is past this turn."""
 
     def take(self, turn: int, into: Bytes, within_s: float) -> int:
-        """Fill a part of `into`; returns how many bytes, 0 where none came in time, -1 where the other end has
-        abandoned the turn. Raises LinkError."""
+        """Fill a part of `into`; returns how many bytes, 0 where none came in time, -1 where the other end
+        has abandoned the turn. Raises LinkError."""
         theirs, data = self._left
         if theirs < turn or not len(data):
             if self._over >= turn:

@@ -37,6 +37,8 @@ class Rows:
         """For an instance whose pool has `slots` slots in pages of `page`."""
         self.instance, self.page, self.slots_in_pool = instance, page, slots
         self.states: dict[int, RowState] = {}
+        self.forgotten: dict[int, None] = {}
+        """Requests whose rows a failed step took along; steps that were under way may still name them."""
         self.free: list[int] = []
         self.tokens_RL = np.zeros((8, 256), np.int32)
         self.pages_RP = np.zeros((8, -(-256 // page)), np.int32)
@@ -48,6 +50,7 @@ class Rows:
     def open(self, opened: Opened) -> None:
         """Start a row from its whole state."""
         assert opened.request not in self.states, f"row {opened.request} is opened twice"
+        self.forgotten.pop(opened.request, None)
         if not self.free:
             self._add_rows()
         index, known = self.free.pop(), len(opened.tokens)
@@ -58,9 +61,22 @@ class Rows:
 
     def close(self, request: int) -> None:
         """Forget a row; one that is not known was forgotten by a failed step."""
+        self.forgotten.pop(request, None)
         state = self.states.pop(request, None)
         if state:
             self.free.append(state.index)
+
+    def forget(self, request: int, opened: bool) -> None:
+        """A step failed that named the row, and may have opened it."""
+        known = opened or request in self.states
+        self.close(request)
+        if known:
+            self.forgotten[request] = None
+
+    def known_state(self, request: int) -> RowState | None:
+        """A row's state; None if this instance was never told of it."""
+        assert request not in self.forgotten, f"row {request} was lost in a step that failed"
+        return self.states.get(request)
 
     def describe(self, state: RowState, row: Row) -> None:
         """Note who keeps what of an opened row, of which so far only its tokens are known."""
