@@ -145,7 +145,7 @@ class WorkerFleet:
         self._close = asyncio.Event()
         self._transfers = Transfers(self._send)
         self._steps: dict[int, Gather] = {}
-        """Steps that were sent to members that are all up, and not answered."""
+        """Steps that were sent, and not answered by all members."""
 
     @property
     def _closing(self) -> bool:
@@ -168,14 +168,15 @@ class WorkerFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        members = [self.members[instance] for instance in step.group if self.members[instance].up]
-        if len(members) == len(step.group):
-            self._steps[step.id] = Gather(step)
-        # Where a member was lost meanwhile the others must forget the step's rows, too, so they get it.
+        members = [self.members[instance] for instance in step.group]
+        gather = self._steps[step.id] = Gather(step)
         several = len(step.group) > 1
         sources = tuple(source for member in members for source in member.sources) if several else ()
         for member in members:
-            self._tell(member, Order(step, opened, sources))
+            if member.up:  # where another one of its group was lost, it must forget the step's rows
+                self._tell(member, Order(step, opened, sources))
+            else:
+                gather.lose(member.instance)
 
     def move(self, move: Move) -> None:
         """See `Fleet`."""
@@ -256,7 +257,7 @@ class WorkerFleet:
             for part in member.parts:
                 self._hub.forget(part.config.identity)
         if member.up:
-            self._lost(member, status)
+            await self._lost(member, status)
         elif not self._closing:
             member.failed_starts += 1
             log.warning("worker %d.%d did not start (status %d)", member.instance, member.epoch, status)
@@ -285,13 +286,23 @@ class WorkerFleet:
                 await member.kill()
         return waiting[0].result() if first is None else first
 
-    def _lost(self, member: Member, status: int) -> None:
+    async def _lost(self, member: Member, status: int) -> None:
+        """The others of its groups notice it at their next exchange; then what they wrote to is free."""
         member.up = False
-        self._steps = {id: each for id, each in self._steps.items() if member.instance not in each.step.group}
         self._transfers.lost(member.instance)
+        for gather in self._steps_of(member):
+            gather.lose(member.instance)
+        while waiting := [each for each in self._steps_of(member) if not each.done.is_set()]:
+            await waiting[0].done.wait()
+        for gather in self._steps_of(member):
+            del self._steps[gather.step.id]
         if self._sink is not None and not self._closing:
             log.warning("worker %d.%d was lost (status %d)", member.instance, member.epoch, status)
             self._sink.post(WorkerLost(member.instance, member.epoch))
+            self._answer()
+
+    def _steps_of(self, member: Member) -> list[Gather]:
+        return [each for each in self._steps.values() if member.instance in each.step.group]
 
     def _hopeless(self) -> PlaitError:
         """Why no worker runs."""
@@ -318,16 +329,33 @@ class WorkerFleet:
             case Answer():
                 for watch in self.watchers:
                     watch(instance, message)
-                if message.step in self._steps:
-                    draws = self._steps[message.step].answered(instance, message.draws)
-                    if draws is not None:
-                        del self._steps[message.step]
-                        self._sink.answered(message.step, draws)
+                if (gather := self._steps.get(message.step)) is not None:
+                    gather.drew(instance, message.draws)
+                    self._answer()
             case Pulled() | PullFault():
                 self._moved(instance, identity, message)
             case Fault():
-                if self._steps.pop(message.step, None) is not None:
-                    self._sink.post(StepFailed(message.step, message.reason))
+                if (gather := self._steps.get(message.step)) is not None:
+                    gather.failed(instance, message.reason)
+                    self._answer()
+
+    def _answer(self) -> None:
+        """Answer the steps that are done. A member may be ahead of its group, but the steps of each instance
+        are answered in their order; those of a lost one stand in the way until its loss is told."""
+        assert self._sink is not None
+        behind: set[int] = set()
+        for gather in tuple(self._steps.values()):
+            step = gather.step
+            if step.id not in self._steps:
+                continue  # answered while an earlier one was
+            if not gather.done.is_set() or gather.lost or not behind.isdisjoint(step.group):
+                behind.update(step.group)
+                continue
+            del self._steps[step.id]
+            if gather.faults:
+                self._sink.post(StepFailed(step.id, next(iter(gather.faults.values()))))
+            else:
+                self._sink.answered(step.id, gather.merged)
 
     def _up(self, member: Member) -> None:
         """The instance is up once all its processes are; it has as many slots as each of them."""

@@ -1,5 +1,9 @@
-"""`Gather`: the answers of a group's members to a step, and the one answer that they make together."""
+"""`Gather`: the answers of a group's members to a step, and the one answer that they make together.
 
+A step is answered when every member has answered: until then somebody may still write to its slots.
+"""
+
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,19 +13,40 @@ from plait.spec.step import Step
 
 @dataclass(slots=True)
 class Gather:
-    """A step that is under way on several instances."""
+    """A step that is under way."""
 
     step: Step
     draws: dict[int, tuple[Draw, ...]] = field(default_factory=dict)
-    """Of the members that have answered."""
+    """Of members that carried it out."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """Why others did not."""
+    lost: dict[int, None] = field(default_factory=dict)
+    """Members that will never answer."""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """No member computes it any more."""
 
-    def answered(self, instance: int, draws: tuple[Draw, ...]) -> tuple[Draw, ...] | None:
-        """A member answers. Returns the draws of all once the last one has."""
-        if len(self.step.group) == 1:
-            return draws
+    def drew(self, instance: int, draws: tuple[Draw, ...]) -> None:
+        """A member has carried it out."""
         self.draws[instance] = draws
-        if len(self.draws) < len(self.step.group):
-            return None
+        self._settle()
+
+    def failed(self, instance: int, reason: str) -> None:
+        """A member has not, and says why."""
+        self.faults.setdefault(instance, reason)
+        self._settle()
+
+    def lose(self, instance: int) -> None:
+        """A member is gone."""
+        self.lost[instance] = None
+        self._settle()
+
+    def _settle(self) -> None:
+        if all(i in self.draws or i in self.faults or i in self.lost for i in self.step.group):
+            self.done.set()
+
+    @property
+    def merged(self) -> tuple[Draw, ...]:
+        """The answer of all, none of which failed."""
         return merged(self.step, [self.draws[member] for member in self.step.group])
 
 
@@ -31,6 +56,8 @@ def merged(step: Step, answers: Sequence[tuple[Draw, ...]]) -> tuple[Draw, ...]:
     Args:
         answers: of each member, in ring order.
     """
+    if len(answers) == 1:
+        return answers[0]
     strides = [row.stride for row in step.rows] + [1] * len(step.again)
     return tuple(_row(stride, draws) for stride, *draws in zip(strides, *answers, strict=True))
 

@@ -61,12 +61,16 @@ class LocalProcess:
 class LocalLauncher:
     """Child processes of this one."""
 
+    def __init__(self, module: str = "plait.worker") -> None:
+        """`module`: the program that they run."""
+        self._module = module
+
     async def launch(self, config: WorkerConfig) -> LocalProcess:
         """See `Launcher`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "plait.worker",
+            self._module,
             stdin=asyncio.subprocess.PIPE,
             env=environment(config.model.threads),
             start_new_session=True,  # a terminal's Ctrl-C is for the driver, which lets workers finish

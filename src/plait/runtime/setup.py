@@ -1,7 +1,6 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,11 +9,13 @@ from plait.model.config import ModelConfig, Rank, dtype_of
 from plait.model.hub import resolve
 from plait.model.share import share_of
 from plait.runtime.driver import Fleet
+from plait.runtime.elastic import presumed_widths, refusal_of_groups
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
 from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
 from plait.runtime.room import free_slots, stored_shape
+from plait.serving.elasticity import ElasticConfig
 from plait.serving.manager import ManagerConfig
 from plait.sim.copies import Network
 from plait.spec.cluster import Instance, Link, Placement, Role
@@ -104,9 +105,9 @@ def open_engine(config: ServeConfig) -> Engine:
         folder=folder,
         name=name,
         max_len=max_len,
-        manager=_deep_enough(config.manager, placement),
+        manager=_deep_enough(_wide_enough(config.manager, placement, shape), placement),
         journal=config.journal,
-        no_groups=_no_groups(placement.instances, config, shape),
+        no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )
     return Engine(engine, fleet, instances)
 
@@ -147,25 +148,17 @@ def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
         except Unsupported as refusal:
             raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
     elastic = [each for each in placement.instances if each.role is Role.ELASTIC]
-    if elastic and (reason := _no_groups(elastic, config, shape)):
+    if elastic and (reason := refusal_of_groups(elastic, config.device, shape)):
         raise Unsupported(reason, "placement")
     return placement
 
 
-def _no_groups(instances: Sequence[Instance], config: ServeConfig, shape: ModelShape) -> str | None:
-    """Why these instances cannot compute a step together; None: they can."""
-    if config.device != "cpu":
-        return "elastic instances compute on cpu only: choose other roles"
-    if any(layer.window is not None for layer in shape.layers):
-        return (
-            "this model attends to windows, and elastic groups know no positions of keys that others keep: "
-            "choose other roles"
-        )
-    if any(each.pp > 1 for each in instances):
-        return "elastic instances have no stages: use pp 1, or choose other roles"
-    if len({each.tp for each in instances}) > 1:
-        return "elastic instances have equal tp: give all the same, or choose other roles"
-    return None
+def _wide_enough(manager: ManagerConfig, placement: Placement, shape: ModelShape) -> ManagerConfig:
+    """With times of groups of every size, where nothing else is said."""
+    if manager.elastic.widths != ElasticConfig().widths:
+        return manager
+    widths = presumed_widths(shape, placement.instances)
+    return replace(manager, elastic=replace(manager.elastic, widths=widths))
 
 
 def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:

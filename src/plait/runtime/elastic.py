@@ -1,0 +1,36 @@
+"""What elastic instances can do together, and what is presumed of it before anything was measured."""
+
+from collections.abc import Sequence
+
+from plait.search.batching import Width
+from plait.spec.cluster import Instance
+from plait.spec.shape import ModelShape
+
+FLOPS_PER_NS = 100.0
+"""Presumed of each process."""
+ALONE_NS = 1e6
+"""Presumed time of a step besides its arithmetic, for each member."""
+
+
+def refusal_of_groups(instances: Sequence[Instance], device: str, shape: ModelShape) -> str | None:
+    """Why these instances cannot compute a step together; None: they can."""
+    if device != "cpu":
+        return "elastic instances compute on cpu only: choose other roles"
+    if any(layer.window is not None for layer in shape.layers):
+        return (
+            "this model attends to windows, and elastic groups know no positions of keys that others keep: "
+            "choose other roles"
+        )
+    if any(each.pp > 1 for each in instances):
+        return "elastic instances have no stages: use pp 1, or choose other roles"
+    if len({each.tp for each in instances}) > 1:
+        return "elastic instances have equal tp: give all the same, or choose other roles"
+    return None
+
+
+def presumed_widths(shape: ModelShape, instances: Sequence[Instance]) -> tuple[Width, ...]:
+    """Times in ns of prompts on groups of each size up to all instances."""
+    rate = FLOPS_PER_NS * min(each.tp * each.pp for each in instances)
+    token_ns, square_ns = shape.flops_per_token / rate, shape.flops_per_pair / 2 / rate
+    sizes = range(1, len(instances) + 1)
+    return tuple(Width(n, ALONE_NS * n, token_ns / n, square_ns / n) for n in sizes)
