@@ -75,7 +75,7 @@ class Band:
     def __init__(
         self, folder, size: int, links: LinkConfig | None = None, patience_s: float = 30, **model
     ) -> None:
-        config = ModelConfig(str(folder), exact=True, **model)
+        config = ModelConfig(str(folder), **{"exact": True, **model})
         links = links or LinkConfig()
         self.players = [Player(Model(config), i, links, patience_s) for i in range(size)]
 
