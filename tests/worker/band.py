@@ -87,7 +87,7 @@ class Band:
 
     def finish(self, step: Step) -> tuple[Draw, ...] | StepFault:
         """The answer to the oldest step of a group; of several faults one that came first."""
-        answers = [self.players[member].answers.get(timeout=60) for member in step.group]
+        answers = [self.players[member].answers.get(timeout=300) for member in step.group]
         faults = [answer for answer in answers if isinstance(answer, StepFault)]
         faults.sort(key=lambda fault: "given the step up" in str(fault))
         return faults[0] if faults else merged(step, answers)
