@@ -98,7 +98,7 @@ class Elasticity:
         limit = self._admission.config.bypass
         long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
         for live in long:
-            if live.bypassed >= limit:
+            if live.bypassed >= limit and live.id in self.ensemble.partial:  # another may have made it yield
                 yield from self._continue(live, flights.next_id)
         yield from self._dispatch(flights)
         for live in long:
