@@ -22,10 +22,11 @@ from plait.spec.event import Moved, MoveFailed, Reassign, StepDone
 from plait.spec.move import Cancel, Move
 from plait.spec.request import EndReason
 from plait.spec.step import Step
-from plait.worker.config import LinkConfig
+from plait.worker.config import LinkConfig, Way
 from plait.workload.journal import read_journal, replay
 from tests.runtime.test_engine import FLEET, GREEDY, answers, collect, engine_of, prompt, until
 from tests.scale import scaled
+from tests.worker.fabrics import lacking
 
 LONG = replace(GREEDY, max_tokens=40)
 SAMPLED = replace(LONG, temperature=1.0)
@@ -93,11 +94,13 @@ async def one_instance(folder, **changes):
         return {each: await answers(engine, MOST, each) for each in (LONG, SAMPLED)}
 
 
-@pytest.mark.parametrize(("kv_dtype", "shared"), [("auto", True), ("auto", False), ("int8", True)])
-async def test_two_prefill_and_two_decode_draw_the_tokens_of_one(tiny_llama, alone, kv_dtype, shared):
+@pytest.mark.parametrize(("kv_dtype", "way"), [*(("auto", way) for way in Way), ("int8", Way.SHARED)])
+async def test_two_prefill_and_two_decode_draw_the_tokens_of_one(tiny_llama, alone, kv_dtype, way):
+    if reason := lacking(way):
+        pytest.skip(reason)
     if kv_dtype == "int8":
         alone = await one_instance(tiny_llama, kv_dtype=kv_dtype)
-    links = LinkConfig(shared=shared, part_bytes=4096)
+    links = LinkConfig(ways=(way,), part_bytes=4096)
     settings = placed(TWO_AND_TWO, links=links, kv_dtype=kv_dtype)
     async with engine_of(tiny_llama, **settings) as engine:
         watch = Watch(engine)
