@@ -1,9 +1,9 @@
 """Paced fleets: real tokens, no answer before its stated time, one lane per instance."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Link, Placement
+from plait.spec.cluster import Instance, Link, Placement
 from plait.spec.event import Moved, StepDone
 from plait.spec.move import Move
 from plait.spec.step import Step
@@ -38,6 +38,43 @@ async def test_answers_keep_to_the_cost_model(tiny_llama):
         engine.driver.observers.append(look)
         assert await answers(engine, 4) == expected
         assert len(free_ns) == 2
+
+
+@dataclass(frozen=True)
+class TwoStages:
+    """A step passes two stages of half the time each."""
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        return STEP_NS // 2, STEP_NS // 2
+
+    def step_ns(self, step: Step) -> int:
+        return STEP_NS
+
+
+async def test_stages_work_on_several_steps_at_once(tiny_llama):
+    """As in a simulation: the second step of two enters the first stage when the first step has left it."""
+    async with engine_of(tiny_llama) as engine:
+        expected = await answers(engine, 8)
+    due_ns, free_ns, drawn_ns, overlapping = {}, [0, 0], {}, []
+
+    def look(now_ns, event, commands):
+        if isinstance(event, StepDone):
+            assert now_ns >= due_ns.pop(event.step) - TICK_NS, "answered too early"
+        for step in commands:
+            if isinstance(step, Step):
+                taking = [*step.again, *(row.request for row in step.rows if not row.given)]
+                at_ns = max([now_ns, free_ns[0], *(drawn_ns.get(each, 0) for each in taking)])
+                free_ns[0] = at_ns + STEP_NS // 2
+                overlapping.append(free_ns[0] < free_ns[1] + STEP_NS // 2)
+                free_ns[1] = due_ns[step.id] = max(free_ns) + STEP_NS // 2
+                everybody = [*step.again, *(row.request for row in step.rows)]
+                drawn_ns.update(dict.fromkeys(everybody, free_ns[1]))
+
+    manager = ManagerConfig(placement=Placement((Instance(0, pp=2),)))
+    async with engine_of(tiny_llama, manager=manager, pace=TwoStages()) as engine:
+        engine.driver.observers.append(look)
+        assert await answers(engine, 8) == expected
+    assert sum(overlapping) > len(overlapping) / 2, "hardly two steps were in the stages at once"
 
 
 async def test_moves_keep_to_the_network(tiny_llama):

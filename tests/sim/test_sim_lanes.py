@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
 from plait.sim.scenario import Scenario
-from plait.sim.stages import StagedWorkers
+from plait.sim.workers import VirtualWorkers
 from plait.spec.cluster import Instance, Placement
 from plait.spec.event import StepDone
 from plait.spec.step import Row, Step
@@ -32,7 +32,7 @@ def step(number: int, tokens: int) -> Step:
 
 
 def test_a_second_step_starts_when_the_first_stage_is_free():
-    workers = StagedWorkers(ByTokens(), [])
+    workers = VirtualWorkers(ByTokens(), [])
     assert workers.step_end_ns(step(0, 10), 0) == 30
     assert workers.step_end_ns(step(1, 10), 0) == 50  # first stage until 20, second free at 30
     assert workers.step_end_ns(step(2, 10), 100) == 130
@@ -44,7 +44,7 @@ def test_a_second_step_starts_when_the_first_stage_is_free():
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), min_size=1, max_size=20))
 def test_ends_are_in_order_and_never_sooner_than_the_work(jobs):
-    workers, now, last = StagedWorkers(ByTokens(), []), 0, 0
+    workers, now, last = VirtualWorkers(ByTokens(), []), 0, 0
     for number, (gap, tokens) in enumerate(jobs):
         now += gap
         end = workers.step_end_ns(step(number, tokens), now)
