@@ -28,6 +28,8 @@ from tests.runtime.test_engine import FLEET, GREEDY, answers, collect, engine_of
 from tests.scale import scaled
 from tests.worker.fabrics import lacking
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 LONG = replace(GREEDY, max_tokens=40)
 SAMPLED = replace(LONG, temperature=1.0)
 MOST = max(40, scaled(500))

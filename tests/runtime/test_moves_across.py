@@ -27,6 +27,8 @@ from tests.scale import scaled, seed, some
 from tests.tiny import tiny_folder
 from tests.worker.fabrics import lacking
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 PAIRS = tuple(pair for pair in itertools.product(LAYOUTS, LAYOUTS) if pair != ((1, 1), (1, 1)))
 OTHERS = {
     "qwen2": {**FAMILIES["llama"], "num_attention_heads": 4, "num_key_value_heads": 2},
