@@ -181,9 +181,12 @@ def largest(folder, prompts, answers):
     return found
 
 
+@pytest.mark.parametrize("way", [Way.SHARED, Way.NIXL])
 @pytest.mark.parametrize("end", ["source", "target"])
-async def test_a_worker_killed_at_either_end_loses_nothing(tiny_llama, alone, end):
-    async with engine_of(tiny_llama, **placed(TWO_AND_TWO, links=SLOW)) as engine:
+async def test_a_worker_killed_at_either_end_loses_nothing(tiny_llama, alone, end, way):
+    if reason := lacking(way):
+        pytest.skip(reason)
+    async with engine_of(tiny_llama, **placed(TWO_AND_TWO, links=replace(SLOW, ways=(way,)))) as engine:
         watch = Watch(engine)
         streams = [engine.submit(Ask(prompt(n), replace(LONG, seed=n))) for n in range(6)]
         await until(engine, lambda: watch.open)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from plait.kernels import transfer
 from plait.spec.errors import ServiceError
-from plait.worker.channel import Ask, Channel, Denied, Given, LinkError, Open, Opened
+from plait.worker.channel import Ask, Channel, Denied, Given, LinkError, Open, Opened, Parted
 from plait.worker.layout import Interval
 from plait.worker.parcel import Parcel
 from plait.worker.store import BLOCK, Store
@@ -65,19 +65,27 @@ class Link:
         channel, store, window = self._channel, self._store, self._config.window
         for landing in ways.landings(window, self.part_bytes):
             opening = Open(store.form, store.element, landing.way, landing.where, window, self.part_bytes)
+            reached = False
             try:
-                channel.send(opening)
-                answer, _ = channel.receive(self._config.patience_s)
+                form, reached = self._open(opening)
             finally:
                 landing.settled()
-            if not isinstance(answer, Opened):
-                raise LinkError(f"{channel.peer} answers a greeting with {type(answer).__name__}")
-            if answer.refusal:
-                raise MoveError(f"{channel.peer} cannot give anything: {answer.refusal}")
-            if answer.reached:
-                return landing, answer.form
-            landing.free()
+                if not reached:
+                    landing.free()
+            if reached:
+                return landing, form
         raise LinkError(f"{channel.peer} cannot reach this worker by any way")
+
+    def _open(self, opening: Open) -> tuple[str, bool]:
+        """The form of the source's store, and whether it can reach this worker so."""
+        channel = self._channel
+        channel.send(opening)
+        answer, _ = channel.receive(self._config.patience_s)
+        if not isinstance(answer, Opened):
+            raise LinkError(f"{channel.peer} answers a greeting with {type(answer).__name__}")
+        if answer.refusal:
+            raise MoveError(f"{channel.peer} cannot give anything: {answer.refusal}")
+        return answer.form, answer.reached
 
     @property
     def usable(self) -> bool:
@@ -160,7 +168,7 @@ class Link:
         if cancelled() or not self._channel.ready(wait_s, lambda: not cancelled(), self._landing.tend):
             raise Cancelled("cancelled")
         answer, payload = self._channel.receive(config.patience_s)
-        self._owed -= 1
+        self._owed = 0 if isinstance(answer, Parted) else self._owed - 1
         if isinstance(answer, Denied) and answer.number == ask.number:
             raise MoveError(f"{self._channel.peer} denies a part: {answer.reason}")
         if not isinstance(answer, Given) or answer.number != ask.number:

@@ -142,8 +142,12 @@ class Ways:
 
     def tend(self) -> None:
         """Look after links that are broken, but not over."""
-        if self._agent is not None:
+        if self._agent is None:
+            return
+        try:
             self._agent.tend()
+        except LinkError as error:
+            log.warning("%s", error)
 
     def close(self) -> None:
         """The process leaves: wait for nobody."""
