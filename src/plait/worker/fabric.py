@@ -16,6 +16,7 @@ from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
 from plait.worker.store import Store
+from plait.worker.way import Ways
 from plait.worker.wire import Message
 
 
@@ -34,8 +35,9 @@ class Fabric:
         secret = bytes.fromhex(config.secret)
         self.store = Store(pool, shard)
         interface = _own_address(config.address)
-        self.lender = Lender(config.links, self.store, progress, secret, config.identity, interface)
-        self.lane = CopyLane(config.links, self.store, secret, config.identity, send)
+        ways = Ways(config.links, config.identity)
+        self.lender = Lender(ways, self.store, progress, secret, config.identity, interface)
+        self.lane = CopyLane(ways, self.store, secret, config.identity, send)
 
     def start(self) -> None:
         """Give and pull from now on."""

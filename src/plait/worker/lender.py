@@ -26,12 +26,12 @@ from plait.worker.channel import (
     LinkError,
     Open,
     Opened,
+    Parted,
     accept,
 )
-from plait.worker.config import LinkConfig
 from plait.worker.progress import Progress, Unreached
-from plait.worker.ring import Ring
 from plait.worker.store import Store, StoreError
+from plait.worker.way import Reach, Ways
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ class Lender:
     """Listens; each link has a thread of its own, which copies while the compute lane works."""
 
     def __init__(
-        self, config: LinkConfig, store: Store, progress: Progress, secret: bytes, name: bytes, interface: str
+        self, ways: Ways, store: Store, progress: Progress, secret: bytes, name: bytes, interface: str
     ) -> None:
         """`name`: this worker's identity; `interface`: address to listen on."""
-        self._config, self._store, self._progress = config, store, progress
+        self._config, self._ways, self._store, self._progress = ways.config, ways, store, progress
         self._secret, self._name = secret, name
         self._listener = socket.create_server((interface, 0), backlog=64)
         self.address = f"{interface}:{self._listener.getsockname()[1]}"
@@ -85,32 +85,44 @@ class Lender:
         """One link, from its greeting to its end."""
         try:
             channel = accept(sock, self._secret, self._name, self._config.patience_s)
-            room = self._open(channel)
-            if room is not None:
-                self._answer_all(channel, *room)
+            reach = self._open(channel)
+            if reach is not None:
+                self._give(channel, reach)
         except LinkError as error:
             log.info("a link ended: %s", error)
         finally:
             sock.close()
             self._links.release()
 
-    def _open(self, channel: Channel) -> tuple[Ring | None, int] | None:
-        """The ring, if any, and the bytes of a part; None: they do not understand each other."""
-        letter, _ = channel.receive(self._config.patience_s)
-        if not isinstance(letter, Open):
-            raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
-        refusal = ""
-        if letter.element != self._store.element:
-            refusal = f"it keeps {self._store.element}, not {letter.element}"
-        elif not 0 < letter.place_bytes <= LARGEST_PAYLOAD_BYTES:
-            refusal = f"parts of {letter.place_bytes} bytes are too large"
-        ring = None if refusal else Ring.reach(letter.ring, letter.places, letter.place_bytes)
-        channel.send(Opened(self._store.form, ring is not None, refusal), within_s=self._config.patience_s)
-        return None if refusal else (ring, letter.place_bytes)
+    def _open(self, channel: Channel) -> Reach | None:
+        """How the peer is reached; None: they do not understand each other."""
+        while True:
+            letter, _ = channel.receive(self._config.patience_s)
+            if not isinstance(letter, Open):
+                raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
+            refusal, reach = "", None
+            if letter.element != self._store.element:
+                refusal = f"it keeps {self._store.element}, not {letter.element}"
+            elif not 0 < letter.place_bytes <= LARGEST_PAYLOAD_BYTES:
+                refusal = f"parts of {letter.place_bytes} bytes are too large"
+            else:
+                reach = self._ways.reach(letter)
+            opened = Opened(self._store.form, reach is not None, refusal)
+            channel.send(opened, within_s=self._config.patience_s)
+            if refusal or reach is not None:
+                return reach
 
-    def _answer_all(self, channel: Channel, ring: Ring | None, place_bytes: int) -> None:
-        """Until the peer is gone, or has asked for nothing during a lease: then the ring is freed."""
-        own = np.empty(0 if ring else place_bytes, np.uint8)
+    def _give(self, channel: Channel, reach: Reach) -> None:
+        """Until the link ends; and let the peer know where it may count on nothing coming any more."""
+        try:
+            self._answer_all(channel, reach)
+        finally:
+            reach.close()
+            with contextlib.suppress(LinkError):  # it hears no more
+                channel.send(Parted(), within_s=self._config.patience_s)
+
+    def _answer_all(self, channel: Channel, reach: Reach) -> None:
+        """Until the peer is gone, or has asked for nothing during a lease."""
         free_s = time.monotonic()
         while not self._closed.is_set():
             channel.ready(self._config.lease_s, lambda: not self._closed.is_set())
@@ -118,13 +130,15 @@ class Lender:
             if not isinstance(ask, Ask):
                 raise LinkError(f"{channel.peer} says {type(ask).__name__} instead of asking")
             try:
-                room = own if ring is None else ring.place(ask.place)
+                room = reach.room(ask.place)
                 given = self._given(ask, room)
             except (StoreError, Unreached, IndexError) as error:
                 channel.send(Denied(ask.number, str(error)), within_s=self._config.patience_s)
                 continue
             free_s = self._throttle(free_s, given.count)
-            payload = room[: given.count] if ring is None else None
+            if self._closed.is_set():
+                return
+            payload = reach.deliver(ask.number, ask.place, given.count)
             channel.send(given, payload, within_s=self._config.patience_s)
 
     def _given(self, ask: Ask, room: transfer.Bytes) -> Given:
