@@ -43,12 +43,15 @@ class Cell:
 
     chosen: str
     goodput_hz: Mapping[Policy, float]
+    """Of the load asked for."""
+    most_hz: Mapping[Policy, float]
+    """Of any load: policies that carry the same load with as many devices differ here."""
 
-    @property
-    def ratio(self) -> float:
-        """Of `auto` to the best pure policy; 0 where none carries the load, which shows nothing."""
-        pure = max(hz for policy, hz in self.goodput_hz.items() if policy is not Policy.AUTO)
-        return self.goodput_hz[Policy.AUTO] / pure if pure else 0.0
+
+def over_pure(hz: Mapping[Policy, float]) -> float:
+    """`auto` over the best pure policy; 0 where none carries the load, which shows nothing."""
+    pure = max(each for policy, each in hz.items() if policy is not Policy.AUTO)
+    return hz[Policy.AUTO] / pure if pure else 0.0
 
 
 def halves(mix: tuple[int, int], seed: int) -> tuple[list[TraceRow], list[TraceRow]]:
@@ -74,10 +77,11 @@ def cell(load: float, mix: tuple[int, int], config: SearchConfig, mapped: Map) -
     judge = Search(plans, second, SLO, rate_hz, replace(config, seed=config.seed + 100), mapped)
     judged = judge.measured(chosen, [near_hz[each] for each in chosen])
     borne_hz = {each.candidate: each.goodput_hz for each in judged}
-    found = dict.fromkeys(Policy, 0.0)
+    found, most = dict.fromkeys(Policy, 0.0), dict.fromkeys(Policy, 0.0)
     for policy, each in best.items():
-        found[policy] = min(borne_hz[each.candidate] * each.copies, rate_hz) / each.devices
-    return Cell(str(best[Policy.AUTO].candidate) if Policy.AUTO in best else "nothing", found)
+        most[policy] = borne_hz[each.candidate] * each.copies / each.devices
+        found[policy] = min(most[policy], rate_hz / each.devices)
+    return Cell(str(best[Policy.AUTO].candidate) if Policy.AUTO in best else "nothing", found, most)
 
 
 def main() -> None:
@@ -86,14 +90,16 @@ def main() -> None:
     loads, mixes = (LOADS[1:3], MIXES[1:2]) if options.quick else (LOADS, MIXES)
     config = replace(QUICK if options.quick else FULL, seed=options.seed)
     parts: list[Claim] = []
+    ratios: list[float] = []
     with ProcessPoolExecutor(2) as pool:
         for mix in mixes:
             for load in loads:
                 one = cell(load, mix, config, pool.map)
-                parts.append(at_least(f"{mix[0]}/{mix[1]} tokens, load {load}: {one.chosen}", one.ratio, BAR))
-    ratios = [part.value for part in parts]
+                label = f"{mix[0]}/{mix[1]} tokens, load {load}: {one.chosen}"
+                parts.append(at_least(label, over_pure(one.goodput_hz), BAR))
+                ratios.append(over_pure(one.most_hz))
     parts.append(
-        reported("auto over the best pure policy", float(np.median(ratios)), (min(ratios), max(ratios)))
+        reported("the same, of any load a device", float(np.median(ratios)), (min(ratios), max(ratios)))
     )
     finish("auto_policy", together("auto is within 2 % of the best pure policy", parts), options)
 

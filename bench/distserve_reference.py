@@ -33,8 +33,7 @@ from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.scenario import Scenario
-from plait.sim.stages import StagedWorkers
-from plait.sim.workers import Arrival
+from plait.sim.workers import Arrival, VirtualWorkers
 from plait.sim.world import World
 from plait.spec.cluster import Placement
 from plait.spec.event import Arrived, Event, WorkerUp
@@ -173,7 +172,7 @@ def mean_ttft_s(stages_ns: tuple[int, ...], rate_hz: float, count: int, seed: in
         sent = [Arrival(row.arrival_ns, request, 1) for row, request in zip(rows, asked, strict=True)]
         inputs: list[tuple[int, Event]] = [(0, WorkerUp(0, 0, slots))]
         inputs += [(each.at_ns, Arrived(each.request)) for each in sent]
-        World(GlobalManager(config), StagedWorkers(cost, sent), [recorder.see]).run(inputs)
+        World(GlobalManager(config), VirtualWorkers(cost, sent), [recorder.see]).run(inputs)
     assert all(record.completed for record in recorder.records), "a request was refused"
     return float(np.mean([record.ttft_ns for record in recorder.records])) / NS
 

@@ -11,7 +11,7 @@ from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.event import Moved
-from plait.worker.config import LinkConfig
+from plait.worker.config import LinkConfig, Way
 from tests.runtime.test_moves import Watch, placed
 from tests.runtime.test_parallel import (
     FAMILIES,
@@ -25,6 +25,9 @@ from tests.runtime.test_parallel import (
 )
 from tests.scale import scaled, seed, some
 from tests.tiny import tiny_folder
+from tests.worker.fabrics import lacking
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 PAIRS = tuple(pair for pair in itertools.product(LAYOUTS, LAYOUTS) if pair != ((1, 1), (1, 1)))
 OTHERS = {
@@ -41,14 +44,14 @@ def placement(prefill, decode):
     return Placement(tuple(Instance(id, role, tp, pp) for id, (role, (tp, pp)) in enumerate(plans)))
 
 
-def settings(prefill, decode, *, overlap=False, shared=True):
+def settings(prefill, decode, *, overlap=False, way=Way.SHARED):
     """Of an engine: steps of few tokens, so that prompts are cut, and links of small parts."""
     manager = ManagerConfig(
         placement=placement(prefill, decode),
         batcher=BatcherConfig(step_tokens=48),
         handover=HandoverConfig(overlap=overlap),
     )
-    return placed(manager, links=LinkConfig(part_bytes=4096, shared=shared))
+    return placed(manager, links=LinkConfig(part_bytes=4096, ways=(way,)))
 
 
 async def moved(folder, work, **changes):
@@ -79,9 +82,10 @@ async def test_any_layout_to_any_layout_draws_the_tokens_of_transformers(case, t
     sizes = {**SIZES, **OTHERS.get(family, FAMILIES[family])}
     fits = [pair for pair in PAIRS if all(sizes["num_attention_heads"] % tp == 0 for tp, _ in pair)]
     source, target = rng.choice(fits)
-    print(f"{family}: {source} -> {target}")
     folder = tiny_folder(tmp_path, family, **sizes)
-    options = settings([source], [target], overlap=rng.random() < 0.5, shared=rng.random() < 0.75)
+    way = rng.choice([way for way in Way if not lacking(way)])
+    print(f"{family}: {source} -> {target}, {way}")
+    options = settings([source], [target], overlap=rng.random() < 0.5, way=way)
     assert await moved(folder, asks(rng, 8), **options) <= 1
 
 

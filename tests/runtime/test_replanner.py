@@ -22,6 +22,8 @@ from plait.spec.slo import Slo
 from plait.workload.trace import TraceRow
 from tests.runtime.test_engine import GREEDY, answers, collect, engine_of, prompt, until
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 LONG = replace(GREEDY, max_tokens=40)
 
 

@@ -138,23 +138,23 @@ def test_instances_are_apart():
 
 
 def _hold_twice(pool: Pool) -> None:
-    pool.holdings[1].pages.append(pool.holdings[1].pages[0])
+    pool.holdings[1].append(0, 1)
 
 
 def _leak(pool: Pool) -> None:
-    pool.free.pop()
+    pool.free.take(1)
 
 
 def _free_what_is_held(pool: Pool) -> None:
-    pool.free.append(pool.holdings[1].pages[0])
+    pool.free.give(0, 1)
 
 
 def _free_twice(pool: Pool) -> None:
-    pool.free[0] = pool.free[1]
+    pool.free.give(7, 8)
 
 
 def _count_a_holder_too_few(pool: Pool) -> None:
-    pool.holders[pool.holdings[1].pages[0]] -= 1
+    pool.holders[0] -= 1
 
 
 def _lose_a_holding(pool: Pool) -> None:
@@ -162,11 +162,11 @@ def _lose_a_holding(pool: Pool) -> None:
 
 
 def _point_a_hash_elsewhere(pool: Pool) -> None:
-    pool.index[11] = pool.free[0]
+    pool.index[11] = 7
 
 
 def _cache_without_a_hash(pool: Pool) -> None:
-    pool.cached[pool.free.pop()] = None
+    pool.cached[pool.free.take(1)[0]] = None
 
 
 def _share_more_than_is_held(pool: Pool) -> None:

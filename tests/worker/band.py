@@ -15,6 +15,7 @@ from plait.worker.executor import Executor, StepFault
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
 from plait.worker.store import Store
+from plait.worker.way import Ways
 from plait.worker.wire import Source
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -46,7 +47,9 @@ class Player:
         self.exchange = Exchange(config, SECRET, name, patience_s)
         self.executor.exchange = self.exchange
         store = Store(model.pool, Store.whole_shard(model.pool))
-        self.lender = Lender(config, store, Progress(), SECRET, name, "127.0.0.1", self.exchange.attach)
+        self.lender = Lender(
+            Ways(config, name), store, Progress(), SECRET, name, "127.0.0.1", self.exchange.attach
+        )
         self.lender.start()
         self.source = Source(name, self.lender.address, store.shard)
         self.orders: queue.SimpleQueue = queue.SimpleQueue()

@@ -1,5 +1,6 @@
 """Workers without models: pools with lenders and copy lanes, joined by real connections, in one process."""
 
+import importlib.util
 import queue
 from contextlib import contextmanager
 
@@ -11,18 +12,29 @@ from plait.model.pool import KvPool
 from plait.spec.move import Move
 from plait.spec.shape import LayerShape, ModelShape
 from plait.spec.step import Extent, Span
-from plait.worker.config import LinkConfig
+from plait.worker.config import LinkConfig, Way
 from plait.worker.copy_lane import CopyLane
 from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
+from plait.worker.ring import FOLDER
 from plait.worker.store import Store
+from plait.worker.way import Ways
 from plait.worker.wire import Pull, Source
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 SIZE = 16
 """Elements of a head."""
 SLOTS = 256
+
+
+def lacking(way: Way) -> str:
+    """Why parts cannot travel so between two processes of this host; empty: they can."""
+    if way is Way.SHARED and not FOLDER.is_dir():
+        return f"there is no {FOLDER}"
+    if way is Way.NIXL and importlib.util.find_spec("nixl") is None:
+        return "nixl is not installed"
+    return ""
 
 
 class Peer:
@@ -37,9 +49,10 @@ class Peer:
         for kv in self.pool.layers:
             kv.view(torch.uint8).fill_(0)
         self.store, self.progress = Store(self.pool, shard), Progress()
-        self.lender = Lender(self.config, self.store, self.progress, SECRET, self.name, "127.0.0.1")
+        self.ways = Ways(self.config, self.name)
+        self.lender = Lender(self.ways, self.store, self.progress, SECRET, self.name, "127.0.0.1")
         self.answers: queue.SimpleQueue = queue.SimpleQueue()
-        self.lane = CopyLane(self.config, self.store, SECRET, self.name, self.answers.put)
+        self.lane = CopyLane(self.ways, self.store, SECRET, self.name, self.answers.put)
         self.lender.start()
         self.lane.start()
 

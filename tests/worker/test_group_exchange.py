@@ -19,7 +19,7 @@ SHARD = Shard(Interval(0, 1), Interval(0, 1))
 ROOM_BYTES = 512
 CONFIGS = {
     "memory": LinkConfig(room_bytes=ROOM_BYTES),
-    "connections": LinkConfig(room_bytes=ROOM_BYTES, shared=False),
+    "connections": LinkConfig(room_bytes=ROOM_BYTES, ways=()),
 }
 
 
@@ -31,7 +31,13 @@ class End:
         self.peer = Peer(name.decode(), SHARD, page=1, config=config)
         self.exchange = Exchange(config, SECRET, name, patience_s=30)
         self.lender = Lender(
-            config, self.peer.store, self.peer.progress, SECRET, name, "127.0.0.1", self.exchange.attach
+            self.peer.ways,
+            self.peer.store,
+            self.peer.progress,
+            SECRET,
+            name,
+            "127.0.0.1",
+            self.exchange.attach,
         )
         self.lender.start()
 

@@ -36,7 +36,7 @@ def tasks(rng: random.Random, count: int) -> list[Task]:
         ("llama", 1, LinkConfig(room_bytes=4096)),
         ("qwen3", 16, LinkConfig()),
         ("gpt_neox", 16, LinkConfig(room_bytes=1024)),
-        ("llama", 16, LinkConfig(shared=False)),
+        ("llama", 16, LinkConfig(ways=())),
     ],
 )
 def test_any_group_draws_what_one_process_draws(family, page, links, tmp_path):

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,24 @@ import pytest
 import torch
 
 from plait.kernels import transfer
-from plait.worker import link as linking
-from plait.worker.channel import Channel, LinkError, accept, connect
-from plait.worker.config import LinkConfig
+from plait.worker.channel import Channel, LinkError, Open, accept, connect
+from plait.worker.config import LinkConfig, Way
 from plait.worker.layout import Interval, Shard, shards
 from plait.worker.wire import Pulled, PullFault
 from tests.scale import scaled
-from tests.worker.fabrics import SECRET, SLOTS, Peer, head_bytes, pages, peers, pull
+from tests.worker.fabrics import SECRET, SLOTS, Peer, head_bytes, lacking, pages, peers, pull
 
 WHOLE = Shard(Interval(0, 3), Interval(0, 2))
 TYPES = [torch.float32, torch.bfloat16, torch.int8]
+USABLE = [way for way in Way if not lacking(way)]
+
+
+@pytest.fixture(params=list(Way))
+def way(request):
+    """Every way that parts may travel."""
+    if reason := lacking(request.param):
+        pytest.skip(reason)
+    return request.param
 
 
 def written(peer, rng, slots_T, whole_LHX):
@@ -39,7 +48,8 @@ def test_any_layout_to_any_layout_over_links(case):
         plans.append(shards(layers, heads, int(rng.choice(fits)), int(rng.integers(1, min(layers, 3) + 1))))
     page_here, page_there = (int(rng.choice([1, 4, 16, 32])) for _ in range(2))
     dtype = TYPES[case % 3]
-    config = LinkConfig(part_bytes=int(rng.choice([512, 4096, 1 << 20])), shared=bool(rng.integers(2)))
+    ways = (USABLE[case // len(TYPES) % len(USABLE)],)
+    config = LinkConfig(part_bytes=int(rng.choice([512, 4096, 1 << 20])), ways=ways)
     here = [Peer(f"0.{r}", shard, page_here, dtype, config) for r, shard in enumerate(plans[0])]
     there = [Peer(f"1.{r}", shard, page_there, dtype, config) for r, shard in enumerate(plans[1])]
     count = int(rng.integers(1, 100))
@@ -53,6 +63,7 @@ def test_any_layout_to_any_layout_over_links(case):
         for peer in there:
             answer = peer.answer()
             assert isinstance(answer, Pulled), answer
+            assert {link.way for link in peer.lane._links.values()} == set(ways)
             mine = (slice(i.first, i.past) for i in (peer.shard.layers, peer.shard.heads))
             assert np.array_equal(peer.wire(to_T[:count]), whole_LHX[tuple(mine)])
             others = np.setdiff1d(np.arange(SLOTS), to_T).astype(np.int32)
@@ -83,13 +94,12 @@ def test_links_are_kept_and_their_memory_has_no_name():
         assert arrived()
         assert list(there.lane._links) == [b"0.1"]
         if Path("/dev/shm").is_dir():
-            assert there.lane._links[b"0.1"].shared
+            assert there.lane._links[b"0.1"].way is Way.SHARED
             assert set(Path("/dev/shm").glob("plait-*")) <= before
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_damaged_parts_are_asked_for_again(monkeypatch, shared):
-    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, shared=shared, retries=2))
+def test_damaged_parts_are_asked_for_again(monkeypatch, way):
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, ways=(way,), retries=2))
     real, damages = transfer.checksum, [3]
 
     def sums(wire):
@@ -106,8 +116,8 @@ def test_damaged_parts_are_asked_for_again(monkeypatch, shared):
         assert arrived()
 
 
-def test_parts_that_stay_damaged_fail_the_move(monkeypatch):
-    here, there, order, arrived = pair()
+def test_parts_that_stay_damaged_fail_the_move(monkeypatch, way):
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, ways=(way,)))
     real = transfer.checksum
     ours = iter(range(10**6))
     monkeypatch.setattr(transfer, "checksum", lambda wire: (real(wire)[0], next(ours)))
@@ -122,8 +132,9 @@ def test_parts_that_stay_damaged_fail_the_move(monkeypatch):
         assert arrived()
 
 
-def test_a_source_that_goes_fails_the_move_and_its_successor_serves_the_next():
-    here, there, order, arrived = pair(LinkConfig(part_bytes=512, bytes_per_s=2000, patience_s=5))
+def test_a_source_that_goes_fails_the_move_and_its_successor_serves_the_next(way):
+    config = LinkConfig(part_bytes=512, bytes_per_s=2000, patience_s=5, ways=(way,))
+    here, there, order, arrived = pair(config)
     with peers(here, there):
         there.lane.pull(order(1))
         here.lender.close()
@@ -133,8 +144,8 @@ def test_a_source_that_goes_fails_the_move_and_its_successor_serves_the_next():
     assert not arrived()
 
 
-def test_a_dropped_move_is_answered_soon_and_once():
-    here, there, order, _ = pair(LinkConfig(part_bytes=512, bytes_per_s=100))
+def test_a_dropped_move_is_answered_soon_and_once(way):
+    here, there, order, _ = pair(LinkConfig(part_bytes=512, bytes_per_s=100, ways=(way,)))
     with peers(here, there):
         there.lane.pull(order(1))
         there.lane.pull(order(2))
@@ -146,8 +157,8 @@ def test_a_dropped_move_is_answered_soon_and_once():
     assert there.answers.empty()
 
 
-def test_a_copy_follows_the_step_that_writes_it_layer_by_layer():
-    here, there, order, arrived = pair()
+def test_a_copy_follows_the_step_that_writes_it_layer_by_layer(way):
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, ways=(way,)))
     with peers(here, there):
         here.progress.begin(5)
         here.progress.stored(1)
@@ -166,8 +177,8 @@ def test_a_copy_follows_the_step_that_writes_it_layer_by_layer():
         assert "step 6 failed" in there.answer().reason
 
 
-def test_a_link_that_nobody_uses_is_let_go_and_made_anew():
-    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, lease_s=0.05))
+def test_a_link_that_nobody_uses_is_let_go_and_made_anew(way):
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, lease_s=0.05, ways=(way,)))
     with peers(here, there):
         there.lane.pull(order(1))
         assert isinstance(there.answer(), Pulled)
@@ -176,6 +187,44 @@ def test_a_link_that_nobody_uses_is_let_go_and_made_anew():
         there.lane.pull(order(2))
         assert isinstance(there.answer(), Pulled)
         assert there.lane._links[b"0.1"] is not link
+        assert arrived()
+
+
+def test_memory_that_a_source_may_write_to_is_kept_until_it_has_parted():
+    """The source of a dropped move waits for a step, then writes; only after that is the memory free."""
+    if reason := lacking(Way.NIXL):
+        pytest.skip(reason)
+    here, there, order, arrived = pair(LinkConfig(part_bytes=4096, ways=(Way.NIXL,)))
+    with peers(here, there):
+        here.progress.begin(5)
+        there.lane.pull(order(1, after=(5,)))
+        until(lambda: b"0.1" in there.lane._links)
+        link = there.lane._links[b"0.1"]
+        until(lambda: link._owed)
+        room = link._landing._room
+        room[:] = 0
+        there.lane.drop(1, "cancelled")
+        assert there.answer() == PullFault(1, "cancelled")
+        assert there.ways.parting
+        assert not room.any()
+        here.progress.stored(3)
+        here.progress.end(5)
+        until(lambda: not there.ways.parting)
+        assert room.any(), "it was written to after the move had been answered"
+        assert not there.ways._agent._kept
+        there.lane.pull(order(2))
+        assert isinstance(there.answer(), Pulled)
+        assert arrived()
+
+
+def test_the_first_way_that_reaches_is_taken():
+    ours, theirs = (Way.SHARED, Way.NIXL), (Way.NIXL,)
+    here, there, order, arrived = pair(LinkConfig(ways=theirs))
+    there.ways.config = LinkConfig(ways=ours)
+    with peers(here, there):
+        there.lane.pull(order(1))
+        assert isinstance(there.answer(), Pulled)
+        assert there.lane._links[b"0.1"].way is (Way.FRAMES if lacking(Way.NIXL) else Way.NIXL)
         assert arrived()
 
 
@@ -198,6 +247,15 @@ def test_slots_and_layers_that_are_not_there_are_denied():
         assert "does not have" in there.answer().reason
 
 
+GREETING = Open("f", "e", Way.FRAMES, b"", 1, 1)
+
+
+def until(holds):
+    """Look again and again: what is waited for is in other threads."""
+    while not holds():
+        time.sleep(0.001)
+
+
 def two_ends(secret=SECRET):
     """Both channels of one connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -217,7 +275,7 @@ def two_ends(secret=SECRET):
 
 def test_who_lacks_the_secret_is_not_heard():
     target, source = two_ends(b"another secret of sixteen")
-    target.send(linking.Open("f", "e", "", 1, 1))
+    target.send(GREETING)
     with pytest.raises(LinkError, match="not signed"):
         source.receive(5)
     target.close()
@@ -226,17 +284,17 @@ def test_who_lacks_the_secret_is_not_heard():
 
 def test_frames_cannot_be_repeated_or_sent_back():
     target, source = two_ends()
-    target.send(linking.Open("f", "e", "", 1, 1), np.arange(5, dtype=np.uint8))
+    target.send(GREETING, np.arange(5, dtype=np.uint8))
     letter, payload = source.receive(5)
-    assert letter == linking.Open("f", "e", "", 1, 1)
+    assert letter == GREETING
     assert payload.tolist() == [0, 1, 2, 3, 4]
     target._sent = 0
-    target.send(linking.Open("f", "e", "", 1, 1))
+    target.send(GREETING)
     with pytest.raises(LinkError, match="not the next one"):
         source.receive(5)
     source._sent = 0
     mirrored = Channel(source._socket, "itself", source._keys[1], source._keys[0])
-    mirrored.send(linking.Open("f", "e", "", 1, 1))
+    mirrored.send(GREETING)
     with pytest.raises(LinkError, match="not signed"):
         target.receive(5)
     target.close()

@@ -84,6 +84,37 @@ def lwm_7b(sp: int, tp: int) -> Fitted:
     return Fitted.fit(timings)
 
 
+def lwm_7b_groups() -> ByGroup:
+    """LWM-7B on groups of 1 to 4 instances of tp 2, derived: only the group of four was measured.
+
+    Fewer instances share its work without being spared what it spends on its ring, so they are shown too
+    slow. The fixed part of a prefill grows evenly from that of one device to that of the four.
+    """
+    four, one = lwm_7b(4, 2), lwm_7b(1, 1)
+    step_ns = (four.prefill_ns - one.prefill_ns) / 3
+    return ByGroup({sp: _shared(four, 4 / sp, one.prefill_ns + (sp - 1) * step_ns) for sp in (1, 2, 3, 4)})
+
+
+def lwm_7b_alone(tp: int) -> Fitted:
+    """LWM-7B on one instance of tp 2, 4 or 8, derived as `lwm_7b_groups` is from groups that fill a node.
+
+    The fixed part of a prefill is that of one device: what was measured with tp 8 were batches of half a
+    million tokens, which say nothing about a chunk of 256.
+    """
+    return _shared(lwm_7b(8 // tp, tp), 8 // tp, lwm_7b(1, 1).prefill_ns)
+
+
+def _shared(whole: Fitted, share: float, prefill_ns: float) -> Fitted:
+    return replace(
+        whole,
+        prefill_ns=prefill_ns,
+        prefill_token_ns=whole.prefill_token_ns * share,
+        prefill_square_ns=whole.prefill_square_ns * share,
+        decode_context_ns=whole.decode_context_ns * share,
+        decode_row_ns=whole.decode_row_ns * share,
+    )
+
+
 def llama_8b(decode: Fitted) -> ByGroup:
     """LLaMA3-8B, tp 1, on groups of 1 to 16 A100, fitted to Tetris' table.
 

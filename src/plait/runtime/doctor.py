@@ -235,10 +235,14 @@ def _gpu_kernels() -> Finding:
 
 def _optional() -> Iterator[Finding]:
     yield Finding("pyzmq", importlib.metadata.version("pyzmq"))
-    try:
-        yield Finding("ray", importlib.metadata.version("ray"))
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding("ray", "not installed; only --cluster needs it")
+    for name, use in (
+        ("ray", "only --cluster needs it"),
+        ("nixl", "moves between hosts go in signed frames"),
+    ):
+        try:
+            yield Finding(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, f"not installed; {use}")
 
 
 def _engine() -> Iterator[Finding]:

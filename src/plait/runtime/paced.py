@@ -13,6 +13,7 @@ from plait.runtime.alarms import Alarm, Alarms
 from plait.runtime.driver import Fleet, Sink
 from plait.runtime.paced_moves import PacedMoves
 from plait.sim.copies import Network
+from plait.sim.lanes import Lanes
 from plait.spec.errors import PlaitError
 from plait.spec.event import Event, Moved, MoveFailed, StepFailed, WorkerLost
 from plait.spec.move import Move
@@ -21,17 +22,15 @@ from plait.spec.step import Step
 
 
 class PacedFleet:
-    """Wraps a fleet. One lane per instance: steps of a group start when all its lanes are free."""
+    """Wraps a fleet. Steps end when they would in a simulation: see `Lanes`."""
 
     def __init__(
         self, inner: Fleet, cost: Cost, network: Network | None = None, nodes: Mapping[int, int] | None = None
     ) -> None:
         """`network`: what moves travel on; None: they take as long as they do. `nodes`: instance -> node."""
         self.inner = inner
-        self._cost = cost
+        self._lanes = Lanes.of(cost)
         self._sink: Sink | None = None
-        self._free_s: dict[int, float] = {}
-        """Instance -> when its lane is free, in the event loop's time."""
         self._due: dict[int, tuple[float, tuple[int, ...]]] = {}
         """Step -> when it may be answered, and its group."""
         self._alarms = Alarms()
@@ -49,13 +48,9 @@ class PacedFleet:
 
     def submit(self, step: Step, opened: tuple[Opened, ...]) -> None:
         """See `Fleet`."""
-        now_s = asyncio.get_running_loop().time()
-        start_s = max(now_s, *(self._free_s.get(member, 0.0) for member in step.group))
-        due_s = start_s + self._cost.step_ns(step) / 1e9
-        for member in step.group:
-            self._free_s[member] = due_s
-        self._due[step.id] = (due_s, step.group)
-        self._spans_ns[step.id] = int(start_s * 1e9), int(due_s * 1e9)
+        start_ns, end_ns = self._lanes.take(step, int(asyncio.get_running_loop().time() * 1e9))
+        self._due[step.id] = (end_ns / 1e9, step.group)
+        self._spans_ns[step.id] = start_ns, end_ns
         self.inner.submit(step, opened)
 
     def move(self, move: Move) -> None:
@@ -134,4 +129,4 @@ class PacedFleet:
         if self._moves is not None:
             self._moves.lost(instance)
         self._due = {step: due for step, due in self._due.items() if instance not in due[1]}
-        self._free_s.pop(instance, None)
+        self._lanes.lost(instance)

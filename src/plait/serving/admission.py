@@ -169,7 +169,7 @@ class Admission:
                 final = live.least
             else:
                 final = live.most if whole_share else self._ledger.whole(self._presumed(live))
-            grown = max(0, final - len(holding.pages) * page)
+            grown = max(0, final - holding.count * page)
             if id in seat.decoding:
                 lockstep.append((grown, private))
             else:

@@ -12,8 +12,11 @@ from plait.search.batching import Job, Width
 
 def fastest_ns(widths: Sequence[Width], instances: int, linear: float, square: float) -> float:
     """Time of a batch on at most so many instances; infinite on none."""
-    able = (width for width in widths if width.instances <= instances)
-    return min((width.alpha + width.beta * linear + width.gamma * square for width in able), default=inf)
+    best_ns = inf
+    for width in widths:
+        if width.instances <= instances:
+            best_ns = min(best_ns, width.alpha + width.beta * linear + width.gamma * square)
+    return best_ns
 
 
 def most_useful(

@@ -112,6 +112,10 @@ class Batcher:
         lives = (*grown, *chunks, *again)
         if not lives:
             return None
+        if seat.stages > 1:
+            seat.turn += 1
+            for live in lives:
+                live.turn = seat.turn
         made = Step(
             id=step,
             group=(seat.instance,),
@@ -150,13 +154,19 @@ class Batcher:
         return grown, again, context
 
     def _in_turn(self, seat: Seat) -> tuple[Live, ...]:
-        """Decoding rows that may go along in the next step. With several stages: those with the fewest steps
-        in flight, for no stage can begin with a row that is in another one."""
+        """Decoding rows that may go along in the next step.
+
+        No stage can begin with a row that is in another one, so with several stages these are the rows that
+        the last steps, one fewer than there are stages, do not have: newcomers join those whose turn it is.
+        Where every row is in one of them, those with the fewest steps in flight go on.
+        """
         rows = tuple(seat.decoding.values())
         if seat.stages == 1:
             return rows
+        past = seat.turn - seat.stages + 1
+        ready = tuple(live for live in rows if not live.flying or live.turn <= past)
         fewest = min((live.flying for live in rows), default=0)
-        return tuple(live for live in rows if live.flying == fewest)
+        return ready or tuple(live for live in rows if live.flying == fewest)
 
     def _regrow(self, seat: Seat, live: Live, rows: list[Row], opened: list[int]) -> bool:
         """Plan one token of a decoding row that needs slots first, or is new here. False: not in this

@@ -35,7 +35,7 @@ class ElasticConfig:
     """A group grows only if that saves at least this share of the time."""
     master_rows: int = 128
     """Rows from which a master's dense layers are bound by arithmetic: another instance is made one."""
-    cuts: int = 104
+    cuts: int = 600
     """Places at which the batching programme may cut; with fewer requests than that it is exact."""
 
 
@@ -98,7 +98,7 @@ class Elasticity:
         limit = self._admission.config.bypass
         long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
         for live in long:
-            if live.bypassed >= limit:
+            if live.bypassed >= limit and live.id in self.ensemble.partial:  # another may have made it yield
                 yield from self._continue(live, flights.next_id)
         yield from self._dispatch(flights)
         for live in long:
@@ -110,11 +110,11 @@ class Elasticity:
         """Requests of the queue that are computed now, in batches, each on instances of its own."""
         lives = self._candidates() if self.ensemble.free() else []
         while lives:
-            seats = self._allocate(lives)
+            jobs = [self._job(live) for live in lives]
+            seats = self._allocate(lives, jobs)
             if not lives or not seats:
                 return
-            order = sorted(lives, key=lambda live: (-live.known, live.order))
-            jobs = [self._job(live) for live in order]
+            order, jobs = _longest_first(lives, jobs)
             seats.sort(key=lambda seat: (-self.ensemble.unused(seat.instance), seat.instance))
             rooms = [self.ensemble.unused(seat.instance) for seat in seats]
             plan = best_plan(jobs, rooms, self.config.widths, coarse_cuts(jobs, self.config.cuts))
@@ -140,7 +140,8 @@ class Elasticity:
                 if look < 0 or first.bypassed >= config.bypass:
                     break
                 continue
-            tokens, square = tokens + live.known, square + live.known**2
+            known = live.known
+            tokens, square = tokens + known, square + known * known
             if found and fastest_ns(widths, free, tokens, square) > self.config.chunk_ns:
                 break
             found.append(live)
@@ -174,14 +175,14 @@ class Elasticity:
             peak = max(peak, run + grown * count + (page - 1 + self._depth) * (count - 1))
         return capacity - min(promised, fixed + peak)
 
-    def _allocate(self, lives: list[Live]) -> list[Seat]:
+    def _allocate(self, lives: list[Live], jobs: list[Job]) -> list[Seat]:
         """Idle instances, and those of groups that had better pause, the emptiest first. Requests for which
-        there is no room on these are taken off the end of `lives`."""
-        ensemble, jobs = self.ensemble, [self._job(live) for live in lives]
+        there is no room on these are taken off the end of `lives` and `jobs`."""
+        ensemble, need = self.ensemble, sum(job.need for job in jobs)
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
         for group in sorted(groups, key=self._used):
-            fits = sum(ensemble.unused(seat.instance) for seat in seats) >= sum(job.need for job in jobs)
+            fits = sum(ensemble.unused(seat.instance) for seat in seats) >= need
             have = len(seats) if fits else 0
             more = len(free.intersection(group.members)) + len(seats) - have
             lengths = [live.known + live.undrawn * self._share for live in group.lives.values()]
@@ -189,9 +190,9 @@ class Elasticity:
                 break
             seats += [ensemble.seats[member] for member in group.members if member in free]
         room = sum(ensemble.unused(seat.instance) for seat in seats)
-        while lives and sum(job.need for job in jobs) > room:
+        while lives and need > room:
             lives.pop()
-            jobs.pop()
+            need -= jobs.pop().need
         return seats
 
     def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
@@ -237,7 +238,8 @@ class Elasticity:
             self._yield_youngest(ensemble.partial)
 
     def _job(self, live: Live) -> Job:
-        return Job(self._ledger.whole(live.known), live.known, live.known**2, 1 / live.known)
+        known = live.known
+        return Job(self._ledger.whole(known), known, known * known, 1 / known)
 
     def _used(self, group: Group) -> int:
         return sum(self._ledger.used(member) for member in group.members)
@@ -278,3 +280,9 @@ class Elasticity:
         here = (self.ensemble.decoding, self.ensemble.partial)
         able = [live for live in lives.values() if any(live.id in place for place in here)]
         self.ensemble.preempt(max(able, key=lambda live: live.order))
+
+
+def _longest_first(lives: list[Live], jobs: list[Job]) -> tuple[list[Live], list[Job]]:
+    """Both in the order of the batching programme."""
+    order = sorted(range(len(lives)), key=lambda at: (-lives[at].known, lives[at].order))
+    return [lives[at] for at in order], [jobs[at] for at in order]

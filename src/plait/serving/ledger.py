@@ -3,16 +3,19 @@
 Slots are owned in pages of `page` tokens (1 in proofs). Each page of an instance is in exactly one
 of three places, so that free + cached + owned = total after every event:
 
-    free      on the `free` stack
+    free      in `free`, as runs of neighbouring pages
     cached    no request holds it, but its content is known by hash; the oldest is taken when needed
     owned     held by one request or, where prompts share a prefix, by several (`holders` counts)
 
-A request's `pages` list is its positions in order: position p lies in pages[p // page].
+A request's pages are its positions in order: position p lies in its page number p // page. They are kept
+as runs, and a page is looked at alone only where somebody knows its content.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from plait.serving.free_pages import FreePages
 from plait.spec.step import Extent
 
 
@@ -20,14 +23,32 @@ from plait.spec.step import Extent
 class Holding:
     """What one request holds on one instance."""
 
-    pages: list[int] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    """Its pages in the order of its positions: runs [start, end), of which no two in a row touch."""
+    count: int = 0
+    """Pages in all runs."""
     shared: int = 0
-    """How many of `pages` may outlive the request because another one may hold them."""
+    """How many of them may outlive the request because another one may hold them."""
+    known: bool = False
+    """Whether the content of any of them was ever known by hash."""
 
     @property
     def private(self) -> int:
         """Pages that come back for certain when the request ends."""
-        return len(self.pages) - self.shared
+        return self.count - self.shared
+
+    def pages(self, first: int = 0) -> Iterator[int]:
+        """Its pages one by one, from number `first` on."""
+        for start, end in self.runs:
+            yield from range(start + min(first, end - start), end)
+            first = max(0, first - (end - start))
+
+    def append(self, start: int, end: int) -> None:
+        """Pages [start, end) follow."""
+        self.count += end - start
+        if self.runs and self.runs[-1][1] == start:
+            start = self.runs.pop()[0]
+        self.runs.append((start, end))
 
 
 @dataclass(slots=True)
@@ -35,11 +56,11 @@ class Pool:
     """The pages of one instance."""
 
     total: int
-    free: list[int]
-    holders: list[int]
-    """Requests that hold each page."""
-    owner: list[int]
-    """Request that filled each page, or -1."""
+    free: FreePages
+    holders: dict[int, int] = field(default_factory=dict)
+    """Requests that hold each page whose content was made known; any other has one at most."""
+    owner: dict[int, int] = field(default_factory=dict)
+    """Page that was made known and is held by the request that filled it alone -> that request."""
     cached: dict[int, None] = field(default_factory=dict)
     """Pages held by nobody whose content is known, oldest first."""
     index: dict[int, int] = field(default_factory=dict)
@@ -63,7 +84,7 @@ class KvLedger:
         """An instance joins with an empty pool of `slots` slots (whole pages count)."""
         assert instance not in self._pools
         pages = slots // self.page
-        self._pools[instance] = Pool(pages, list(range(pages - 1, -1, -1)), [0] * pages, [-1] * pages)
+        self._pools[instance] = Pool(pages, FreePages(pages))
         self.most = max(self.most, pages * self.page)
 
     def remove(self, instance: int) -> None:
@@ -77,11 +98,11 @@ class KvLedger:
     def used(self, instance: int) -> int:
         """Slots held by requests; shared ones count once."""
         pool = self._pools[instance]
-        return (pool.total - len(pool.free) - len(pool.cached)) * self.page
+        return (pool.total - pool.free.count - len(pool.cached)) * self.page
 
     def held(self, instance: int, request: int) -> int:
         """Slots that a request holds, shared ones included."""
-        return len(self._pools[instance].holdings[request].pages) * self.page
+        return self._pools[instance].holdings[request].count * self.page
 
     def holdings(self, instance: int) -> Mapping[int, Holding]:
         """What each request holds here; to be read only."""
@@ -103,14 +124,20 @@ class KvLedger:
         """A request begins to hold pages here: those of the blocks `hashes`, which all must match."""
         pool = self._pools[instance]
         assert request not in pool.holdings
-        pages = [pool.index[block] for block in hashes]
-        for page in pages:
+        holding = pool.holdings[request] = Holding(shared=len(hashes), known=bool(hashes))
+        for block in hashes:
+            page = pool.index[block]
             self._share(pool, page)
-        pool.holdings[request] = Holding(pages, len(pages))
+            holding.append(page, page + 1)
 
     def extents(self, instance: int, request: int, first_page: int = 0) -> tuple[Extent, ...]:
         """The slots that a request holds from its page `first_page` on, in the order of its positions."""
-        return self._extents(self._pools[instance].holdings[request].pages[first_page:])
+        extents: list[Extent] = []
+        for start, end in self._pools[instance].holdings[request].runs:
+            if first_page < end - start:
+                extents.append(self._extent(start + first_page, end))
+            first_page = max(0, first_page - (end - start))
+        return tuple(extents)
 
     def grow(self, instance: int, request: int, tokens: int) -> tuple[Extent, ...] | None:
         """Make the request hold room for `tokens` tokens in all.
@@ -119,21 +146,30 @@ class KvLedger:
         """
         pool = self._pools[instance]
         holding = pool.holdings[request]
-        missing = -(-tokens // self.page) - len(holding.pages)
+        missing = -(-tokens // self.page) - holding.count
         if missing <= 0:
             return ()
-        if missing > len(pool.free) + len(pool.cached):
+        if missing > pool.free.count + len(pool.cached):
             return None
-        pages = [self._take(pool, request) for _ in range(missing)]
-        holding.pages += pages
-        return self._extents(pages)
+        added = Holding()
+        while missing:
+            start, end = pool.free.take(missing) if pool.free.count else self._evict(pool)
+            holding.append(start, end)
+            added.append(start, end)
+            missing -= end - start
+        return tuple(self._extent(start, end) for start, end in added.runs)
 
     def publish(self, instance: int, request: int, first: int, hashes: tuple[int, ...]) -> None:
         """The request's blocks from number `first` on have these hashes: others may share them."""
+        if not hashes:
+            return
         pool = self._pools[instance]
-        pages = pool.holdings[request].pages
-        for number, block in enumerate(hashes, first):
-            page = pages[number]
+        holding = pool.holdings[request]
+        holding.known = True
+        for page, block in zip(holding.pages(first), hashes, strict=False):
+            if page not in pool.holders:
+                pool.holders[page] = 1
+                pool.owner[page] = request
             if block not in pool.index and page not in pool.hash_of:
                 pool.index[block] = page
                 pool.hash_of[page] = block
@@ -141,19 +177,19 @@ class KvLedger:
     def release(self, instance: int, request: int) -> None:
         """The request holds nothing here any more; what can be found by hash stays cached."""
         pool = self._pools[instance]
-        for page in reversed(pool.holdings.pop(request).pages):
-            pool.holders[page] -= 1
-            if pool.holders[page] == 0:
-                pool.owner[page] = -1
-                if page in pool.hash_of:
-                    pool.cached[page] = None
-                else:
-                    pool.free.append(page)
+        holding = pool.holdings.pop(request)
+        if holding.known:
+            for page in reversed([*holding.pages()]):
+                self._drop(pool, page)
+        else:
+            for start, end in reversed(holding.runs):
+                pool.free.give(start, end)
 
     def forget(self, instance: int) -> None:
         """What the instance's pages contain is no longer known: nothing of it is shared from now on."""
         pool = self._pools[instance]
-        pool.free += reversed(pool.cached)
+        for page in reversed(pool.cached):
+            pool.free.give(page, page + 1)
         pool.cached.clear()
         pool.index.clear()
         pool.hash_of.clear()
@@ -163,45 +199,51 @@ class KvLedger:
         for pool in self._pools.values():
             count = [0] * pool.total
             for holding in pool.holdings.values():
-                assert len(set(holding.pages)) == len(holding.pages), "a request holds a page twice"
-                assert 0 <= holding.shared <= len(holding.pages)
-                for page in holding.pages:
+                pages = [*holding.pages()]
+                assert len(set(pages)) == len(pages) == holding.count, "a request holds a page twice"
+                assert 0 <= holding.shared <= holding.count
+                assert holding.known or not any(page in pool.holders for page in pages)
+                assert all(left[1] != right[0] for left, right in pairwise(holding.runs)), "two runs are one"
+                for page in pages:
                     count[page] += 1
-            assert count == pool.holders, "holders disagree with holdings"
-            owned = sum(1 for held in count if held)
-            places = [*pool.free, *pool.cached, *(page for page in range(pool.total) if count[page])]
-            assert sorted(places) == list(range(pool.total)), "a page is in no place or in two"
-            assert len(pool.free) + len(pool.cached) + owned == pool.total
+            self._check_places(pool, count)
+            assert all(held == count[page] for page, held in pool.holders.items()), "holders disagree"
+            assert all(held <= 1 or page in pool.holders for page, held in enumerate(count)), "shared unseen"
             assert {page: block for block, page in pool.index.items()} == pool.hash_of
             assert all(page in pool.hash_of for page in pool.cached)
+            assert all(pool.holders[page] == 1 for page in pool.owner)
 
-    def _take(self, pool: Pool, request: int) -> int:
-        if pool.free:
-            page = pool.free.pop()
-        else:
-            page = next(iter(pool.cached))
-            del pool.cached[page]
-            del pool.index[pool.hash_of.pop(page)]
-        pool.holders[page] = 1
-        pool.owner[page] = request
-        return page
+    def _check_places(self, pool: Pool, count: list[int]) -> None:
+        free = [page for start, end in pool.free for page in range(start, end)]
+        assert len(free) == pool.free.count, "free pages miscounted"
+        owned = [page for page in range(pool.total) if count[page]]
+        places = sorted([*free, *pool.cached, *owned])
+        assert places == list(range(pool.total)), "a page is in no place or in two"
+
+    def _evict(self, pool: Pool) -> tuple[int, int]:
+        page = next(iter(pool.cached))
+        del pool.cached[page]
+        del pool.index[pool.hash_of.pop(page)]
+        return page, page + 1
 
     def _share(self, pool: Pool, page: int) -> None:
-        if pool.holders[page] == 0:
+        if page in pool.cached:
             del pool.cached[page]
-        elif pool.owner[page] in pool.holdings:
+        elif (owner := pool.owner.pop(page, None)) is not None:
             # The one that filled it counted it as its own until now.
-            pool.holdings[pool.owner[page]].shared += 1
-        pool.owner[page] = -1
-        pool.holders[page] += 1
+            pool.holdings[owner].shared += 1
+        pool.holders[page] = pool.holders.get(page, 0) + 1
 
-    def _extents(self, pages: list[int]) -> tuple[Extent, ...]:
-        if len(pages) == 1:  # what a row that decodes asks for
-            return (Extent(pages[0] * self.page, self.page),)
-        extents: list[Extent] = []
-        start = 0
-        for at in range(1, len(pages) + 1):
-            if at == len(pages) or pages[at] != pages[at - 1] + 1:
-                extents.append(Extent(pages[start] * self.page, (at - start) * self.page))
-                start = at
-        return tuple(extents)
+    def _drop(self, pool: Pool, page: int) -> None:
+        left = pool.holders.pop(page, 1) - 1
+        if left:
+            pool.holders[page] = left
+            return
+        pool.owner.pop(page, None)
+        if page in pool.hash_of:
+            pool.cached[page] = None
+        else:
+            pool.free.give(page, page + 1)
+
+    def _extent(self, start: int, end: int) -> Extent:
+        return Extent(start * self.page, (end - start) * self.page)

@@ -44,6 +44,7 @@ class Live:
         "synced",
         "told",
         "transfer",
+        "turn",
     )
 
     def __init__(self, request: Request, order: int) -> None:
@@ -62,6 +63,8 @@ class Live:
         """Decode steps that may be issued before more slots are needed or its tokens are used up."""
         self.flying = 0
         """Its steps that are not answered yet."""
+        self.turn = 0
+        """Its last step among those of its instance, where that has several stages."""
         self.opened = False
         """Its instance was told of it."""
         self.over = False
@@ -158,6 +161,8 @@ class Seat:
     decoding: dict[int, Live] = field(default_factory=dict)
     flights: int = 0
     """Steps not answered yet."""
+    turn: int = 0
+    """Steps so far, where it has several stages."""
     closed: list[int] = field(default_factory=list)
     """Requests that the next step lets its worker forget."""
     arriving: int = 0

@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from plait.cost.cost import Cost, Staged
+from plait.cost.cost import Cost
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Copies, Network
-from plait.sim.stages import StagedWorkers
 from plait.sim.workers import Arrival, VirtualWorkers
 from plait.sim.world import World
 from plait.spec.cluster import Placement, Role
@@ -78,11 +77,7 @@ class Scenario:
         arrivals = [self._arrival(i, row, max_tokens) for i, row in enumerate(rows)]
         nodes = {each.id: each.node for each in instances}
         copies = None if self.network is None else Copies(self.network, nodes)
-        hands = (
-            StagedWorkers(self.cost, arrivals, copies)
-            if isinstance(self.cost, Staged)
-            else VirtualWorkers(self.cost, arrivals, copies)
-        )
+        hands = VirtualWorkers(self.cost, arrivals, copies)
         inputs = [*ups, *faults, *((each.at_ns, Arrived(each.request)) for each in arrivals)]
         return World(GlobalManager(self.config), hands, tuple(observers)).run(inputs)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from plait.cost.cost import Cost
 from plait.sim.copies import Copies
+from plait.sim.lanes import Lanes
 from plait.sim.world import World
 from plait.spec.errors import UserError
 from plait.spec.event import Arrived, Event, StepDone
@@ -25,20 +26,17 @@ class Arrival:
 
 
 class VirtualWorkers:
-    """One compute lane per instance, which takes its steps in the order of their ids; moves are `Copies`.
+    """Steps are on `Lanes`, moves are `Copies`.
 
-    A step occupies the lanes of its whole group from when all of them are free. A row's length is all that is
-    kept of it, and it is kept as a worker keeps it: a described row says where it stands, a row taken again
-    goes on from there. So a request that was preempted and opened anew ends at the same token. (Nothing is
-    forgotten when a row is closed: who opens it describes it.)
+    A row's length is all that is kept of it, and it is kept as a worker keeps it: a described row says where
+    it stands, a row taken again goes on from there. So a request that was preempted and opened anew ends at
+    the same token. (Nothing is forgotten when a row is closed: who opens it describes it.)
     """
 
     def __init__(self, cost: Cost, arrivals: Iterable[Arrival], copies: Copies | None = None) -> None:
         """`copies` may be None where nothing is ever moved."""
-        self._cost = cost
+        self._lanes = Lanes.of(cost)
         self._copies = copies
-        self._free_ns: dict[int, int] = {}
-        """Instance -> when its lane is free."""
         self._flying: dict[int, tuple[tuple[int, ...], int, int]] = {}
         """Step -> its group, its start and its end, until it is answered."""
         self._known: dict[int, int] = {}
@@ -52,11 +50,7 @@ class VirtualWorkers:
 
     def step_end_ns(self, step: Step, now_ns: int) -> int:
         """See `Hands`."""
-        free_ns = self._free_ns
-        start_ns = max(now_ns, *(free_ns.get(member, 0) for member in step.group))
-        end_ns = start_ns + self._cost.step_ns(step)
-        for member in step.group:
-            free_ns[member] = end_ns
+        start_ns, end_ns = self._lanes.take(step, now_ns)
         self._flying[step.id] = (step.group, start_ns, end_ns)
         return end_ns
 
@@ -88,7 +82,7 @@ class VirtualWorkers:
         broken = [step for step, (group, _, _) in self._flying.items() if instance in group]
         for step in broken:
             del self._flying[step]
-        self._free_ns[instance] = now_ns
+        self._lanes.lost(instance)
         if self._copies is not None:
             self._copies.lost(instance, now_ns)
 

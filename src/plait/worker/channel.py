@@ -10,6 +10,7 @@ body and payload. So a frame can be neither forged, left out nor replayed; whoev
 further than the first frame. All lengths are bounded before anything is read.
 """
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -27,6 +28,7 @@ import numpy as np
 from plait.kernels.transfer import Bytes
 from plait.spec.errors import ServiceError
 from plait.spec.step import Extent
+from plait.worker.config import Way
 from plait.worker.layout import Interval
 
 MAC_BYTES = 32
@@ -36,6 +38,8 @@ LARGEST_BODY_BYTES = 1 << 20
 LARGEST_PAYLOAD_BYTES = 64 << 20
 SLICE_S = 0.05
 """A wait looks this often whether it is still wanted."""
+SHORTEST_NAP_S, LONGEST_NAP_S = 50e-6, 1e-3
+"""So long sleeps who has something to tend, at first and after a while."""
 _LENGTHS = struct.Struct(">II")
 
 
@@ -45,12 +49,14 @@ class LinkError(ServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Target to source, first: what it keeps, and where bytes may be left for it."""
+    """Target to source, first: what it keeps, and where bytes may be left for it. Said again, with another
+    way, until one is reached."""
 
     form: str
     element: str
-    ring: str
-    """Name of a file of shared memory; empty: there is none, bytes go through the connection."""
+    way: Way
+    where: bytes
+    """What its way needs to be reached: see the landing of each."""
     places: int
     place_bytes: int
     """Room for one part."""
@@ -58,10 +64,10 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Source to target: what it keeps, and whether it can reach the ring."""
+    """Source to target: what it keeps, and whether it can reach the target so."""
 
     form: str
-    shared: bool
+    reached: bool
     refusal: str = ""
     """Why it will never answer."""
 
@@ -79,14 +85,14 @@ class Ask:
     whole: bool
     """In the form of blocks."""
     place: int
-    """Of the ring."""
+    """Of the landing."""
     after: int | None = None
     """Not before this step has stored these layers; without layers, not before it is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Source to target: here it is, in the ring or as this frame's payload."""
+    """Source to target: here it is, at its place or as this frame's payload."""
 
     number: int
     count: int
@@ -109,7 +115,7 @@ class Attach:
 
     name: bytes
     """Who it is."""
-    ring: str
+    where: bytes
     """Name of a file of shared memory with a passage; empty: there is none."""
     room_bytes: int
     """Of the passage, without its counters."""
@@ -131,7 +137,12 @@ class Passed:
     """There will be no more of this turn and those before."""
 
 
-Letter = Open | Opened | Ask | Given | Denied | Attach | Attached | Passed
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """Source to target, last: nothing is on its way any more."""
+
+
+Letter = Open | Opened | Ask | Given | Denied | Parted | Attach | Attached | Passed
 
 
 class Channel:
@@ -189,16 +200,29 @@ class Channel:
         except (msgspec.DecodeError, KeyError) as error:
             raise LinkError(f"a frame of {self.peer} is malformed: {error}") from error
 
-    def ready(self, within_s: float, wanted: Callable[[], bool] = lambda: True) -> bool:
+    def ready(
+        self,
+        within_s: float,
+        wanted: Callable[[], bool] = lambda: True,
+        tend: Callable[[], None] | None = None,
+    ) -> bool:
         """Wait until something can be received, the other end is gone, or nobody wants it any more (False).
+
+        Args:
+            tend: what has to be called often meanwhile.
 
         Raises:
             LinkError: nothing came in time.
         """
         past_s = time.monotonic() + within_s
+        nap_s = SHORTEST_NAP_S
         while wanted():
-            if self.readable(SLICE_S):
+            if self.readable(SLICE_S if tend is None else 0):
                 return True
+            if tend is not None:
+                tend()
+                time.sleep(nap_s)
+                nap_s = min(2 * nap_s, LONGEST_NAP_S)
             if time.monotonic() >= past_s:
                 raise LinkError(f"{self.peer} said nothing for {within_s:.1f} s")
         return False
@@ -208,6 +232,11 @@ class Channel:
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         return bool(poller.poll(within_s * 1000))
+
+    def hang_up(self) -> None:
+        """Say nothing more; the other end may."""
+        with contextlib.suppress(OSError):  # it is gone already
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Break the connection."""

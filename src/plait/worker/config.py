@@ -3,11 +3,23 @@
 import hashlib
 import tempfile
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
 from plait.model.config import ModelConfig
+
+
+class Way(StrEnum):
+    """How a part reaches its target."""
+
+    SHARED = "shared"
+    """Memory that two workers of one host share."""
+    NIXL = "nixl"
+    """Written into the target's memory by NIXL, where both ends have it installed."""
+    FRAMES = "frames"
+    """In the signed frames of the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +30,8 @@ class LinkConfig:
     """Copied at once; a block of a layer where that is more."""
     window: int = 2
     """Parts under way on a link."""
-    shared: bool = True
-    """Through shared memory between workers of one host; else always through the connection."""
+    ways: tuple[Way, ...] = (Way.SHARED, Way.NIXL)
+    """Tried in this order; if a source can be reached by none of them, bytes go in the frames."""
     checksum: bool = True
     """Every part is summed up at both ends; one that differs is asked for again."""
     retries: int = 2

@@ -14,24 +14,27 @@ from collections.abc import Callable
 
 from plait.spec.errors import ServiceError
 from plait.worker.channel import LinkError, connect
-from plait.worker.config import LinkConfig
 from plait.worker.layout import Interval, parts
 from plait.worker.link import Link, MoveError
 from plait.worker.parcel import parcels
 from plait.worker.store import Store
+from plait.worker.way import Ways
 from plait.worker.wire import Message, Pull, Pulled, PullFault, Source
 
 log = logging.getLogger(__name__)
+
+TEND_S = 0.01
+"""An idle lane looks this often after links that are broken, but not over."""
 
 
 class CopyLane:
     """`pull` and `drop` may be called from any thread. Every pull is answered once through `send`."""
 
     def __init__(
-        self, config: LinkConfig, store: Store, secret: bytes, name: bytes, send: Callable[[Message], None]
+        self, ways: Ways, store: Store, secret: bytes, name: bytes, send: Callable[[Message], None]
     ) -> None:
         """`name`: this worker's identity."""
-        self._config, self._store = config, store
+        self._ways, self._store = ways, store
         self._secret, self._name, self._send = secret, name, send
         self._changed = threading.Condition()
         self._waiting: deque[Pull] = deque()
@@ -73,6 +76,7 @@ class CopyLane:
         self._thread.join(timeout=5)
         for link in self._links.values():
             link.close()
+        self._ways.close()
 
     def _run(self) -> None:
         while (pull := self._next()) is not None:
@@ -92,7 +96,8 @@ class CopyLane:
     def _next(self) -> Pull | None:
         with self._changed:
             while not self._waiting and not self._closed:
-                self._changed.wait()
+                self._ways.tend()
+                self._changed.wait(TEND_S if self._ways.parting else None)
             if self._closed:
                 return None
             pull = self._waiting.popleft()
@@ -112,7 +117,7 @@ class CopyLane:
                 wanted = parcels(part, move, self._store, link.part_bytes, alike=link.alike)
                 pulled += link.pull(wanted, max(move.after, default=None), lambda: self._dropped is not None)
             except (LinkError, MoveError):
-                # Something may be under way on it still; a new link has a ring of its own.
+                # Something may be under way on it still; a new link has places of its own.
                 link.close()
                 del self._links[source.identity]
                 raise
@@ -127,10 +132,10 @@ class CopyLane:
         link = self._links.get(source.identity)
         if link is None:
             channel = connect(
-                source.address, self._secret, self._name, source.identity, self._config.patience_s
+                source.address, self._secret, self._name, source.identity, self._ways.config.patience_s
             )
             try:
-                link = Link(self._config, self._store, channel)
+                link = Link(self._ways, self._store, channel)
             except ServiceError:
                 channel.close()
                 raise

@@ -19,7 +19,7 @@ from plait.kernels import exchange
 from plait.kernels.transfer import Bytes
 from plait.spec.errors import ServiceError
 from plait.worker.channel import Attach, Channel, LinkError, connect
-from plait.worker.config import LinkConfig
+from plait.worker.config import LinkConfig, Way
 from plait.worker.passage import Inlet, Outlet, Receiver, Sender, make_inlet, make_outlet
 from plait.worker.wire import Source
 
@@ -192,7 +192,7 @@ class Exchange:
                 self.room,
                 self._config.patience_s,
                 self._turn - 1,
-                shared=self._config.shared,
+                shared=Way.SHARED in self._config.ways,
             )
         except LinkError as error:
             raise GroupError(f"no link to {_named(peer)}: {error}") from error

@@ -18,6 +18,7 @@ from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
 from plait.worker.store import Store
+from plait.worker.way import Ways
 from plait.worker.wire import Message
 
 
@@ -38,8 +39,9 @@ class Fabric:
         interface = _own_address(config.address)
         self.exchange = Exchange(config.links, secret, config.identity, config.patience_s)
         attach = self.exchange.attach
-        self.lender = Lender(config.links, self.store, progress, secret, config.identity, interface, attach)
-        self.lane = CopyLane(config.links, self.store, secret, config.identity, send)
+        ways = Ways(config.links, config.identity)
+        self.lender = Lender(ways, self.store, progress, secret, config.identity, interface, attach)
+        self.lane = CopyLane(ways, self.store, secret, config.identity, send)
 
     def start(self) -> None:
         """Give and pull from now on."""

@@ -25,15 +25,16 @@ from plait.worker.channel import (
     Channel,
     Denied,
     Given,
+    Letter,
     LinkError,
     Open,
     Opened,
+    Parted,
     accept,
 )
-from plait.worker.config import LinkConfig
 from plait.worker.progress import Progress, Unreached
-from plait.worker.ring import Ring
 from plait.worker.store import Store, StoreError
+from plait.worker.way import Reach, Ways
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Lender:
 
     def __init__(
         self,
-        config: LinkConfig,
+        ways: Ways,
         store: Store,
         progress: Progress,
         secret: bytes,
@@ -57,7 +58,7 @@ class Lender:
         """`name`: this worker's identity; `interface`: address to listen on; `attach`: takes connections of
         members of a group."""
         self._attach = attach
-        self._config, self._store, self._progress = config, store, progress
+        self._config, self._ways, self._store, self._progress = ways.config, ways, store, progress
         self._secret, self._name = secret, name
         self._listener = socket.create_server((interface, 0), backlog=64)
         self.address = f"{interface}:{self._listener.getsockname()[1]}"
@@ -101,10 +102,8 @@ class Lender:
             if isinstance(letter, Attach) and self._attach is not None:
                 self._attach(channel, letter)
                 kept = True
-            elif not isinstance(letter, Open):
-                raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
-            elif (room := self._open(channel, letter)) is not None:
-                self._answer_all(channel, *room)
+            elif (reach := self._open(channel, letter)) is not None:
+                self._give(channel, reach)
         except LinkError as error:
             log.info("a link ended: %s", error)
         finally:
@@ -112,20 +111,35 @@ class Lender:
                 sock.close()
             self._links.release()
 
-    def _open(self, channel: Channel, letter: Open) -> tuple[Ring | None, int] | None:
-        """The ring, if any, and the bytes of a part; None: they do not understand each other."""
-        refusal = ""
-        if letter.element != self._store.element:
-            refusal = f"it keeps {self._store.element}, not {letter.element}"
-        elif not 0 < letter.place_bytes <= LARGEST_PAYLOAD_BYTES:
-            refusal = f"parts of {letter.place_bytes} bytes are too large"
-        ring = None if refusal else Ring.reach(letter.ring, letter.places, letter.place_bytes)
-        channel.send(Opened(self._store.form, ring is not None, refusal), within_s=self._config.patience_s)
-        return None if refusal else (ring, letter.place_bytes)
+    def _open(self, channel: Channel, letter: Letter) -> Reach | None:
+        """How the peer is reached; None: they do not understand each other."""
+        while True:
+            if not isinstance(letter, Open):
+                raise LinkError(f"{channel.peer} begins with {type(letter).__name__}")
+            refusal, reach = "", None
+            if letter.element != self._store.element:
+                refusal = f"it keeps {self._store.element}, not {letter.element}"
+            elif not 0 < letter.place_bytes <= LARGEST_PAYLOAD_BYTES:
+                refusal = f"parts of {letter.place_bytes} bytes are too large"
+            else:
+                reach = self._ways.reach(letter)
+            opened = Opened(self._store.form, reach is not None, refusal)
+            channel.send(opened, within_s=self._config.patience_s)
+            if refusal or reach is not None:
+                return reach
+            letter, _ = channel.receive(self._config.patience_s)
 
-    def _answer_all(self, channel: Channel, ring: Ring | None, place_bytes: int) -> None:
-        """Until the peer is gone, or has asked for nothing during a lease: then the ring is freed."""
-        own = np.empty(0 if ring else place_bytes, np.uint8)
+    def _give(self, channel: Channel, reach: Reach) -> None:
+        """Until the link ends; and let the peer know where it may count on nothing coming any more."""
+        try:
+            self._answer_all(channel, reach)
+        finally:
+            reach.close()
+            with contextlib.suppress(LinkError):  # it hears no more
+                channel.send(Parted(), within_s=self._config.patience_s)
+
+    def _answer_all(self, channel: Channel, reach: Reach) -> None:
+        """Until the peer is gone, or has asked for nothing during a lease."""
         free_s = time.monotonic()
         while not self._closed.is_set():
             channel.ready(self._config.lease_s, lambda: not self._closed.is_set())
@@ -133,13 +147,15 @@ class Lender:
             if not isinstance(ask, Ask):
                 raise LinkError(f"{channel.peer} says {type(ask).__name__} instead of asking")
             try:
-                room = own if ring is None else ring.place(ask.place)
+                room = reach.room(ask.place)
                 given = self._given(ask, room)
             except (StoreError, Unreached, IndexError) as error:
                 channel.send(Denied(ask.number, str(error)), within_s=self._config.patience_s)
                 continue
             free_s = self._throttle(free_s, given.count)
-            payload = room[: given.count] if ring is None else None
+            if self._closed.is_set():
+                return
+            payload = reach.deliver(ask.number, ask.place, given.count)
             channel.send(given, payload, within_s=self._config.patience_s)
 
     def _given(self, ask: Ask, room: transfer.Bytes) -> Given:

@@ -3,8 +3,8 @@
     Ask --> | the source copies into a place of the ring | --> Given --> sums agree? --> into the own pool
                                                                  `-- no: asked again, a few times
 
-`window` asks are under way at a time, each with a place of its own, so that both ends copy at once. On one
-host places are shared memory; otherwise bytes come through the connection.
+`window` asks are under way at a time, each with a place of its own, so that both ends copy at once. Where
+places are, and how bytes get there, is the link's way: see `plait.worker.way`.
 """
 
 from collections import deque
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from plait.kernels import transfer
 from plait.spec.errors import ServiceError
-from plait.worker.channel import Ask, Channel, Denied, Given, LinkError, Open, Opened
-from plait.worker.config import LinkConfig
+from plait.worker.channel import Ask, Channel, Denied, Given, LinkError, Open, Opened, Parted
 from plait.worker.layout import Interval
 from plait.worker.parcel import Parcel
-from plait.worker.ring import Ring
 from plait.worker.store import BLOCK, Store
+from plait.worker.way import Landing, Ways
 
 
 class MoveError(ServiceError):
@@ -42,38 +41,51 @@ class Flight:
 class Link:
     """Not thread-safe: the copy lane's. One that failed is closed and not used again."""
 
-    def __init__(self, config: LinkConfig, store: Store, channel: Channel) -> None:
-        """Agree with the source about forms and the ring.
+    def __init__(self, ways: Ways, store: Store, channel: Channel) -> None:
+        """Agree with the source about forms and the way.
 
         Raises:
             LinkError: the source is gone, or silent.
             MoveError: it keeps something else than `store`.
         """
+        config = ways.config
         self._config, self._store, self._channel = config, store, channel
         block_bytes = max(store.layer_bytes(store.shard.heads, BLOCK, whole) for whole in (True, False))
         self.part_bytes = max(config.part_bytes, block_bytes)
         """Room of a place."""
-        self._number = 0
-        ring = Ring.make(config.window, self.part_bytes) if config.shared else None
-        try:
-            name = ring.name if ring else ""
-            channel.send(Open(store.form, store.element, name, config.window, self.part_bytes))
-            answer, _ = channel.receive(config.patience_s)
-        finally:
-            if ring is not None:
-                ring.hide()
+        self._number = self._owed = 0
+        self._landing, form = self._agree(ways)
+        self.way = self._landing.way
+        """How bytes come."""
+        self.alike = form == store.form
+        """Blocks may be copied as they lie."""
+
+    def _agree(self, ways: Ways) -> tuple[Landing, str]:
+        """The first way by which the source can be reached, and the form of its store."""
+        channel, store, window = self._channel, self._store, self._config.window
+        for landing in ways.landings(window, self.part_bytes):
+            opening = Open(store.form, store.element, landing.way, landing.where, window, self.part_bytes)
+            reached = False
+            try:
+                form, reached = self._open(opening)
+            finally:
+                landing.settled()
+                if not reached:
+                    landing.free()
+            if reached:
+                return landing, form
+        raise LinkError(f"{channel.peer} cannot reach this worker by any way")
+
+    def _open(self, opening: Open) -> tuple[str, bool]:
+        """The form of the source's store, and whether it can reach this worker so."""
+        channel = self._channel
+        channel.send(opening)
+        answer, _ = channel.receive(self._config.patience_s)
         if not isinstance(answer, Opened):
             raise LinkError(f"{channel.peer} answers a greeting with {type(answer).__name__}")
         if answer.refusal:
             raise MoveError(f"{channel.peer} cannot give anything: {answer.refusal}")
-        self._ring = ring if answer.shared else None
-        self.alike = answer.form == store.form
-        """Blocks may be copied as they lie."""
-
-    @property
-    def shared(self) -> bool:
-        """Bytes come through shared memory."""
-        return self._ring is not None
+        return answer.form, answer.reached
 
     @property
     def usable(self) -> bool:
@@ -82,7 +94,7 @@ class Link:
 
     def close(self) -> None:
         """Break the connection; what is under way comes to nothing."""
-        self._channel.close()
+        self._landing.leave(self._channel, owed=self._owed > 0)
 
     def pull(self, wanted: Iterable[Parcel], after: int | None, cancelled: Callable[[], bool]) -> int:
         """Copy parcels into the store; returns their bytes.
@@ -111,15 +123,19 @@ class Link:
     def _ask(self, parcel: Parcel, place: int, after: int | None, tries: int = 0) -> Flight:
         self._number += 1
         ask = Ask(self._number, parcel.layers, parcel.heads, parcel.extents, parcel.whole, place, after)
-        self._channel.send(ask, within_s=self._config.patience_s)
+        self._say(ask)
         return Flight(ask, parcel, tries)
+
+    def _say(self, ask: Ask) -> None:
+        self._owed += 1
+        self._channel.send(ask, within_s=self._config.patience_s)
 
     def _land(self, flying: deque[Flight], places: list[int], cancelled: Callable[[], bool]) -> int:
         """Take in the oldest parcel that is under way; 0 bytes if it has to be asked for again."""
         flight = flying.popleft()
         ask, parcel = flight.ask, flight.parcel
         given, payload = self._answer(ask, cancelled)
-        room = payload if self._ring is None else self._ring.place(ask.place)
+        room = self._landing.part(ask.number, ask.place, payload)
         if given.count > len(room):
             raise LinkError(f"{self._channel.peer} names {given.count} bytes of {len(room)}")
         room = room[: given.count]
@@ -141,7 +157,7 @@ class Link:
         self._number += 1
         none = Interval(0, 0)
         ask = Ask(self._number, none, none, (), False, 0, after)
-        self._channel.send(ask, within_s=self._config.patience_s)
+        self._say(ask)
         self._answer(ask, cancelled)
 
     def _answer(self, ask: Ask, cancelled: Callable[[], bool]) -> tuple[Given, transfer.Bytes]:
@@ -149,9 +165,10 @@ class Link:
         wait_s = config.patience_s + (0 if ask.after is None else config.lease_s)
         if config.bytes_per_s is not None:
             wait_s += config.window * self.part_bytes / config.bytes_per_s
-        if cancelled() or not self._channel.ready(wait_s, lambda: not cancelled()):
+        if cancelled() or not self._channel.ready(wait_s, lambda: not cancelled(), self._landing.tend):
             raise Cancelled("cancelled")
         answer, payload = self._channel.receive(config.patience_s)
+        self._owed = 0 if isinstance(answer, Parted) else self._owed - 1
         if isinstance(answer, Denied) and answer.number == ask.number:
             raise MoveError(f"{self._channel.peer} denies a part: {answer.reason}")
         if not isinstance(answer, Given) or answer.number != ask.number:

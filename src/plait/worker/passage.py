@@ -140,12 +140,16 @@ def make_outlet(
     """Agree with the peer about memory. Raises LinkError."""
     ring = Ring.make(1, exchange.HEAD_BYTES + room_bytes) if shared and exchange.available() else None
     try:
-        channel.send(Attach(name, ring.name if ring else "", room_bytes), within_s=patience_s)
+        channel.send(Attach(name, ring.where if ring else b"", room_bytes), within_s=patience_s)
         answer, _ = channel.receive(patience_s)
+    except LinkError:
+        channel.close()
+        raise
     finally:
         if ring is not None:
             ring.hide()
     if not isinstance(answer, Attached):
+        channel.close()
         raise LinkError(f"{channel.peer} answers a greeting with {type(answer).__name__}")
     if ring is None or not answer.shared:
         return Sender(channel, patience_s, turn)
@@ -156,7 +160,7 @@ def make_inlet(channel: Channel, attach: Attach, patience_s: float, turn: int) -
     """The other end, for what a peer asks. Raises LinkError."""
     ring: Any = None
     if exchange.available():
-        ring = Ring.reach(attach.ring, 1, exchange.HEAD_BYTES + attach.room_bytes)
+        ring = Ring.reach(attach.where, 1, exchange.HEAD_BYTES + attach.room_bytes)
     channel.send(Attached(ring is not None), within_s=patience_s)
     if ring is None:
         return Receiver(channel, patience_s)

@@ -1,4 +1,4 @@
-"""`Ring`: shared memory between two workers of one host, cut into places for one part each."""
+"""`Ring`: shared memory between two workers of one host, cut into places: both ends of a way."""
 
 import contextlib
 import mmap
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from plait.kernels.transfer import Bytes
+from plait.worker.channel import Channel
+from plait.worker.config import Way
 
 FOLDER = Path("/dev/shm")
 LARGEST_BYTES = 256 << 20
@@ -21,8 +23,11 @@ class Ring:
     """A mapped file. The target makes it, the source maps it, and then the target takes its name away: what
     nobody maps any more is gone, however its owners ended."""
 
+    way = Way.SHARED
+    tend = None
+
     def __init__(self, memory: mmap.mmap, name: str, places: int) -> None:
-        self.name = name
+        self.where = name.encode()
         self._memory = np.frombuffer(memory, np.uint8)
         self._places = places
         self._bytes = len(memory) // places
@@ -46,8 +51,9 @@ class Ring:
             os.close(handle)
 
     @staticmethod
-    def reach(name: str, places: int, place_bytes: int) -> "Ring | None":
+    def reach(where: bytes, places: int, place_bytes: int) -> "Ring | None":
         """That of a peer; None if it is not on this host, or not this user's."""
+        name = where.decode(errors="replace")
         if not _NAME.fullmatch(name) or not 0 < places * place_bytes <= LARGEST_BYTES:
             return None
         try:
@@ -63,13 +69,30 @@ class Ring:
         finally:
             os.close(handle)
 
-    def hide(self) -> None:
+    def settled(self) -> None:
         """Take its name away; who has mapped it keeps it."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(FOLDER / self.name)
+            os.unlink(FOLDER / self.where.decode())
 
-    def place(self, index: int) -> Bytes:
+    def room(self, place: int) -> Bytes:
         """Its bytes. Raises IndexError if there is no such place."""
-        if not 0 <= index < self._places:
-            raise IndexError(f"there is no place {index} of {self._places}")
-        return self._memory[index * self._bytes : (index + 1) * self._bytes]
+        if not 0 <= place < self._places:
+            raise IndexError(f"there is no place {place} of {self._places}")
+        return self._memory[place * self._bytes : (place + 1) * self._bytes]
+
+    def part(self, number: int, place: int, payload: Bytes) -> Bytes:
+        """It lies at its place."""
+        return self.room(place)
+
+    def deliver(self, number: int, place: int, count: int) -> None:
+        """It is there already."""
+
+    def leave(self, channel: Channel, *, owed: bool) -> None:
+        """Who still writes to it keeps it; nobody else sees that."""
+        channel.close()
+
+    def free(self) -> None:
+        """Nothing is to be done: memory goes with its last user."""
+
+    def close(self) -> None:
+        """Nothing is to be done: memory goes with its last user."""

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
 from plait.sim.scenario import Scenario
-from plait.sim.stages import StagedWorkers
+from plait.sim.workers import VirtualWorkers
 from plait.spec.cluster import Instance, Placement
 from plait.spec.event import StepDone
 from plait.spec.step import Row, Step
@@ -32,7 +33,7 @@ def step(number: int, tokens: int) -> Step:
 
 
 def test_a_second_step_starts_when_the_first_stage_is_free():
-    workers = StagedWorkers(ByTokens(), [])
+    workers = VirtualWorkers(ByTokens(), [])
     assert workers.step_end_ns(step(0, 10), 0) == 30
     assert workers.step_end_ns(step(1, 10), 0) == 50  # first stage until 20, second free at 30
     assert workers.step_end_ns(step(2, 10), 100) == 130
@@ -44,7 +45,7 @@ def test_a_second_step_starts_when_the_first_stage_is_free():
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), min_size=1, max_size=20))
 def test_ends_are_in_order_and_never_sooner_than_the_work(jobs):
-    workers, now, last = StagedWorkers(ByTokens(), []), 0, 0
+    workers, now, last = VirtualWorkers(ByTokens(), []), 0, 0
     for number, (gap, tokens) in enumerate(jobs):
         now += gap
         end = workers.step_end_ns(step(number, tokens), now)
@@ -81,3 +82,33 @@ def test_rows_that_decode_keep_all_stages_busy(pp, gap_ns):
     alone_ns = 7 * gap_ns + 100 * 1000 * pp
     assert ended[-1] <= 1.1 * alone_ns
     assert len(steps) * 1000 * pp >= 0.85 * pp * (ended[-1] - 7 * gap_ns)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Two stages, whose time has a part that no row pays for alone."""
+
+    def stages_ns(self, step: Step) -> tuple[int, ...]:
+        return (10_000 + 100 * (len(step.rows) + len(step.again)),) * 2
+
+    def step_ns(self, step: Step) -> int:
+        return sum(self.stages_ns(step))
+
+
+def test_newcomers_join_the_rows_whose_turn_it_is():
+    """One step more than there are stages is planned ahead; rows are not cut into as many shares."""
+    trace = [TraceRow(i * 3_000, 16, 40) for i in range(600)]
+    ends_ns, steps = [], []
+    for depth in (2, 3):
+        scenario = Scenario(
+            Placement((Instance(0, pp=2),)),
+            Affine(),
+            65_536,
+            ManagerConfig(batcher=BatcherConfig(depth=depth), admission=AdmissionConfig(max_rows=512)),
+        )
+        seen = []
+        scenario.run(trace, [lambda now, event, commands, seen=seen: seen.append((now, commands))])
+        ends_ns.append(seen[-1][0])
+        steps.append(sum(isinstance(command, Step) for _, commands in seen for command in commands))
+    assert ends_ns[1] <= 1.03 * ends_ns[0]
+    assert steps[1] <= 1.05 * steps[0]

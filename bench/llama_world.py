@@ -1,0 +1,81 @@
+"""What convoy.py and unified_goodput.py simulate: LLaMA3-8B on 16 A100. Not a bench of its own.
+
+Prompts take what Tetris' table says of groups of 1 to 16 instances; decoding, tensor parallelism and the
+memory for KV come from the A100 roofline, fitted to the same few coefficients.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
+
+import numpy as np
+
+from plait.cost.by_group import ByGroup, llama_8b
+from plait.cost.catalog import device_named, shape_named
+from plait.cost.fitted import Fitted, Timing
+from plait.cost.roofline import Roofline
+from plait.search.batching import Width
+from plait.serving.allocation import fastest_ns
+from plait.spec.cluster import Link
+from plait.spec.step import Row, Step
+from plait.workload.result import RequestRecord
+
+INSTANCES = 16
+NVLINK, NETWORK = Link(300e9, 20_000), Link(25e9, 30_000)
+TIMES = 5
+"""An objective is so many times what a request takes alone."""
+SHARE = 0.9
+"""Of the requests, those that must meet both objectives."""
+SHAPE = shape_named("llama-3-8b")
+
+
+def roofline(tp: int = 1) -> Roofline:
+    """Of one instance."""
+    return Roofline(device_named("a100-80g"), SHAPE, tp, NVLINK)
+
+
+@cache
+def decode(tp: int = 1) -> Fitted:
+    """The roofline's steps of decoding rows as coefficients; its prompts are left out where a table has them."""
+    timings = [Timing(Step(0, (0,), (Row(0, 0, 1000, draws=True),)), 1e9)]
+    for rows, context in product((1, 8, 32, 128), (500, 4000, 30_000)):
+        step = Step(0, (0,), (), again=tuple(range(rows)), context_tokens=rows * context)
+        timings.append(Timing(step, roofline(tp).step_ns(step)))
+    return Fitted.fit(timings)
+
+
+@cache
+def groups() -> ByGroup:
+    """Elastic groups of tp 1."""
+    return llama_8b(decode())
+
+
+@cache
+def widths() -> tuple[Width, ...]:
+    """Their times, as decisions take them."""
+    models = groups().models.items()
+    return tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
+
+
+def slots(tp: int = 1) -> int:
+    """KV of an instance."""
+    return roofline(tp).kv_slots()
+
+
+def alone_ns(prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
+    """TTFT and TPOT of a request that has all 16 instances to itself."""
+    first_ns = fastest_ns(widths(), INSTANCES, prompt_tokens, prompt_tokens**2)
+    model = decode()
+    return first_ns, model.decode_ns + model.decode_row_ns + model.decode_context_ns * (
+        prompt_tokens + output_tokens / 2
+    )
+
+
+def scales(records: Sequence[RequestRecord]) -> np.ndarray:
+    """Per request: the multiple of its latencies alone that would just be met; infinite if it was refused."""
+    found = []
+    for record in records:
+        first_ns, next_ns = alone_ns(record.prompt_tokens, record.output_tokens)
+        met = record.completed
+        found.append(max(record.ttft_ns / first_ns, record.tpot_ns / next_ns) if met else np.inf)
+    return np.array(found)
