@@ -294,7 +294,7 @@ async def test_a_journal_with_moves_replays_and_simulates(tiny_llama, tmp_path):
     [
         (Placement.disaggregated(2, 0), "one that decodes"),
         (Placement((Instance(5),)), "instance 5 of 1"),
-        (Placement((Instance(0, Role.ELASTIC),)), "not served yet"),
+        (Placement((Instance(0, Role.ELASTIC, pp=2),)), "have no stages"),
     ],
 )
 async def test_placements_that_cannot_serve_are_refused(tiny_llama, placement, words):

@@ -27,7 +27,7 @@ class Shared:
     def __init__(self, channel: Channel, ring: Ring, room_bytes: int, turn: int, *, writer: bool) -> None:
         """`turn`: what this end is past already."""
         self.channel, self._writer = channel, writer
-        self._memory = ring.place(0)
+        self._memory = ring.room(0)
         self._place = self._memory.ctypes.data, room_bytes
         self.leave(turn)
 
@@ -147,7 +147,7 @@ def make_outlet(
         raise
     finally:
         if ring is not None:
-            ring.hide()
+            ring.settled()
     if not isinstance(answer, Attached):
         channel.close()
         raise LinkError(f"{channel.peer} answers a greeting with {type(answer).__name__}")
