@@ -1,9 +1,10 @@
 """Do a few very long prompts starve the short ones? Elastic instances, simulated.
 
-LLaMA3-8B on 16 A100 (llama_world.py). Short requests have the lengths of the Azure conversations; 5 % of all
-requests have prompts of 256 to 400 thousand tokens. At 70 % of the highest rate at which 90 % of this mix meet
-both objectives (5 times what each takes alone), the short ones are served with and without the long ones, at
-the same times, and the long ones alone. (Medha, arXiv 2409.17264, measured LoongServe's P90 at 174 times.)
+LLaMA3-8B on 16 A100 (llama_world.py). Short requests have the lengths of the Azure conversations; 5 % of
+all requests have prompts of 256 to 400 thousand tokens. At 70 % of the highest rate at which 90 % of this mix
+meet both objectives (5 times what each takes alone), the short ones are served with and without the long
+ones, at the same times, and the long ones alone. (Medha, arXiv 2409.17264, measured LoongServe's P90 at 174
+times.)
 """
 
 import os

@@ -36,7 +36,7 @@ def roofline(tp: int = 1) -> Roofline:
 
 @cache
 def decode(tp: int = 1) -> Fitted:
-    """The roofline's steps of decoding rows as coefficients; its prompts are left out where a table has them."""
+    """The roofline's steps of decoding rows as coefficients; prompts are left to the table."""
     timings = [Timing(Step(0, (0,), (Row(0, 0, 1000, draws=True),)), 1e9)]
     for rows, context in product((1, 8, 32, 128), (500, 4000, 30_000)):
         step = Step(0, (0,), (), again=tuple(range(rows)), context_tokens=rows * context)

@@ -1,4 +1,4 @@
-"""Elastic groups against what they replace, on one cost model: LoongServe's workloads and its rules. Simulated.
+"""Elastic groups against what they replace, by LoongServe's workloads and rules, on one cost model. Simulated.
 
 Eight A800 serve LWM-7B as six systems: four elastic instances of tp 2, one instance of tp 8, one of sp 4 and
 tp 2, four of tp 2, tp 8 with prompts in chunks, and prefill on tp 4 apart from decode on tp 4. Times are
@@ -42,7 +42,15 @@ TOKEN_BYTES = 524_288
 SLOTS = {tp: int((tp * 0.9 * 80e9 - 13.5e9) / TOKEN_BYTES) for tp in (2, 4, 8)}
 """What weights leave of nine tenths of the memory."""
 NVLINK = Link(400e9, 20_000)
-SYSTEMS = ("elastic", "elastic, no scale-up", "tp 8", "sp 4, tp 2", "4 x tp 2", "chunks, tp 8", "apart, 2 x tp 4")
+SYSTEMS = (
+    "elastic",
+    "elastic, no scale-up",
+    "tp 8",
+    "sp 4, tp 2",
+    "4 x tp 2",
+    "chunks, tp 8",
+    "apart, 2 x tp 4",
+)
 LIGHT = 25
 """Times the latency of a lightly loaded system."""
 STEP = 1.08
@@ -221,9 +229,7 @@ def goodput(run: Run) -> float:
     return run.goodput_hz()
 
 
-def figures(
-    pool: ProcessPoolExecutor, data: DataSet, seeds: Sequence[int], count: int
-) -> list[claim.Claim]:
+def figures(pool: ProcessPoolExecutor, data: DataSet, seeds: Sequence[int], count: int) -> list[claim.Claim]:
     """Of one data set: each system's rate, and what elastic gains over it."""
     first = [Run(data.name, system, seeds[0], count) for system in SYSTEMS]
     near = dict(zip(SYSTEMS, pool.map(goodput, first), strict=True))
