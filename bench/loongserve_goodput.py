@@ -1,4 +1,4 @@
-"""Elastic groups against what they replace, by LoongServe's workloads and rules, on one cost model. Simulated.
+"""Elastic groups against what they replace, by LoongServe's workloads and rules. Simulated on one cost model.
 
 Eight A800 serve LWM-7B as six systems: four elastic instances of tp 2, one instance of tp 8, one of sp 4 and
 tp 2, four of tp 2, tp 8 with prompts in chunks, and prefill on tp 4 apart from decode on tp 4. Times are
