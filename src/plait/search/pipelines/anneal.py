@@ -1,0 +1,190 @@
+"""The twin of native/schedule_search.cpp: annealing of makespan and memory together.
+
+A run begins with a schedule listed by random preferences and swaps neighbours. Only a swap on a critical path
+can shorten a schedule, so those are tried; where a rank holds more than is aimed at, also a forward with the
+backward after it. The energy is the makespan plus a price for bytes above the aim. As soon as the schedule is
+as short as the shortest known and within its aim, the aim is lowered. Runs get longer; aims lie between the
+best memory so far and a floor that rises with every run that failed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import exp, floor, inf, sqrt
+
+from plait.search.pipelines.order import Dice, Order, listed
+from plait.search.pipelines.tasks import Rows, Tasks
+
+CHECK = 256
+"""Moves between two looks at the clock, and between two temperatures."""
+LESS = 1 / 64
+"""Of the memory reached is asked for as soon as it is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annealing:
+    """How one thread anneals."""
+
+    hot_s: float
+    """Temperature at the start of a run."""
+    cold_s: float
+    """Temperature at its end."""
+    price_s: float
+    """Of a byte above the aim at one place of a row."""
+    crowds: float
+    """Share of moves that lower memory, while some is above the aim."""
+    patterns: float
+    """Share of critical swaps that are repeated in the periods that follow."""
+    length: int
+    """Moves of the first run; each further one has twice as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What starts are listed by, for each series."""
+
+    urgency: tuple[float, ...]
+    """Added to a random preference."""
+    ahead: tuple[int, ...]
+    """Micro-batches that fill the pipeline, for series that take bytes."""
+
+
+@dataclass
+class Board:
+    """When to stop, and the best so far."""
+
+    goal_s: float
+    """No makespan is below it."""
+    goal_bytes: float
+    """Less is not sought."""
+    moves: int
+    """Stop after so many; 0: never."""
+    seconds: float
+    clock: Callable[[], float] | None
+    makespan_s: float = inf
+    bytes: float = inf
+    rows: Rows = field(default_factory=list)
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
+    """Improvements: seconds, makespan, bytes."""
+
+    def __post_init__(self) -> None:
+        self._begun = self._now()
+
+    def _now(self) -> float:
+        return 0.0 if self.clock is None else self.clock()
+
+    def over(self, moves: int) -> bool:
+        """Whether to stop after so many moves."""
+        if self.makespan_s <= self.goal_s and self.bytes <= self.goal_bytes:
+            return True
+        return 0 < self.moves <= moves or self._now() - self._begun >= self.seconds
+
+    def add(self, order: Order) -> None:
+        """Take what is shorter than the best, or as short and smaller."""
+        found = (order.makespan, order.peak)
+        if found < (self.makespan_s, self.bytes):
+            self.makespan_s, self.bytes = found
+            self.rows = [list(row) for row in order.rows]
+            self.steps.append((self._now() - self._begun, *found))
+
+
+class Run:
+    """One annealing. `aim` is what ranks should hold at most; without one the run is free."""
+
+    def __init__(self, tasks: Tasks, how: Annealing, board: Board, dice: Dice, aim: float) -> None:
+        self._tasks, self._how, self._board, self._dice = tasks, how, board, dice
+        self._aim, self._reach, self._free = aim, board.makespan_s, aim == inf
+        self._candidates: list[tuple[int, int]] = []
+        self._stale, self._held = True, False
+
+    def anneal(self, rows: Rows, length: int, moves: int) -> tuple[bool, int]:
+        """From these rows on; whether the aim was held in a schedule as short as the best, and all moves so
+        far."""
+        order = Order(self._tasks, rows, self._aims(self._aim))
+        self._note(order)
+        heat, energy = self._how.hot_s, self._cost(order)
+        cooling = (self._how.cold_s / self._how.hot_s) ** (CHECK / length)
+        for move in range(length):
+            if move % CHECK == 0:
+                if self._board.over(moves):
+                    break
+                heat *= cooling
+            moves += 1
+            order.begin()
+            if not self._change(order):
+                continue
+            order.settle()
+            new = self._cost(order)
+            if new > energy and self._dice.unit() >= exp((energy - new) / heat):
+                order.undo()
+                continue
+            energy, self._stale = new, True
+            if self._note(order):
+                energy = self._cost(order)
+        return self._held, moves
+
+    def _cost(self, order: Order) -> float:
+        return order.makespan + self._how.price_s * order.excess
+
+    def _aims(self, aim: float) -> list[float]:
+        least = (min(cap, aim) for cap in self._tasks.caps)
+        return [bytes if bytes == inf else float(floor(bytes)) for bytes in least]
+
+    def _change(self, order: Order) -> bool:
+        if order.excess > 0 and self._dice.unit() < self._how.crowds:
+            crowd = order.crowded(self._dice)
+            return crowd is not None and order.swap(*crowd)
+        if self._stale:
+            self._candidates = order.critical(self._dice)
+        self._stale = False
+        if not self._candidates:
+            return False
+        rank, place = self._candidates[self._dice.below(len(self._candidates))]
+        one, other = order.rows[rank][place : place + 2]
+        if not order.swap(rank, place):
+            return False
+        if self._dice.unit() < self._how.patterns:
+            more = 1 + self._dice.below(self._tasks.series[one].count)
+            place += 2
+            while more > 0 and place + 1 < len(order.rows[rank]):
+                if order.rows[rank][place : place + 2] == [one, other]:
+                    order.swap(rank, place)
+                    place, more = place + 1, more - 1
+                place += 1
+        return True
+
+    def _note(self, order: Order) -> bool:
+        """Tell the board of what is as short as was asked and holds no more, and ask for more: less memory,
+        or in a free run less time. True: the energy has changed."""
+        if order.makespan > self._reach or order.excess > 0:
+            return False
+        if self._free and order.makespan == self._reach:
+            return False
+        self._board.add(order)
+        self._reach = min(order.makespan, self._board.makespan_s)
+        if self._free and self._reach > self._board.goal_s:
+            return False
+        self._held, self._free = True, False
+        order.aims = self._aims(order.peak * (1 - LESS))
+        return True
+
+
+def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) -> None:
+    """Run after run, until the board says that it is over."""
+    dice, moves, turn, length = Dice(seed), 0, 0, how.length
+    low = board.goal_bytes
+    while not board.over(moves):
+        rows = _start(tasks, hints, dice)
+        free = turn == 0 or (turn % 2 == 0 and board.makespan_s > board.goal_s)
+        aim = inf if free else sqrt(low * board.bytes)
+        held, moves = Run(tasks, how, board, dice, aim).anneal(rows, length, moves)
+        if not free and not held:
+            low = sqrt(low * aim)
+        turn, length = turn + 1, length * 2
+
+
+def _start(tasks: Tasks, hints: Hints, dice: Dice) -> Rows:
+    preference, ahead = [], list(hints.ahead)
+    for index in range(len(tasks.series)):
+        preference += [hints.urgency[index] + dice.unit() for _ in range(3)]
+        ahead[index] += dice.below(3)
+    return listed(tasks, preference, ahead)
