@@ -44,7 +44,7 @@ class SearchConfig:
     price: float = 0.15
     """Of the mean size of a micro-batch at a place of a row above the memory aimed at: a share of that
     time."""
-    crowds: float = 0.3
+    crowds: float = 0.7
     """Share of moves that lower memory, while some is above the aim."""
     patterns: float = 0.03
     """Share of swaps that are repeated in the periods that follow."""

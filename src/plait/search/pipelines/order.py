@@ -117,7 +117,8 @@ class Order:
         return found
 
     def crowded(self, dice: Dice) -> tuple[int, int] | None:
-        """A place above its aim from which a task that takes bytes can go, or to which one that gives can come."""
+        """A place above its aim from which a task that takes bytes can go, or to which one that gives can
+        come."""
         rank = dice.below(self.tasks.problem.ranks)
         row, held = self.rows[rank], self._held()[rank]
         last = len(row) - 1
