@@ -17,8 +17,8 @@ from plait.search.pipelines.fuse import Part, even, fused, split_backward
 from plait.spec.schedule import PipelineProblem
 
 THREADS = 2
-SECONDS, EARLY_S, LARGE_S = 300.0, 60.0, 300.0
-QUICK_S = 4.0
+SECONDS, EARLY_S, SPLIT_S, LARGE_S = 300.0, 60.0, 100.0, 100.0
+QUICK_S = 8.0
 QUICK = (1, 4, 5, 10)
 
 
@@ -180,8 +180,8 @@ def main() -> None:
     seconds = QUICK_S if quick else SECONDS
     parts, peaks = fused_parts(QUICK if quick else tuple(range(len(INSTANCES))), seconds, options.seed)
     split = (5, 4) if quick else (*SPLIT_EQUAL, *SPLIT_TWICE)
-    parts += split_parts(split, seconds, options.seed, peaks)
-    large = (16, 64, 2 * QUICK_S) if quick else (64, 256, LARGE_S)
+    parts += split_parts(split, QUICK_S if quick else SPLIT_S, options.seed, peaks)
+    large = (16, 64, QUICK_S) if quick else (64, 256, LARGE_S)
     parts.append(large_part(*large, options.seed))
     finish("schedules", together(f"fused pipeline schedules, {THREADS} threads", parts), options)
 

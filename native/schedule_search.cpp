@@ -71,12 +71,14 @@ class Lister {
   std::vector<Offer> offers_;
 };
 
-Rows start(const Tasks& tasks, const Hints& hints, Dice& dice) {
+// The first schedule is greedy; later ones differ by chance. Runs that aim at little memory begin with little.
+Rows start(const Tasks& tasks, const Hints& hints, Dice& dice, bool greedy, bool free) {
   std::vector<double> preference;
-  std::vector<int> ahead = hints.ahead;
+  std::vector<int> ahead;
   for (size_t c = 0; c < tasks.series.size(); c++) {
-    for (int third = 0; third < kThirds; third++) preference.push_back(hints.urgency[c] + dice.unit());
-    ahead[c] += dice.below(3);
+    for (int third = 0; third < kThirds; third++)
+      preference.push_back(greedy ? hints.urgency[c] : hints.urgency[c] + dice.unit());
+    ahead.push_back(free ? tasks.series[c].count : hints.ahead[c] + dice.below(3));
   }
   return listed(tasks, preference, ahead);
 }
@@ -88,7 +90,7 @@ class Run {
       : tasks_(tasks), how_(how), board_(board), dice_(dice), moves_(moves), aim_(aim), reach_(board.makespan()),
         free_(aim >= kNever) {}
 
-  // True: it came to a schedule as short as the best with no more than the aim.
+  // True: it came to a schedule as short as the best, with no more than the aim.
   bool anneal(const Rows& rows, int64_t length) {
     Order order(tasks_, aims(aim_));
     if (!order.load(rows)) return false;
@@ -97,7 +99,7 @@ class Run {
     const double cooling = std::pow(how_.cold / how_.hot, static_cast<double>(kCheck) / static_cast<double>(length));
     for (int64_t move = 0; move < length; move++, moves_++) {
       if (move % kCheck == 0) {
-        if (board_.over(moves_)) break;
+        if (board_.over(moves_) || (free_ && reach_ <= board_.goal.makespan)) break;
         heat *= cooling;
       }
       order.begin();
@@ -142,16 +144,15 @@ class Run {
     return true;
   }
 
-  // Where the schedule is as short as was asked and holds no more, the board is told and more is asked: less
-  // memory, or in a run that is free of aims less time. True: the energy has changed.
+  // Tells the board of what is as short as was asked and holds no more. Then less is asked: of a free run time,
+  // until there is no less; of others memory. True: the energy has changed.
   bool note(Order& order) {
-    if (order.makespan() > reach_ || order.excess() > 0) return false;
-    if (free_ && order.makespan() == reach_) return false;
+    if (order.makespan() > reach_ || order.excess() > 0 || (free_ && order.makespan() == reach_)) return false;
     const double bytes = order.peak();
     board_.add(order.makespan(), bytes, order);
     reach_ = std::min(order.makespan(), board_.makespan());
-    if (free_ && reach_ > board_.goal.makespan) return false;
-    held_ = true, free_ = false;
+    held_ = true;
+    if (free_) return false;
     order.aim(aims(bytes * (1 - kLess)));
     return true;
   }
@@ -164,7 +165,8 @@ class Run {
   std::vector<std::pair<int, int>> candidates_;
   const double aim_;
   double reach_;
-  bool free_, stale_ = true, held_ = false;
+  const bool free_;
+  bool stale_ = true, held_ = false;
 };
 
 }  // namespace
@@ -196,8 +198,8 @@ void search(const Tasks& tasks, const Hints& hints, const Annealing& how, Board&
   int64_t moves = 0, length = how.length;
   double floor = board.goal.bytes;  // memory is sought between it and the best so far
   for (int turn = 0; !board.over(moves); turn++, length *= 2) {
-    const Rows rows = start(tasks, hints, dice);
     const bool free = turn == 0 || (turn % 2 == 0 && board.makespan() > board.goal.makespan);
+    const Rows rows = start(tasks, hints, dice, turn == 0, free);
     const double aim = free ? kNever : std::sqrt(floor * board.bytes());
     const bool held = Run(tasks, how, board, dice, moves, aim).anneal(rows, length);
     if (!free && !held) floor = std::sqrt(floor * aim);

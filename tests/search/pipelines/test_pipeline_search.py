@@ -145,10 +145,10 @@ def test_greedy_is_a_schedule(problem):
     check(problem, schedule)
 
 
-def test_greedy_is_better_than_one_after_another():
+def test_greedy_is_as_good_as_published_and_better_than_one_after_another():
     problem = fused([Part(even(8, 16, 5)), Part(even(4, 8, 4), reverse=True)])
     fused_s = measure(problem, greedy(problem)).makespan_s
-    assert fused_s < measure(problem, one_f_one_b(problem)).makespan_s
+    assert fused_s <= 425 < measure(problem, one_f_one_b(problem)).makespan_s
 
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "schedules"

@@ -105,7 +105,7 @@ class Run:
         cooling = (self._how.cold_s / self._how.hot_s) ** (CHECK / length)
         for move in range(length):
             if move % CHECK == 0:
-                if self._board.over(moves):
+                if self._board.over(moves) or (self._free and self._reach <= self._board.goal_s):
                     break
                 heat *= cooling
             moves += 1
@@ -153,19 +153,18 @@ class Run:
         return True
 
     def _note(self, order: Order) -> bool:
-        """Tell the board of what is as short as was asked and holds no more, and ask for more: less memory,
-        or in a free run less time. True: the energy has changed."""
+        """Tell the board of what is as short as was asked and holds no more. Then less is asked: of a free
+        run time, until there is no less; of others memory. True: the energy has changed."""
         if order.makespan > self._reach or order.excess > 0:
             return False
         if self._free and order.makespan == self._reach:
             return False
         self._board.add(order)
         self._reach = min(order.makespan, self._board.makespan_s)
-        if self._free and self._reach > self._board.goal_s:
-            return False
-        self._held, self._free = True, False
-        order.aims = self._aims(order.peak * (1 - LESS))
-        return True
+        self._held = True
+        if not self._free:
+            order.aims = self._aims(order.peak * (1 - LESS))
+        return not self._free
 
 
 def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) -> None:
@@ -173,8 +172,8 @@ def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) 
     dice, moves, turn, length = Dice(seed), 0, 0, how.length
     low = board.goal_bytes
     while not board.over(moves):
-        rows = _start(tasks, hints, dice)
         free = turn == 0 or (turn % 2 == 0 and board.makespan_s > board.goal_s)
+        rows = _start(tasks, hints, dice, turn == 0, free)
         aim = inf if free else sqrt(low * board.bytes)
         held, moves = Run(tasks, how, board, dice, aim).anneal(rows, length, moves)
         if not free and not held:
@@ -182,9 +181,13 @@ def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) 
         turn, length = turn + 1, length * 2
 
 
-def _start(tasks: Tasks, hints: Hints, dice: Dice) -> Rows:
-    preference, ahead = [], list(hints.ahead)
-    for index in range(len(tasks.series)):
-        preference += [hints.urgency[index] + dice.unit() for _ in range(3)]
-        ahead[index] += dice.below(3)
+def _start(tasks: Tasks, hints: Hints, dice: Dice, greedy: bool, free: bool) -> Rows:
+    """The first schedule is greedy; later ones differ by chance. Runs that aim at little memory begin with
+    little."""
+    preference: list[float] = []
+    ahead = []
+    for index, each in enumerate(tasks.series):
+        urgency = hints.urgency[index]
+        preference += [urgency if greedy else urgency + dice.unit() for _ in range(3)]
+        ahead.append(each.count if free else hints.ahead[index] + dice.below(3))
     return listed(tasks, preference, ahead)

@@ -82,18 +82,11 @@ class Searched:
 
 
 def greedy(problem: PipelineProblem) -> PipelineSchedule:
-    """Whatever can start first runs first; backwards before forwards, earlier models before later ones. As
-    many micro-batches of a model are in flight as fill its pipeline. Memory caps are not considered."""
+    """Whatever can start first runs first; backwards before forwards, earlier models before later ones.
+    Memory is not considered: forwards run as far ahead as they can."""
     tasks = tasks_of(problem)
-    hints = _hints(tasks)
-    preference = [
-        urgency - each.model
-        for urgency, each in zip(hints.urgency, tasks.series, strict=True)
-        for _ in range(3)
-    ]
-    least = min(preference)
-    rows = _listed(tasks, [liked - least for liked in preference], hints.ahead)
-    return tasks.schedule(rows)
+    preference = [urgency for urgency in _hints(tasks).urgency for _ in range(3)]
+    return tasks.schedule(_listed(tasks, preference, [each.count for each in tasks.series]))
 
 
 def searched(
