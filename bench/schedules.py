@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import schedule_verifier
 from claim import Claim, arguments, at_least, at_most, finish, together
 
-from plait.search.pipelines.find import SearchConfig, Searched, searched
-from plait.search.pipelines.fuse import Part, even, fused, split_backward
+from plait.search.pipelines.find import ScheduleSearch, Searched, searched
+from plait.search.pipelines.fuse import Share, even, fused, split_backward
 from plait.spec.schedule import PipelineProblem
 
 THREADS = 2
@@ -41,7 +41,7 @@ class Published:
         """In opposite directions; the Critic's pipelines fill the Actor's ranks."""
         columns = zip(self.stages, self.micro_batches, self.forward_s, self.kept_bytes, strict=True)
         actor, critic = (even(*column) for column in columns)
-        return fused([Part(actor), Part(critic, reverse=True)])
+        return fused([Share(actor), Share(critic, reverse=True)])
 
 
 _33B, _33B_13B = ((8, 4), (5, 4), (1.95, 2.0)), ((8, 8), (5, 2), (1.95, 1.0))
@@ -74,7 +74,7 @@ def verified(problem: PipelineProblem, found: Searched) -> tuple[float, float]:
     """Makespan and peak as the independent verifier finds them."""
     models = [
         schedule_verifier.Model(p.micro_batches, p.ranks, p.forward_s, p.backward_s, p.weight_s, p.kept_bytes)
-        for p in problem.pipelines
+        for p in problem.models
     ]
     rows = [
         [(a.model, a.stage, a.kind.value, a.micro_batch, at) for a, at in zip(row, starts, strict=True)]
@@ -85,7 +85,7 @@ def verified(problem: PipelineProblem, found: Searched) -> tuple[float, float]:
 
 def search(problem: PipelineProblem, seconds: float, seed: int, enough: float = 0.0) -> Searched:
     """One search of the bench."""
-    config = SearchConfig(seconds=seconds, threads=THREADS, seed=seed, enough_bytes=enough)
+    config = ScheduleSearch(seconds=seconds, threads=THREADS, seed=seed, enough_bytes=enough)
     return searched(problem, config)
 
 
@@ -154,7 +154,7 @@ def three_models(ranks: int, micro_batches: int) -> PipelineProblem:
     """An Actor, a Critic of the same depth and a third model of half of it, each other one reversed."""
     actor, critic = even(ranks, micro_batches, 4.0, 2.0), even(ranks, micro_batches, 2.0, 1.0)
     third = even(ranks // 2, micro_batches // 2, 2.0, 1.0)
-    return fused([Part(actor), Part(critic, reverse=True), Part(third)])
+    return fused([Share(actor), Share(critic, reverse=True), Share(third)])
 
 
 def large_part(ranks: int, micro_batches: int, seconds: float, seed: int) -> Claim:

@@ -24,8 +24,8 @@ class Lister {
       : tasks_(tasks), preference_(preference), ahead_(ahead), done_(tasks.series.size(), 0),
         free_(tasks.ranks, 0.0), end_(tasks.count, -1.0), offers_(tasks.ranks) {}
 
-  Rows run() {
-    Rows rows(tasks_.ranks);
+  SeriesRows run() {
+    SeriesRows rows(tasks_.ranks);
     for (int r = 0; r < tasks_.ranks; r++) offers_[r] = best(r);
     for (int left = tasks_.count; left > 0; left--) {
       int rank = 0;
@@ -72,7 +72,7 @@ class Lister {
 };
 
 // The first schedule is greedy; later ones differ by chance. Runs that aim at little memory begin with little.
-Rows start(const Tasks& tasks, const Hints& hints, Dice& dice, bool greedy, bool free) {
+SeriesRows start(const Tasks& tasks, const Hints& hints, Dice& dice, bool greedy, bool free) {
   std::vector<double> preference;
   std::vector<int> ahead;
   for (size_t c = 0; c < tasks.series.size(); c++) {
@@ -84,15 +84,15 @@ Rows start(const Tasks& tasks, const Hints& hints, Dice& dice, bool greedy, bool
 }
 
 // One annealing. `aim` is what ranks should hold at most; without one the run is free.
-class Run {
+class Cooling {
  public:
-  Run(const Tasks& tasks, const Annealing& how, Board& board, Dice& dice, int64_t& moves, double aim)
+  Cooling(const Tasks& tasks, const Annealing& how, Board& board, Dice& dice, int64_t& moves, double aim)
       : tasks_(tasks), how_(how), board_(board), dice_(dice), moves_(moves), aim_(aim), reach_(board.makespan()),
         free_(aim >= kNever) {}
 
   // True: it came to a schedule as short as the best, with no more than the aim.
-  bool anneal(const Rows& rows, int64_t length) {
-    Order order(tasks_, aims(aim_));
+  bool anneal(const SeriesRows& rows, int64_t length) {
+    Arrangement order(tasks_, aims(aim_));
     if (!order.load(rows)) return false;
     note(order);
     double heat = how_.hot, energy = cost(order);
@@ -117,7 +117,7 @@ class Run {
   }
 
  private:
-  double cost(const Order& order) const { return order.makespan() + how_.price * order.excess(); }
+  double cost(const Arrangement& order) const { return order.makespan() + how_.price * order.excess(); }
 
   std::vector<double> aims(double aim) const {
     std::vector<double> found;
@@ -125,7 +125,7 @@ class Run {
     return found;
   }
 
-  bool change(Order& order) {
+  bool change(Arrangement& order) {
     std::pair<int, int> at;
     if (order.excess() > 0 && dice_.unit() < how_.crowds)
       return order.crowded(dice_, at) && order.swap(at.first, at.second);
@@ -146,7 +146,7 @@ class Run {
 
   // Tells the board of what is as short as was asked and holds no more. Then less is asked: of a free run time,
   // until there is no less; of others memory. True: the energy has changed.
-  bool note(Order& order) {
+  bool note(Arrangement& order) {
     if (order.makespan() > reach_ || order.excess() > 0 || (free_ && order.makespan() == reach_)) return false;
     const double bytes = order.peak();
     board_.add(order.makespan(), bytes, order);
@@ -180,7 +180,7 @@ bool Board::over(int64_t moves) const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count() >= seconds_;
 }
 
-void Board::add(double makespan, double bytes, const Order& order) {
+void Board::add(double makespan, double bytes, const Arrangement& order) {
   const std::lock_guard guard(lock_);
   if (makespan > makespan_ || (makespan == makespan_ && bytes >= bytes_)) return;
   makespan_ = makespan, bytes_ = bytes;
@@ -189,7 +189,7 @@ void Board::add(double makespan, double bytes, const Order& order) {
   found.push_back({makespan, bytes, spent.count(), order.rows()});
 }
 
-Rows listed(const Tasks& tasks, const std::vector<double>& preference, const std::vector<int>& ahead) {
+SeriesRows listed(const Tasks& tasks, const std::vector<double>& preference, const std::vector<int>& ahead) {
   return Lister(tasks, preference, ahead).run();
 }
 
@@ -199,9 +199,9 @@ void search(const Tasks& tasks, const Hints& hints, const Annealing& how, Board&
   double floor = board.goal.bytes;  // memory is sought between it and the best so far
   for (int turn = 0; !board.over(moves); turn++, length *= 2) {
     const bool free = turn == 0 || (turn % 2 == 0 && board.makespan() > board.goal.makespan);
-    const Rows rows = start(tasks, hints, dice, turn == 0, free);
+    const SeriesRows rows = start(tasks, hints, dice, turn == 0, free);
     const double aim = free ? kNever : std::sqrt(floor * board.bytes());
-    const bool held = Run(tasks, how, board, dice, moves, aim).anneal(rows, length);
+    const bool held = Cooling(tasks, how, board, dice, moves, aim).anneal(rows, length);
     if (!free && !held) floor = std::sqrt(floor * aim);
   }
 }

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <mutex>
 
-#include "schedule_order.h"
+#include "schedule_arrangement.h"
 
 namespace plait {
 
@@ -26,7 +26,7 @@ struct Hints {
 
 struct Found {
   double makespan = 0, bytes = 0, seconds = 0;
-  Rows rows;
+  SeriesRows rows;
 };
 
 // What threads share: the clock and the best so far.
@@ -36,7 +36,7 @@ class Board {
   // Whether a thread that has made so many moves is to stop.
   bool over(int64_t moves) const;
   // Takes what is shorter than the best, or as short and smaller.
-  void add(double makespan, double bytes, const Order& order);
+  void add(double makespan, double bytes, const Arrangement& order);
   double makespan() const { return makespan_; }
   double bytes() const { return bytes_; }
   const Goal goal;
@@ -52,7 +52,7 @@ class Board {
 
 // A schedule of tasks in the order in which they can start; ties go to the most preferred series. A series may
 // be preferred differently in each third of its micro-batches.
-Rows listed(const Tasks& tasks, const std::vector<double>& preference, const std::vector<int>& ahead);
+SeriesRows listed(const Tasks& tasks, const std::vector<double>& preference, const std::vector<int>& ahead);
 
 // One thread's share: run after run, until the board says that it is over.
 void search(const Tasks& tasks, const Hints& hints, const Annealing& how, Board& board, uint64_t seed);

@@ -1,4 +1,4 @@
-// Pipeline schedules from Python: the search, and its parts for comparison with their twin.
+// PipelinedModel schedules from Python: the search, and its parts for comparison with their twin.
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
@@ -28,7 +28,7 @@ Tasks tasks_of(const Flat& flat) {
 }
 
 // The best rows and the improvements that led to them.
-std::pair<Rows, std::vector<Improvement>> best_rows(const Flat& flat, const Hints& hints, const Annealing& how,
+std::pair<SeriesRows, std::vector<Improvement>> best_rows(const Flat& flat, const Hints& hints, const Annealing& how,
                                                     Goal goal, double seconds, int64_t moves, uint64_t seed,
                                                     int threads) {
   nb::gil_scoped_release release;
@@ -41,7 +41,7 @@ std::pair<Rows, std::vector<Improvement>> best_rows(const Flat& flat, const Hint
   for (auto& each : crew) each.join();
   std::vector<Improvement> steps;
   for (const Found& found : board.found) steps.emplace_back(found.seconds, found.makespan, found.bytes);
-  return {board.found.empty() ? Rows{} : board.found.back().rows, steps};
+  return {board.found.empty() ? SeriesRows{} : board.found.back().rows, steps};
 }
 
 }  // namespace

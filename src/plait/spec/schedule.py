@@ -27,7 +27,7 @@ class Action:
     """One pipeline subtask."""
 
     model: int
-    """Which of the problem's pipelines."""
+    """Which of the problem's models; copies of one count apart."""
     stage: int
     """Stage of that pipeline, in the order of its forward; not the rank."""
     kind: Kind
@@ -38,7 +38,7 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
+class PipelinedModel:
     """One model that is cut into stages, or one of several copies of it that share the samples.
 
     Raises:
@@ -101,7 +101,7 @@ class PipelineProblem:
     """
 
     ranks: int
-    pipelines: tuple[Pipeline, ...]
+    models: tuple[PipelinedModel, ...]
     latency_s: float = 0.0
     """Of a message between two ranks; it occupies neither of them."""
     bandwidth: float = inf
@@ -110,9 +110,9 @@ class PipelineProblem:
     """What the micro-batches in flight may occupy on each rank; (): any amount."""
 
     def __post_init__(self) -> None:
-        if not self.pipelines:
+        if not self.models:
             raise UserError("a pipeline problem needs at least one pipeline")
-        for pipeline in self.pipelines:
+        for pipeline in self.models:
             if not all(0 <= rank < self.ranks for rank in pipeline.ranks):
                 raise UserError(
                     f"pipeline {pipeline.name or '?'}: its ranks must be among 0..{self.ranks - 1}"
@@ -122,7 +122,7 @@ class PipelineProblem:
         if self.latency_s < 0 or self.bandwidth <= 0:
             raise UserError("latency must be at least 0 s and bandwidth above 0 bytes/s")
 
-    def delay_s(self, pipeline: Pipeline, source: int, target: int) -> float:
+    def delay_s(self, pipeline: PipelinedModel, source: int, target: int) -> float:
         """From the end of an action on rank `source` to when its result is on rank `target`."""
         return 0.0 if source == target else self.latency_s + pipeline.sent_bytes / self.bandwidth
 

@@ -6,11 +6,11 @@ from types import ModuleType
 
 from hypothesis import strategies as st
 
-from plait.search.pipelines.fuse import Part, even, fused
-from plait.search.pipelines.order import Dice
+from plait.search.pipelines.arrangement import Dice
+from plait.search.pipelines.fuse import Share, even, fused
 from plait.search.pipelines.tasks import tasks_of
-from plait.search.pipelines.timing import Timing
-from plait.spec.schedule import Pipeline, PipelineProblem, PipelineSchedule
+from plait.search.pipelines.timing import ScheduleTiming
+from plait.spec.schedule import PipelinedModel, PipelineProblem, PipelineSchedule
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,14 +30,16 @@ VERIFIER = _bench("schedule_verifier")
 def opposite(ranks: int, micro_batches: int, actor_s: float, critic_s: float) -> PipelineProblem:
     """An Actor and a Critic of equal depth in opposite directions."""
     actor, critic = (even(ranks, micro_batches, each) for each in (actor_s, critic_s))
-    return fused([Part(actor), Part(critic, reverse=True)])
+    return fused([Share(actor), Share(critic, reverse=True)])
 
 
-def verified(problem: PipelineProblem, schedule: PipelineSchedule, timing: Timing) -> tuple[float, float]:
+def verified(
+    problem: PipelineProblem, schedule: PipelineSchedule, timing: ScheduleTiming
+) -> tuple[float, float]:
     """What the independent verifier finds; it knows no bandwidth."""
     models = [
         VERIFIER.Model(p.micro_batches, p.ranks, p.forward_s, p.backward_s, p.weight_s, p.kept_bytes)
-        for p in problem.pipelines
+        for p in problem.models
     ]
     rows = [
         [(a.model, a.stage, a.kind.value, a.micro_batch, at) for a, at in zip(row, starts, strict=True)]
@@ -76,7 +78,7 @@ def problems(draw: st.DrawFn) -> PipelineProblem:
         per_stage = st.lists(times, min_size=len(places), max_size=len(places)).map(tuple)
         split = draw(st.booleans())
         pipelines.append(
-            Pipeline(
+            PipelinedModel(
                 draw(st.integers(1, 4)),
                 tuple(places),
                 draw(per_stage),

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait.search.pipelines.arrangement import Dice
 from plait.search.pipelines.builders import one_f_one_b
 from plait.search.pipelines.fuse import even
-from plait.search.pipelines.order import Dice
 from plait.search.pipelines.rendezvous import Deed, Verb, deadlock, just_in_time, programs
-from plait.spec.schedule import Action, Kind, Pipeline, PipelineProblem
+from plait.spec.schedule import Action, Kind, PipelinedModel, PipelineProblem
 from tests.scale import scaled, seed
 from tests.search.pipelines.cases import problems, random_schedule
 
@@ -43,7 +43,9 @@ def random_problem(dice: Dice) -> PipelineProblem:
         places = list(range(first, first + stages))
         ones = tuple(1.0 + dice.below(3) for _ in places)
         placed = tuple(places[::-1] if dice.below(2) else places)
-        pipelines.append(Pipeline(1 + dice.below(4), placed, ones, ones, ones if dice.below(2) else None))
+        pipelines.append(
+            PipelinedModel(1 + dice.below(4), placed, ones, ones, ones if dice.below(2) else None)
+        )
     return PipelineProblem(ranks, tuple(pipelines))
 
 

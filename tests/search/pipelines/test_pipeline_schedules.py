@@ -18,16 +18,16 @@ from plait.search.pipelines.builders import (
     zero_bubble,
 )
 from plait.search.pipelines.form import from_csv, picture, save_trace, to_csv, trace
-from plait.search.pipelines.fuse import Part, even, fused, split_backward
+from plait.search.pipelines.fuse import Share, even, fused, split_backward
 from plait.search.pipelines.timing import check, measure
 from plait.spec.errors import UserError
-from plait.spec.schedule import Action, Kind, Pipeline, PipelineProblem, PipelineSchedule
+from plait.spec.schedule import Action, Kind, PipelinedModel, PipelineProblem, PipelineSchedule
 from tests.search.pipelines.cases import opposite, problems, random_schedule, verified
 
 SEEDS = st.integers(0, 2**32)
 
 
-def alone(pipeline: Pipeline, ranks: int) -> PipelineProblem:
+def alone(pipeline: PipelinedModel, ranks: int) -> PipelineProblem:
     return PipelineProblem(ranks, (pipeline,))
 
 
@@ -93,18 +93,18 @@ def test_builders_refuse_what_they_cannot_build():
 
 def test_serial_is_the_sum_of_the_models():
     actor, critic = even(8, 32, 5.0, name="actor"), even(4, 16, 4.0, name="critic")
-    problem = fused([Part(actor), Part(critic, reverse=True)])
+    problem = fused([Share(actor), Share(critic, reverse=True)])
     assert serial_s(problem) == 813
     assert measure(problem, one_after_another(problem)).makespan_s <= 813
 
 
 def test_a_block_holds_copies_side_by_side_in_their_directions():
-    problem = fused([Part(even(4, 8, 1.0)), Part(even(2, 4, 1.0), reverse=True)])
-    assert [each.ranks for each in problem.pipelines] == [(0, 1, 2, 3), (1, 0), (3, 2)]
+    problem = fused([Share(even(4, 8, 1.0)), Share(even(2, 4, 1.0), reverse=True)])
+    assert [each.ranks for each in problem.models] == [(0, 1, 2, 3), (1, 0), (3, 2)]
     with pytest.raises(UserError, match="do not divide"):
-        fused([Part(even(4, 8, 1.0)), Part(even(3, 8, 1.0))])
+        fused([Share(even(4, 8, 1.0)), Share(even(3, 8, 1.0))])
     with pytest.raises(UserError, match="must be equal"):
-        fused([Part(even(4, 8, 1.0)), Part(even(2, 8, 1.0))])
+        fused([Share(even(4, 8, 1.0)), Share(even(2, 8, 1.0))])
 
 
 def test_delays_count_once_between_ranks():
@@ -135,7 +135,7 @@ def test_what_is_no_schedule_is_refused_with_the_reason():
             check(problem, changed(good, 0, list(row)))
     with pytest.raises(UserError, match="1 rows for 2 ranks"):
         check(problem, PipelineSchedule(good.rows[:1]))
-    capped = replace(fused([Part(even(2, 2, 1.0, 10.0))]), memory_bytes=(15.0, 15.0))
+    capped = replace(fused([Share(even(2, 2, 1.0, 10.0))]), memory_bytes=(15.0, 15.0))
     with pytest.raises(UserError, match="rank 0 would hold 20 bytes of 15"):
         check(capped, one_f_one_b(capped))
     check(replace(capped, memory_bytes=(20.0, 10.0)), one_f_one_b(capped))

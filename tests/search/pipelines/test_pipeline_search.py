@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.search.pipelines import find
+from plait.search.pipelines.arrangement import listed
 from plait.search.pipelines.bounds import bounds
 from plait.search.pipelines.builders import one_f_one_b
-from plait.search.pipelines.find import SearchConfig, alone_bytes, greedy, searched
-from plait.search.pipelines.fuse import Part, even, fused, split_backward
-from plait.search.pipelines.order import listed
+from plait.search.pipelines.find import ScheduleSearch, alone_bytes, greedy, searched
+from plait.search.pipelines.fuse import Share, even, fused, split_backward
 from plait.search.pipelines.tasks import tasks_of
 from plait.search.pipelines.timing import check, measure
 from plait.spec.errors import UserError
@@ -21,7 +21,7 @@ from plait.spec.schedule import Action, Kind, PipelineProblem, PipelineSchedule
 from tests.search.pipelines.cases import ROOT, opposite, problems, random_schedule, verified
 
 native = pytest.mark.skipif(find.NATIVE is None, reason="nothing is compiled")
-FAST = SearchConfig(moves=20_000, length=50)
+FAST = ScheduleSearch(moves=20_000, length=50)
 
 # Ranks, micro-batches, Actor's and Critic's forward (backwards take twice as long) and the exact optimum.
 OPTIMA = [
@@ -51,7 +51,7 @@ def test_exact_optima_are_found(case, optimum):
 
 @native
 def test_the_optimum_of_unequal_depths_is_found():
-    problem = fused([Part(even(4, 2, 1)), Part(even(2, 1, 2), reverse=True)])
+    problem = fused([Share(even(4, 2, 1)), Share(even(2, 1, 2), reverse=True)])
     found = searched(problem, FAST)
     assert (found.timing.makespan_s, found.bound_s, found.gap) == (18, 18, 0)
 
@@ -68,7 +68,7 @@ def test_the_bound_covers_a_model_alone_and_a_full_rank():
 def test_native_and_twin_find_the_same(problem, seed, capped):
     if capped:
         problem = replace(problem, memory_bytes=(1.5 * alone_bytes(problem),) * problem.ranks)
-    config = SearchConfig(moves=300, length=2, seed=seed, patterns=0.3)
+    config = ScheduleSearch(moves=300, length=2, seed=seed, patterns=0.3)
     rows, steps = find._search(tasks_of(problem), 0.0, config, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "NATIVE", None)
@@ -89,10 +89,10 @@ def test_native_and_twin_list_the_same(problem, some):
 @settings(max_examples=20, deadline=None)
 @given(problems(), st.integers(0, 2**32))
 def test_what_is_found_is_a_schedule_and_keeps_the_caps(problem, seed):
-    cap = 2 * sum(max(each.kept_bytes) for each in problem.pipelines) * 2
+    cap = 2 * sum(max(each.kept_bytes) for each in problem.models) * 2
     problem = replace(problem, memory_bytes=(cap,) * problem.ranks)
     try:
-        found = searched(problem, SearchConfig(moves=2_000, length=5, seed=seed))
+        found = searched(problem, ScheduleSearch(moves=2_000, length=5, seed=seed))
     except UserError:
         return
     check(problem, found.schedule)
@@ -103,23 +103,23 @@ def test_what_is_found_is_a_schedule_and_keeps_the_caps(problem, seed):
 
 @native
 def test_a_cap_is_kept_at_the_price_of_time():
-    problem = fused([Part(even(4, 8, 2, 3.0)), Part(even(4, 8, 1, 2.0), reverse=True)])
-    loose = searched(problem, SearchConfig(moves=100_000))
+    problem = fused([Share(even(4, 8, 2, 3.0)), Share(even(4, 8, 1, 2.0), reverse=True)])
+    loose = searched(problem, ScheduleSearch(moves=100_000))
     capped = replace(problem, memory_bytes=(12.0,) * 4)
-    tight = searched(capped, SearchConfig(moves=100_000))
+    tight = searched(capped, ScheduleSearch(moves=100_000))
     assert max(tight.timing.peak_bytes) <= 12
     assert loose.timing.makespan_s <= tight.timing.makespan_s
     with pytest.raises(UserError, match="within the memory caps"):
-        searched(replace(problem, memory_bytes=(2.5,) * 4), SearchConfig(moves=5_000))
+        searched(replace(problem, memory_bytes=(2.5,) * 4), ScheduleSearch(moves=5_000))
 
 
 @native
 def test_seeds_repeat_and_limits_are_honoured():
     problem = opposite(4, 8, 2, 1)
-    one, again, other = (searched(problem, SearchConfig(moves=3_000, seed=seed)) for seed in (1, 1, 2))
+    one, again, other = (searched(problem, ScheduleSearch(moves=3_000, seed=seed)) for seed in (1, 1, 2))
     assert one.schedule == again.schedule
     assert one.schedule != other.schedule
-    quick = searched(problem, SearchConfig(seconds=0.2, threads=2, enough_bytes=0))
+    quick = searched(problem, ScheduleSearch(seconds=0.2, threads=2, enough_bytes=0))
     check(problem, quick.schedule)
 
 
@@ -129,14 +129,14 @@ def test_without_native_code_a_search_needs_a_limit(monkeypatch):
     with pytest.raises(UserError, match="clock"):
         searched(problem)
     ticks = iter(range(10_000))
-    found = searched(problem, SearchConfig(seconds=50), clock=lambda: float(next(ticks)))
+    found = searched(problem, ScheduleSearch(seconds=50), clock=lambda: float(next(ticks)))
     assert found.timing.makespan_s == 12
 
 
 @pytest.mark.parametrize("wrong", [{"moves": 5, "threads": 2}, {"seconds": 0}, {"threads": 0}, {"hot": 0.01}])
 def test_configurations_that_cannot_be_are_refused(wrong):
     with pytest.raises(UserError):
-        SearchConfig(**wrong)
+        ScheduleSearch(**wrong)
 
 
 @given(problems())
@@ -146,7 +146,7 @@ def test_greedy_is_a_schedule(problem):
 
 
 def test_greedy_is_as_good_as_published_and_better_than_one_after_another():
-    problem = fused([Part(even(8, 16, 5)), Part(even(4, 8, 4), reverse=True)])
+    problem = fused([Share(even(8, 16, 5)), Share(even(4, 8, 4), reverse=True)])
     fused_s = measure(problem, greedy(problem)).makespan_s
     assert fused_s <= 425 < measure(problem, one_f_one_b(problem)).makespan_s
 
@@ -164,10 +164,10 @@ def test_published_schedules_are_timed_as_published(number, makespan, peak):
     rows = [ast.literal_eval(f"[{line.rstrip().rstrip(',')}]") for line in text.splitlines()[:ranks]]
     schedule = read(rows)
     problem = {
-        0: fused([Part(even(8, 32, 5, 1.95)), Part(even(4, 16, 4, 2.0), reverse=True)]),
-        4: fused([Part(even(8, 16, 5, 1.95)), Part(even(8, 16, 2, 1.0), reverse=True)]),
-        9: fused([Part(even(16, 64, 2, 1.64)), Part(even(16, 64, 1, 1.0), reverse=True)]),
-        11: fused([Part(even(16, 16, 2, 1.64)), Part(even(16, 16, 1, 1.0), reverse=True)]),
+        0: fused([Share(even(8, 32, 5, 1.95)), Share(even(4, 16, 4, 2.0), reverse=True)]),
+        4: fused([Share(even(8, 16, 5, 1.95)), Share(even(8, 16, 2, 1.0), reverse=True)]),
+        9: fused([Share(even(16, 64, 2, 1.64)), Share(even(16, 64, 1, 1.0), reverse=True)]),
+        11: fused([Share(even(16, 16, 2, 1.64)), Share(even(16, 16, 1, 1.0), reverse=True)]),
     }[number]
     timing = measure(problem, schedule)
     assert timing.makespan_s == makespan
@@ -202,5 +202,5 @@ def test_rows_and_schedules_are_two_forms_of_one(problem, seed):
 def test_models_without_sizes_search_time_alone():
     problem = PipelineProblem(2, (even(2, 3, 1.0),))
     assert alone_bytes(problem) == 0
-    found = searched(problem, SearchConfig(moves=2_000))
+    found = searched(problem, ScheduleSearch(moves=2_000))
     assert found.timing.makespan_s == 12

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp, floor, inf, sqrt
 
-from plait.search.pipelines.order import Dice, Order, listed
-from plait.search.pipelines.tasks import Rows, Tasks
+from plait.search.pipelines.arrangement import Arrangement, Dice, listed
+from plait.search.pipelines.tasks import SeriesRows, Tasks
 
 CHECK = 256
 """Moves between two looks at the clock, and between two temperatures."""
@@ -62,7 +62,7 @@ class Board:
     clock: Callable[[], float] | None
     makespan_s: float = inf
     bytes: float = inf
-    rows: Rows = field(default_factory=list)
+    rows: SeriesRows = field(default_factory=list)
     steps: list[tuple[float, float, float]] = field(default_factory=list)
     """Improvements: seconds, makespan, bytes."""
 
@@ -78,7 +78,7 @@ class Board:
             return True
         return 0 < self.moves <= moves or self._now() - self._begun >= self.seconds
 
-    def add(self, order: Order) -> None:
+    def add(self, order: Arrangement) -> None:
         """Take what is shorter than the best, or as short and smaller."""
         found = (order.makespan, order.peak)
         if found < (self.makespan_s, self.bytes):
@@ -87,7 +87,7 @@ class Board:
             self.steps.append((self._now() - self._begun, *found))
 
 
-class Run:
+class Cooling:
     """One annealing. `aim` is what ranks should hold at most; without one the run is free."""
 
     def __init__(self, tasks: Tasks, how: Annealing, board: Board, dice: Dice, aim: float) -> None:
@@ -96,10 +96,10 @@ class Run:
         self._candidates: list[tuple[int, int]] = []
         self._stale, self._held = True, False
 
-    def anneal(self, rows: Rows, length: int, moves: int) -> tuple[bool, int]:
+    def anneal(self, rows: SeriesRows, length: int, moves: int) -> tuple[bool, int]:
         """From these rows on; whether the aim was held in a schedule as short as the best, and all moves so
         far."""
-        order = Order(self._tasks, rows, self._aims(self._aim))
+        order = Arrangement(self._tasks, rows, self._aims(self._aim))
         self._note(order)
         heat, energy = self._how.hot_s, self._cost(order)
         cooling = (self._how.cold_s / self._how.hot_s) ** (CHECK / length)
@@ -122,14 +122,14 @@ class Run:
                 energy = self._cost(order)
         return self._held, moves
 
-    def _cost(self, order: Order) -> float:
+    def _cost(self, order: Arrangement) -> float:
         return order.makespan + self._how.price_s * order.excess
 
     def _aims(self, aim: float) -> list[float]:
         least = (min(cap, aim) for cap in self._tasks.caps)
         return [bytes if bytes == inf else float(floor(bytes)) for bytes in least]
 
-    def _change(self, order: Order) -> bool:
+    def _change(self, order: Arrangement) -> bool:
         if order.excess > 0 and self._dice.unit() < self._how.crowds:
             crowd = order.crowded(self._dice)
             return crowd is not None and order.swap(*crowd)
@@ -152,7 +152,7 @@ class Run:
                 place += 1
         return True
 
-    def _note(self, order: Order) -> bool:
+    def _note(self, order: Arrangement) -> bool:
         """Tell the board of what is as short as was asked and holds no more. Then less is asked: of a free
         run time, until there is no less; of others memory. True: the energy has changed."""
         if order.makespan > self._reach or order.excess > 0:
@@ -175,13 +175,13 @@ def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) 
         free = turn == 0 or (turn % 2 == 0 and board.makespan_s > board.goal_s)
         rows = _start(tasks, hints, dice, turn == 0, free)
         aim = inf if free else sqrt(low * board.bytes)
-        held, moves = Run(tasks, how, board, dice, aim).anneal(rows, length, moves)
+        held, moves = Cooling(tasks, how, board, dice, aim).anneal(rows, length, moves)
         if not free and not held:
             low = sqrt(low * aim)
         turn, length = turn + 1, length * 2
 
 
-def _start(tasks: Tasks, hints: Hints, dice: Dice, greedy: bool, free: bool) -> Rows:
+def _start(tasks: Tasks, hints: Hints, dice: Dice, greedy: bool, free: bool) -> SeriesRows:
     """The first schedule is greedy; later ones differ by chance. Runs that aim at little memory begin with
     little."""
     preference: list[float] = []

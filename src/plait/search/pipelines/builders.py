@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from plait.search.pipelines.tasks import Tasks, tasks_of
+from plait.search.pipelines.timing import measure
 from plait.spec.errors import UserError
-from plait.spec.schedule import Kind, Pipeline, PipelineProblem, PipelineSchedule
+from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule
 
 Word = tuple[Kind, int]
 """A kind of action at a stage."""
@@ -32,7 +33,7 @@ def zero_bubble(problem: PipelineProblem) -> PipelineSchedule:
     Raises:
         UserError: a pipeline's backwards are not split.
     """
-    if any(pipeline.weight_s is None for pipeline in problem.pipelines):
+    if any(pipeline.weight_s is None for pipeline in problem.models):
         raise UserError("a zero-bubble schedule needs backwards that are split: give weight_s")
     return _by_stage(problem, lambda pipeline, stage: _one_f_one_b_row(pipeline, stage, stage))
 
@@ -47,7 +48,7 @@ def interleaved(problem: PipelineProblem) -> PipelineSchedule:
     """
     tasks = tasks_of(problem)
     rows: list[list[int]] = [[] for _ in range(problem.ranks)]
-    for model, pipeline in enumerate(problem.pipelines):
+    for model, pipeline in enumerate(problem.models):
         width = len(set(pipeline.ranks))
         rounds, rest = divmod(pipeline.stages, width)
         if rest or pipeline.ranks != pipeline.ranks[:width] * rounds:
@@ -72,21 +73,19 @@ def serial_s(problem: PipelineProblem) -> float:
 
     Copies of one model, which are pipelines on disjoint ranks with the same name, train side by side.
     """
-    from plait.search.pipelines.timing import measure
-
     total = 0.0
-    for _, group in groupby(problem.pipelines, key=lambda each: each.name):
+    for _, group in groupby(problem.models, key=lambda each: each.name):
         alone = PipelineProblem(problem.ranks, tuple(group), problem.latency_s, problem.bandwidth)
         total += measure(alone, one_f_one_b(alone)).makespan_s
     return total
 
 
 def _by_stage(
-    problem: PipelineProblem, row_of: Callable[[Pipeline, int], Sequence[Kind]]
+    problem: PipelineProblem, row_of: Callable[[PipelinedModel, int], Sequence[Kind]]
 ) -> PipelineSchedule:
     tasks: Tasks = tasks_of(problem)
     rows: list[list[int]] = [[] for _ in range(problem.ranks)]
-    for model, pipeline in enumerate(problem.pipelines):
+    for model, pipeline in enumerate(problem.models):
         if len(set(pipeline.ranks)) < pipeline.stages:
             raise UserError("a rank holds several stages of one pipeline: build an interleaved schedule")
         for stage, rank in enumerate(pipeline.ranks):
@@ -94,12 +93,12 @@ def _by_stage(
     return tasks.schedule(rows)
 
 
-def _gpipe_row(pipeline: Pipeline, stage: int) -> Sequence[Kind]:
+def _gpipe_row(pipeline: PipelinedModel, stage: int) -> Sequence[Kind]:
     backward = [kind for kind in pipeline.kinds if kind is not Kind.F]
     return [Kind.F] * pipeline.micro_batches + backward * pipeline.micro_batches
 
 
-def _one_f_one_b_row(pipeline: Pipeline, stage: int, delay: int) -> Sequence[Kind]:
+def _one_f_one_b_row(pipeline: PipelinedModel, stage: int, delay: int) -> Sequence[Kind]:
     """A stage's row; its W come so many micro-batches after their B."""
     count = pipeline.micro_batches
     ahead = min(pipeline.stages - stage - 1, count)

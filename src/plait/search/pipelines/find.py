@@ -8,13 +8,13 @@ from math import inf
 from types import ModuleType
 
 from plait.search.pipelines.anneal import Annealing, Board, Hints, search
+from plait.search.pipelines.arrangement import listed
 from plait.search.pipelines.bounds import bounds
 from plait.search.pipelines.builders import one_f_one_b
-from plait.search.pipelines.order import listed
-from plait.search.pipelines.tasks import Rows, Tasks, counted, tasks_of
-from plait.search.pipelines.timing import Timing, measure
+from plait.search.pipelines.tasks import SeriesRows, Tasks, counted, tasks_of
+from plait.search.pipelines.timing import ScheduleTiming, measure
 from plait.spec.errors import UserError
-from plait.spec.schedule import Kind, Pipeline, PipelineProblem, PipelineSchedule
+from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule
 
 NATIVE: ModuleType | None = None
 with suppress(ImportError):  # the compiler is optional
@@ -25,7 +25,7 @@ UNITS = 2.0**30
 
 
 @dataclass(frozen=True, slots=True)
-class SearchConfig:
+class ScheduleSearch:
     """How long and how a schedule is sought. Temperatures are shares of the mean time of an action."""
 
     seconds: float = 60.0
@@ -63,7 +63,7 @@ class Searched:
     """A schedule, and how good it is known to be."""
 
     schedule: PipelineSchedule
-    timing: Timing
+    timing: ScheduleTiming
     bound_s: float
     """No schedule has a lower makespan."""
     steps: tuple[tuple[float, float, float], ...]
@@ -90,7 +90,7 @@ def greedy(problem: PipelineProblem) -> PipelineSchedule:
 
 
 def searched(
-    problem: PipelineProblem, config: SearchConfig | None = None, clock: Callable[[], float] | None = None
+    problem: PipelineProblem, config: ScheduleSearch | None = None, clock: Callable[[], float] | None = None
 ) -> Searched:
     """The shortest schedule found, and of the shortest the one whose ranks hold least.
 
@@ -100,7 +100,7 @@ def searched(
     Raises:
         UserError: nothing was found that keeps the memory caps, or the search would never end.
     """
-    config = config or SearchConfig()
+    config = config or ScheduleSearch()
     tasks, bound = tasks_of(problem), bounds(problem).makespan_s
     rows, steps = _search(tasks, bound, config, clock)
     found = [tasks.schedule(rows)] if rows else []
@@ -116,37 +116,37 @@ def searched(
 
 def alone_bytes(problem: PipelineProblem) -> float:
     """The most that a rank holds when each model trains by itself as 1F1B."""
-    return max(_alone_bytes(pipeline) for pipeline in problem.pipelines)
+    return max(_alone_bytes(pipeline) for pipeline in problem.models)
 
 
-def _alone_bytes(pipeline: Pipeline) -> float:
+def _alone_bytes(pipeline: PipelinedModel) -> float:
     flights = (min(pipeline.stages - stage, pipeline.micro_batches) for stage in range(pipeline.stages))
     return max(flight * kept for flight, kept in zip(flights, pipeline.kept_bytes, strict=True))
 
 
-def _fits(problem: PipelineProblem, timing: Timing) -> bool:
+def _fits(problem: PipelineProblem, timing: ScheduleTiming) -> bool:
     caps = problem.memory_bytes or (inf,) * problem.ranks
     return all(peak <= cap * (1 + 1e-6) for peak, cap in zip(timing.peak_bytes, caps, strict=True))
 
 
 def _hints(tasks: Tasks) -> Hints:
-    pipelines = tasks.problem.pipelines
+    pipelines = tasks.problem.models
     return Hints(
         tuple(2.0 if each.kind is Kind.B else 0.0 for each in tasks.series),
         tuple(pipelines[each.model].stages - each.stage for each in tasks.series),
     )
 
 
-def _listed(tasks: Tasks, preference: Sequence[float], ahead: Sequence[int]) -> Rows:
+def _listed(tasks: Tasks, preference: Sequence[float], ahead: Sequence[int]) -> SeriesRows:
     if NATIVE is None:
         return listed(tasks, preference, ahead)
-    rows: Rows = NATIVE.schedule_listed(flat(tasks), list(preference), list(ahead))
+    rows: SeriesRows = NATIVE.schedule_listed(flat(tasks), list(preference), list(ahead))
     return rows
 
 
 def _search(
-    tasks: Tasks, bound_s: float, config: SearchConfig, clock: Callable[[], float] | None
-) -> tuple[Rows, list[tuple[float, float, float]]]:
+    tasks: Tasks, bound_s: float, config: ScheduleSearch, clock: Callable[[], float] | None
+) -> tuple[SeriesRows, list[tuple[float, float, float]]]:
     """Rows found and the improvements that led to them; sizes are whole numbers of a unit."""
     largest = max(each.takes for each in tasks.series)
     unit = largest / UNITS if largest else 1.0
@@ -173,7 +173,7 @@ def _search(
     return rows, [(seconds, makespan, size * unit) for seconds, makespan, size in steps]
 
 
-def annealing_of(tasks: Tasks, config: SearchConfig) -> Annealing:
+def annealing_of(tasks: Tasks, config: ScheduleSearch) -> Annealing:
     """A configuration in the seconds and sizes of these tasks."""
     time_s = sum(each.time_s for each in tasks.series) / len(tasks.series)
     takes = [each.takes for each in tasks.series if each.takes > 0]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plait.search.pipelines.timing import Timing, measure
+from plait.search.pipelines.timing import ScheduleTiming, measure
 from plait.spec.errors import UserError
 from plait.spec.schedule import Action, Kind, PipelineProblem, PipelineSchedule
 
@@ -66,14 +66,14 @@ def trace(problem: PipelineProblem, schedule: PipelineSchedule) -> list[dict[str
 
 
 def _slices(
-    problem: PipelineProblem, schedule: PipelineSchedule, timing: Timing, rank: int
+    problem: PipelineProblem, schedule: PipelineSchedule, timing: ScheduleTiming, rank: int
 ) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     held = 0.0
     for action, start, end in zip(
         schedule.rows[rank], timing.starts_s[rank], timing.ends_s[rank], strict=True
     ):
-        pipeline = problem.pipelines[action.model]
+        pipeline = problem.models[action.model]
         place = {"pid": rank, "tid": 0, "ts": start * 1e6}
         title = f"{pipeline.name or action.model} {action.kind.value}{action.micro_batch}"
         args = {"model": action.model, "stage": action.stage, "micro-batch": action.micro_batch}

@@ -4,23 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plait.spec.errors import UserError
-from plait.spec.schedule import Pipeline, PipelineProblem
+from plait.spec.schedule import PipelinedModel, PipelineProblem
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Share:
     """A model that is to share a block of ranks with others.
 
     The block holds as many copies of its pipeline as fit (its fusion factor), side by side.
     """
 
-    pipeline: Pipeline
+    pipeline: PipelinedModel
     """One copy; its ranks are counted from 0."""
     reverse: bool = False
     """Its first stage is on the last rank of each copy's share."""
 
 
-def fused(parts: Sequence[Part], ranks: int | None = None) -> PipelineProblem:
+def fused(parts: Sequence[Share], ranks: int | None = None) -> PipelineProblem:
     """The problem of one block: copies times stages is the same number of ranks for every part.
 
     Args:
@@ -31,7 +31,7 @@ def fused(parts: Sequence[Part], ranks: int | None = None) -> PipelineProblem:
             micro-batches.
     """
     width = ranks or max(part.pipeline.stages for part in parts)
-    pipelines: list[Pipeline] = []
+    pipelines: list[PipelinedModel] = []
     for part in parts:
         stages = part.pipeline.stages
         if width % stages:
@@ -50,9 +50,9 @@ def fused(parts: Sequence[Part], ranks: int | None = None) -> PipelineProblem:
 
 def even(
     stages: int, micro_batches: int, forward_s: float, kept_bytes: float = 0.0, name: str = ""
-) -> Pipeline:
+) -> PipelinedModel:
     """A pipeline of equal stages whose backward takes twice as long as its forward."""
-    return Pipeline(
+    return PipelinedModel(
         micro_batches,
         tuple(range(stages)),
         (forward_s,) * stages,
@@ -66,12 +66,12 @@ def split_backward(problem: PipelineProblem, weight_share: float = 0.5) -> Pipel
     """The same with the backward of the weights apart, so much of the whole."""
     return replace(
         problem,
-        pipelines=tuple(
+        models=tuple(
             replace(
                 each,
                 backward_s=tuple(time * (1 - weight_share) for time in each.backward_s),
                 weight_s=tuple(time * weight_share for time in each.backward_s),
             )
-            for each in problem.pipelines
+            for each in problem.models
         ),
     )

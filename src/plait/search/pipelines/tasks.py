@@ -14,7 +14,7 @@ from math import floor, inf
 
 from plait.spec.schedule import Action, Kind, PipelineProblem, PipelineSchedule
 
-Rows = list[list[int]]
+SeriesRows = list[list[int]]
 """For each rank the series of its actions, in order."""
 
 
@@ -94,7 +94,7 @@ class Tasks:
             named.append(tuple(actions))
         return PipelineSchedule(tuple(named))
 
-    def rows(self, schedule: PipelineSchedule) -> Rows:
+    def rows(self, schedule: PipelineSchedule) -> SeriesRows:
         """Rows of actions as rows of series; the schedule was checked."""
         return [[self.index[a.model, a.stage, a.kind] for a in row] for row in schedule.rows]
 
@@ -102,7 +102,7 @@ class Tasks:
 def tasks_of(problem: PipelineProblem) -> Tasks:
     """The flat form of a problem; the series of a pipeline are its F, then its B, then its W, by stage."""
     series: list[Series] = []
-    for model, pipeline in enumerate(problem.pipelines):
+    for model, pipeline in enumerate(problem.models):
         base, stages = len(series), pipeline.stages
         last = len(pipeline.kinds) - 1
         for turn, kind in enumerate(pipeline.kinds):

@@ -3,13 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from plait.search.pipelines.tasks import Rows, Tasks, tasks_of
+from plait.search.pipelines.tasks import SeriesRows, Tasks, tasks_of
 from plait.spec.errors import UserError
 from plait.spec.schedule import PipelineProblem, PipelineSchedule
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class ScheduleTiming:
     """When a schedule's actions run if each starts as soon as it can, and what they occupy."""
 
     starts_s: tuple[tuple[float, ...], ...]
@@ -22,7 +22,7 @@ class Timing:
     """The most that each rank holds at a time."""
 
 
-def measure(problem: PipelineProblem, schedule: PipelineSchedule) -> Timing:
+def measure(problem: PipelineProblem, schedule: PipelineSchedule) -> ScheduleTiming:
     """Times, bubble and memory of a schedule.
 
     Raises:
@@ -46,7 +46,7 @@ def check(problem: PipelineProblem, schedule: PipelineSchedule) -> None:
             )
 
 
-def _measured(tasks: Tasks, schedule: PipelineSchedule) -> Timing:
+def _measured(tasks: Tasks, schedule: PipelineSchedule) -> ScheduleTiming:
     _check_actions(tasks, schedule)
     rows = tasks.rows(schedule)
     starts = start_times(tasks, rows)
@@ -56,7 +56,7 @@ def _measured(tasks: Tasks, schedule: PipelineSchedule) -> Timing:
     ends = [[s + t for s, t in zip(row, time, strict=True)] for row, time in zip(starts, times, strict=True)]
     makespan = max(row[-1] for row in ends if row)
     busy = sum(map(sum, times))
-    return Timing(
+    return ScheduleTiming(
         tuple(map(tuple, starts)),
         tuple(map(tuple, ends)),
         makespan,
@@ -85,7 +85,7 @@ def _check_actions(tasks: Tasks, schedule: PipelineSchedule) -> None:
             raise UserError(f"rank {each.rank}: {missing} is missing")
 
 
-def start_times(tasks: Tasks, rows: Rows) -> list[list[float]] | None:
+def start_times(tasks: Tasks, rows: SeriesRows) -> list[list[float]] | None:
     """Earliest starts of a row's places, or None where actions wait for each other."""
     series, free = tasks.series, [0.0] * len(rows)
     ends: list[list[float]] = [[] for _ in series]
@@ -114,7 +114,7 @@ def start_times(tasks: Tasks, rows: Rows) -> list[list[float]] | None:
     return starts if done else None
 
 
-def peaks(tasks: Tasks, rows: Rows) -> list[float]:
+def peaks(tasks: Tasks, rows: SeriesRows) -> list[float]:
     """The most bytes that each rank holds at a time."""
     found = []
     for row in rows:
@@ -127,7 +127,7 @@ def peaks(tasks: Tasks, rows: Rows) -> list[float]:
     return found
 
 
-def circle(tasks: Tasks, rows: Rows) -> str:
+def circle(tasks: Tasks, rows: SeriesRows) -> str:
     """Actions that wait for each other, each for the next one; the rows have no start times."""
     places: dict[tuple[int, int], tuple[int, int]] = {}
     for rank, row in enumerate(rows):
@@ -151,7 +151,7 @@ def circle(tasks: Tasks, rows: Rows) -> str:
         path.append(step)
 
 
-def _reachable(tasks: Tasks, rows: Rows, places: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
+def _reachable(tasks: Tasks, rows: SeriesRows, places: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
     """How far each rank comes before it waits for ever."""
     done, seen, moved = [0] * len(rows), Counter[int](), True
     while moved:

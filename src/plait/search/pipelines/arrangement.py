@@ -1,4 +1,5 @@
-"""The twin of native/schedule_order.cpp: a schedule under change, in plain Python and without its shortcuts.
+"""The twin of native/schedule_arrangement.cpp: a schedule under change, in plain Python and without its
+shortcuts.
 
 Native code keeps a topological order and recomputes what a swap reaches; here every change is computed anew.
 Times, bytes and random numbers are the same to the last bit.
@@ -7,7 +8,7 @@ Times, bytes and random numbers are the same to the last bit.
 from collections.abc import Sequence
 from math import inf
 
-from plait.search.pipelines.tasks import Rows, Tasks
+from plait.search.pipelines.tasks import SeriesRows, Tasks
 from plait.search.pipelines.timing import start_times
 
 MASK = (1 << 64) - 1
@@ -35,14 +36,14 @@ class Dice:
         return (self.next() >> 32) * bound >> 32
 
 
-class Order:
+class Arrangement:
     """Rows whose neighbours can be swapped; a change is `begin`, some swaps, `settle`, and perhaps `undo`."""
 
-    def __init__(self, tasks: Tasks, rows: Rows, aims: Sequence[float]) -> None:
+    def __init__(self, tasks: Tasks, rows: SeriesRows, aims: Sequence[float]) -> None:
         self.tasks = tasks
         self.rows = [list(row) for row in rows]
         self.aims = list(aims)
-        self._old: Rows = []
+        self._old: SeriesRows = []
         starts = start_times(tasks, self.rows)
         assert starts is not None, "rows to start from have no circle"
         self._starts = starts
@@ -165,7 +166,7 @@ class Order:
         return found
 
 
-def listed(tasks: Tasks, preference: Sequence[float], ahead: Sequence[int]) -> Rows:
+def listed(tasks: Tasks, preference: Sequence[float], ahead: Sequence[int]) -> SeriesRows:
     """Tasks in the order in which they can start; of those that could start at the same time on a rank the
     most preferred. Empty where all that could start is held back by `ahead`.
 
@@ -176,7 +177,7 @@ def listed(tasks: Tasks, preference: Sequence[float], ahead: Sequence[int]) -> R
     done = [0] * len(tasks.series)
     free = [0.0] * tasks.problem.ranks
     ends: list[list[float]] = [[] for _ in tasks.series]
-    rows: Rows = [[] for _ in free]
+    rows: SeriesRows = [[] for _ in free]
     offers = [_offer(tasks, rank, (preference, ahead), (done, free, ends)) for rank in range(len(free))]
     for _ in range(tasks.count):
         rank = min(range(len(free)), key=lambda each: offers[each][0])

@@ -1,4 +1,4 @@
-#include "schedule_order.h"
+#include "schedule_arrangement.h"
 
 #include <algorithm>
 #include <numeric>
@@ -34,7 +34,7 @@ uint64_t Dice::next() {
   return z ^ (z >> 31);
 }
 
-bool Order::load(const Rows& rows) {
+bool Arrangement::load(const SeriesRows& rows) {
   const int n = tasks_.count;
   for (auto* each : {&place_, &before_, &behind_, &line_, &at_}) each->assign(n, -1);
   start_.assign(n, 0), end_.assign(n, 0), reached_.assign(n, 0);
@@ -53,21 +53,21 @@ bool Order::load(const Rows& rows) {
   return order_all();
 }
 
-Rows Order::rows() const {
-  Rows found(tasks_.ranks);
+SeriesRows Arrangement::rows() const {
+  SeriesRows found(tasks_.ranks);
   for (int r = 0; r < tasks_.ranks; r++)
     for (int task : row_[r]) found[r].push_back(tasks_.of[task]);
   return found;
 }
 
-double Order::ready(int task) const {
+double Arrangement::ready(int task) const {
   double time = 0;
   if (const int source = tasks_.after[task]; source >= 0) time = end_[source] + tasks_.series[tasks_.of[task]].lag;
   if (const int left = before_[task]; left >= 0) time = std::max(time, end_[left]);
   return time;
 }
 
-bool Order::order_all() {
+bool Arrangement::order_all() {
   const int n = tasks_.count;
   std::vector<int> waits(n);
   int tail = 0;
@@ -90,13 +90,13 @@ bool Order::order_all() {
   return true;
 }
 
-void Order::find_makespan() {
+void Arrangement::find_makespan() {
   makespan_ = 0;
   for (const auto& row : row_)
     if (!row.empty()) makespan_ = std::max(makespan_, end_[row.back()]);
 }
 
-void Order::measure(int rank) {
+void Arrangement::measure(int rank) {
   double held = 0;
   held_[rank].clear();
   for (int task : row_[rank]) {
@@ -106,27 +106,27 @@ void Order::measure(int rank) {
   }
 }
 
-double Order::peak() const {
+double Arrangement::peak() const {
   double most = 0;
   for (const auto& row : held_)
     for (double held : row) most = std::max(most, held);
   return most;
 }
 
-void Order::aim(const std::vector<double>& aims) {
+void Arrangement::aim(const std::vector<double>& aims) {
   aims_ = aims;
   excess_ = 0;
   for (int r = 0; r < tasks_.ranks; r++)
     for (double held : held_[r]) excess_ += above(r, held);
 }
 
-void Order::begin() {
+void Arrangement::begin() {
   moved_.clear(), swaps_.clear(), pieces_.clear(), cut_.clear();
   old_makespan_ = makespan_, old_excess_ = excess_;
   lowest_ = tasks_.count;
 }
 
-void Order::exchange(int rank, int place) {
+void Arrangement::exchange(int rank, int place) {
   auto& row = row_[rank];
   auto& held = held_[rank];
   const int a = row[place], b = row[place + 1], left = before_[a], right = behind_[b];
@@ -142,7 +142,7 @@ void Order::exchange(int rank, int place) {
   excess_ += above(rank, held[place]) + above(rank, held[place + 1]);
 }
 
-bool Order::swap(int rank, int place) {
+bool Arrangement::swap(int rank, int place) {
   const int a = row_[rank][place], b = row_[rank][place + 1];
   if (tasks_.of[a] == tasks_.of[b] || tasks_.after[b] == a) return false;
   // Of the tasks in line from a to b, those that wait for a go behind b; if b is one of them there is a circle.
@@ -169,11 +169,11 @@ bool Order::swap(int rank, int place) {
   return true;
 }
 
-void Order::mark_far(int task, int& far) const {
+void Arrangement::mark_far(int task, int& far) const {
   if (task >= 0) far = std::max(far, at_[task]);
 }
 
-void Order::settle() {
+void Arrangement::settle() {
   int far = lowest_;
   for (auto [rank, place] : swaps_) {
     const int b = row_[rank][place], a = row_[rank][place + 1];
@@ -191,7 +191,7 @@ void Order::settle() {
   find_makespan();
 }
 
-void Order::undo() {
+void Arrangement::undo() {
   for (size_t i = swaps_.size(); i-- > 0;) exchange(swaps_[i].first, swaps_[i].second);
   auto from = cut_.end();
   for (size_t i = pieces_.size(); i-- > 0;) {
@@ -205,7 +205,7 @@ void Order::undo() {
   makespan_ = old_makespan_, excess_ = old_excess_;
 }
 
-void Order::critical(Dice& dice, std::vector<std::pair<int, int>>& found) const {
+void Arrangement::critical(Dice& dice, std::vector<std::pair<int, int>>& found) const {
   found.clear();
   int task = -1, last = 0;
   for (const auto& row : row_)
@@ -220,7 +220,7 @@ void Order::critical(Dice& dice, std::vector<std::pair<int, int>>& found) const 
   }
 }
 
-bool Order::crowded(Dice& dice, std::pair<int, int>& found) const {
+bool Arrangement::crowded(Dice& dice, std::pair<int, int>& found) const {
   const int rank = dice.below(tasks_.ranks);
   const auto& row = row_[rank];
   const int last = static_cast<int>(row.size()) - 1;
@@ -238,7 +238,7 @@ bool Order::crowded(Dice& dice, std::pair<int, int>& found) const {
   return false;
 }
 
-bool Order::stands(int rank, int place, int a, int b) const {
+bool Arrangement::stands(int rank, int place, int a, int b) const {
   const auto& row = row_[rank];
   return tasks_.of[row[place]] == a && tasks_.of[row[place + 1]] == b;
 }

@@ -16,7 +16,7 @@ struct Series {
   int closes;  // the series that gives back what this one takes, or -1
 };
 
-using Rows = std::vector<std::vector<int>>;  // for each rank series, in order
+using SeriesRows = std::vector<std::vector<int>>;  // for each rank series, in order
 
 struct Tasks {
   Tasks(int ranks, std::vector<Series> series, std::vector<double> caps);
@@ -42,11 +42,11 @@ class Dice {
   uint64_t state_;
 };
 
-class Order {
+class Arrangement {
  public:
-  Order(const Tasks& tasks, const std::vector<double>& aims) : tasks_(tasks), aims_(aims) {}
-  bool load(const Rows& rows);  // false: actions wait for each other
-  Rows rows() const;
+  Arrangement(const Tasks& tasks, const std::vector<double>& aims) : tasks_(tasks), aims_(aims) {}
+  bool load(const SeriesRows& rows);  // false: actions wait for each other
+  SeriesRows rows() const;
 
   // One change: begin, some swaps, then settle; undo takes it back. A swap that is refused (same series, or a
   // circle) changes nothing.
@@ -83,7 +83,7 @@ class Order {
 
   const Tasks& tasks_;
   std::vector<double> aims_;
-  Rows row_;
+  SeriesRows row_;
   std::vector<int> place_, before_, behind_;  // of each task: place in its row, neighbours there
   std::vector<int> line_, at_;                // all tasks such that each comes after what it waits for
   std::vector<double> start_, end_;
