@@ -50,6 +50,8 @@ bool Arrangement::load(const SeriesRows& rows) {
     measure(r);
   }
   aim(aims_);
+  for (size_t c = 0; c < seen.size(); c++)
+    if (seen[c] < tasks_.series[c].count) return false;
   return order_all();
 }
 

@@ -45,7 +45,7 @@ class Dice {
 class Arrangement {
  public:
   Arrangement(const Tasks& tasks, const std::vector<double>& aims) : tasks_(tasks), aims_(aims) {}
-  bool load(const SeriesRows& rows);  // false: actions wait for each other
+  bool load(const SeriesRows& rows);  // false: tasks are missing or wait for each other
   SeriesRows rows() const;
 
   // One change: begin, some swaps, then settle; undo takes it back. A swap that is refused (same series, or a

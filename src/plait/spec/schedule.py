@@ -80,6 +80,11 @@ class PipelinedModel:
         return len(self.ranks)
 
     @property
+    def goes_round(self) -> bool:
+        """Whether a rank holds several of its stages, as in interleaved schedules."""
+        return len(set(self.ranks)) < self.stages
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of actions that it consists of."""
         return (Kind.F, Kind.B) if self.weight_s is None else (Kind.F, Kind.B, Kind.W)

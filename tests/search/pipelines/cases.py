@@ -37,15 +37,26 @@ def verified(
     problem: PipelineProblem, schedule: PipelineSchedule, timing: ScheduleTiming
 ) -> tuple[float, float]:
     """What the independent verifier finds; it knows no bandwidth."""
-    models = [
-        VERIFIER.Model(p.micro_batches, p.ranks, p.forward_s, p.backward_s, p.weight_s, p.kept_bytes)
-        for p in problem.models
-    ]
-    rows = [
+    return VERIFIER.verify(models_of(problem), timed_rows(schedule, timing), problem.latency_s)
+
+
+def models_of(problem: PipelineProblem) -> list[object]:
+    """A problem in the verifier's words."""
+    columns = (
+        (m.micro_batches, m.ranks, m.forward_s, m.backward_s, m.weight_s, m.kept_bytes)
+        for m in problem.models
+    )
+    return [VERIFIER.Model(*column) for column in columns]
+
+
+def timed_rows(
+    schedule: PipelineSchedule, timing: ScheduleTiming
+) -> list[list[tuple[int, int, str, int, float]]]:
+    """A schedule in the verifier's words."""
+    return [
         [(a.model, a.stage, a.kind.value, a.micro_batch, at) for a, at in zip(row, starts, strict=True)]
         for row, starts in zip(schedule.rows, timing.starts_s, strict=True)
     ]
-    return VERIFIER.verify(models, rows, problem.latency_s)
 
 
 def random_schedule(problem: PipelineProblem, seed: int) -> PipelineSchedule:

@@ -22,7 +22,15 @@ from plait.search.pipelines.fuse import Share, even, fused, split_backward
 from plait.search.pipelines.timing import check, measure
 from plait.spec.errors import UserError
 from plait.spec.schedule import Action, Kind, PipelinedModel, PipelineProblem, PipelineSchedule
-from tests.search.pipelines.cases import opposite, problems, random_schedule, verified
+from tests.search.pipelines.cases import (
+    VERIFIER,
+    models_of,
+    opposite,
+    problems,
+    random_schedule,
+    timed_rows,
+    verified,
+)
 
 SEEDS = st.integers(0, 2**32)
 
@@ -40,6 +48,28 @@ def test_the_verifier_agrees_about_any_schedule(problem, seed):
     assert isclose(peak, max(timing.peak_bytes), abs_tol=1e-9)
     assert bounds(problem).makespan_s <= makespan * (1 + 1e-9)
     assert 0 <= timing.bubble < 1
+
+
+@given(problems(), SEEDS, st.integers(0, 10**6), st.sampled_from(["early", "gone", "twice", "moved"]))
+def test_the_verifier_refuses_what_was_tampered_with(problem, seed, place, how):
+    schedule = random_schedule(problem, seed)
+    rows = timed_rows(schedule, measure(problem, schedule))
+    full = [rank for rank, row in enumerate(rows) if row]
+    rank = full[place % len(full)]
+    at = place % len(rows[rank])
+    *action, start = rows[rank][at]
+    if how == "early":
+        rows[rank][at] = (*action, start - 0.01)
+    elif how == "gone":
+        del rows[rank][at]
+    elif how == "twice":
+        rows[rank].append(rows[rank][at])
+    elif problem.ranks > 1:
+        rows[(rank + 1) % problem.ranks].append(rows[rank].pop(at))
+    if (how == "early" and start == 0) or (how == "moved" and problem.ranks == 1):
+        return
+    with pytest.raises(VERIFIER.Wrong):
+        VERIFIER.verify(models_of(problem), rows, problem.latency_s)
 
 
 @given(problems(), SEEDS)

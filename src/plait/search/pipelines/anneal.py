@@ -1,10 +1,11 @@
 """The twin of native/schedule_search.cpp: annealing of makespan and memory together.
 
-A run begins with a schedule listed by random preferences and swaps neighbours. Only a swap on a critical path
-can shorten a schedule, so those are tried; where a rank holds more than is aimed at, also a forward with the
-backward after it. The energy is the makespan plus a price for bytes above the aim. As soon as the schedule is
-as short as the shortest known and within its aim, the aim is lowered. Runs get longer; aims lie between the
-best memory so far and a floor that rises with every run that failed.
+A run begins with a listed schedule, first the greedy one and then by random preferences, and swaps
+neighbours. Only a swap on a critical path can shorten a schedule, so those are tried; where a rank holds more
+than is aimed at, also those that could make it hold less there. The energy is the makespan plus a price for
+bytes above the aim. Runs without an aim make the schedule as short as they can. The others aim at memory
+between the best so far and a floor that rises with every run that failed; as soon as one of them is as short
+as the shortest known and within its aim, the aim is lowered. Every run is twice as long as the one before.
 """
 
 from collections.abc import Callable

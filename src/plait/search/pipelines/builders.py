@@ -86,7 +86,7 @@ def _by_stage(
     tasks: Tasks = tasks_of(problem)
     rows: list[list[int]] = [[] for _ in range(problem.ranks)]
     for model, pipeline in enumerate(problem.models):
-        if len(set(pipeline.ranks)) < pipeline.stages:
+        if pipeline.goes_round:
             raise UserError("a rank holds several stages of one pipeline: build an interleaved schedule")
         for stage, rank in enumerate(pipeline.ranks):
             rows[rank].extend(tasks.index[model, stage, kind] for kind in row_of(pipeline, stage))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from math import inf
 from types import ModuleType
 
 from plait.search.pipelines.anneal import Annealing, Board, Hints, search
@@ -12,7 +11,7 @@ from plait.search.pipelines.arrangement import listed
 from plait.search.pipelines.bounds import bounds
 from plait.search.pipelines.builders import one_f_one_b
 from plait.search.pipelines.tasks import SeriesRows, Tasks, counted, tasks_of
-from plait.search.pipelines.timing import ScheduleTiming, measure
+from plait.search.pipelines.timing import ScheduleTiming, full_rank, measure
 from plait.spec.errors import UserError
 from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule
 
@@ -104,10 +103,10 @@ def searched(
     tasks, bound = tasks_of(problem), bounds(problem).makespan_s
     rows, steps = _search(tasks, bound, config, clock)
     found = [tasks.schedule(rows)] if rows else []
-    with suppress(UserError):  # a problem of interleaved stages has no such schedule
+    if not any(model.goes_round for model in problem.models):
         found.append(one_f_one_b(problem))
     timed = [(measure(problem, schedule), schedule) for schedule in found]
-    kept = [each for each in timed if _fits(problem, each[0])]
+    kept = [each for each in timed if full_rank(problem, each[0]) is None]
     if not kept:
         raise UserError("no schedule was found within the memory caps: allow more memory or more seconds")
     timing, schedule = min(kept, key=lambda each: (each[0].makespan_s, max(each[0].peak_bytes)))
@@ -122,11 +121,6 @@ def alone_bytes(problem: PipelineProblem) -> float:
 def _alone_bytes(pipeline: PipelinedModel) -> float:
     flights = (min(pipeline.stages - stage, pipeline.micro_batches) for stage in range(pipeline.stages))
     return max(flight * kept for flight, kept in zip(flights, pipeline.kept_bytes, strict=True))
-
-
-def _fits(problem: PipelineProblem, timing: ScheduleTiming) -> bool:
-    caps = problem.memory_bytes or (inf,) * problem.ranks
-    return all(peak <= cap * (1 + 1e-6) for peak, cap in zip(timing.peak_bytes, caps, strict=True))
 
 
 def _hints(tasks: Tasks) -> Hints:

@@ -28,25 +28,7 @@ def measure(problem: PipelineProblem, schedule: PipelineSchedule) -> ScheduleTim
     Raises:
         UserError: it is no schedule of the problem (see `check`).
     """
-    return _measured(tasks_of(problem), schedule)
-
-
-def check(problem: PipelineProblem, schedule: PipelineSchedule) -> None:
-    """Refuse what is no schedule of the problem.
-
-    Raises:
-        UserError: an action is missing, there twice, on a wrong rank or before an earlier micro-batch of its
-            kind; actions wait for each other in a circle, which is named; a rank holds more than it may.
-    """
-    found = _measured(tasks_of(problem), schedule)
-    for rank, (peak, cap) in enumerate(zip(found.peak_bytes, problem.memory_bytes, strict=False)):
-        if peak > cap * (1 + 1e-9):
-            raise UserError(
-                f"rank {rank} would hold {peak:g} bytes of {cap:g}; allow more or choose another order"
-            )
-
-
-def _measured(tasks: Tasks, schedule: PipelineSchedule) -> ScheduleTiming:
+    tasks = tasks_of(problem)
     _check_actions(tasks, schedule)
     rows = tasks.rows(schedule)
     starts = start_times(tasks, rows)
@@ -63,6 +45,26 @@ def _measured(tasks: Tasks, schedule: PipelineSchedule) -> ScheduleTiming:
         1 - busy / (makespan * len(rows)),
         tuple(peaks(tasks, rows)),
     )
+
+
+def check(problem: PipelineProblem, schedule: PipelineSchedule) -> None:
+    """Refuse what is no schedule of the problem.
+
+    Raises:
+        UserError: an action is missing, there twice, on a wrong rank or before an earlier micro-batch of its
+            kind; actions wait for each other in a circle, which is named; a rank holds more than it may.
+    """
+    found = measure(problem, schedule)
+    rank = full_rank(problem, found)
+    if rank is not None:
+        peak, cap = found.peak_bytes[rank], problem.memory_bytes[rank]
+        raise UserError(f"rank {rank} would hold {peak:g} bytes of {cap:g}; allow more or reorder it")
+
+
+def full_rank(problem: PipelineProblem, timing: ScheduleTiming) -> int | None:
+    """The first rank that holds more than it may, if any; a millionth more is taken for rounding."""
+    caps = zip(timing.peak_bytes, problem.memory_bytes, strict=False)
+    return next((rank for rank, (peak, cap) in enumerate(caps) if peak > cap * (1 + 1e-6)), None)
 
 
 def _check_actions(tasks: Tasks, schedule: PipelineSchedule) -> None:
