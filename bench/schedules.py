@@ -19,7 +19,7 @@ from plait.spec.schedule import PipelineProblem
 THREADS = 2
 SECONDS, EARLY_S, SPLIT_S, LARGE_S = 300.0, 60.0, 100.0, 100.0
 QUICK_S = 8.0
-QUICK = (1, 4, 5, 10)
+QUICK = (1, 3, 4, 5)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ namespace plait {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kNear = 1e-9;           // makespans that differ by less are equal but for rounding
 constexpr int kThirds = 3;
 constexpr int kCheck = 256;           // moves between two looks at the clock
 constexpr double kLess = 1.0 / 64;    // of the memory reached is asked for as soon as it is reached
@@ -147,10 +148,11 @@ class Cooling {
   // Tells the board of what is as short as was asked and holds no more. Then less is asked: of a free run time,
   // until there is no less; of others memory. True: the energy has changed.
   bool note(Arrangement& order) {
-    if (order.makespan() > reach_ || order.excess() > 0 || (free_ && order.makespan() == reach_)) return false;
+    if (order.makespan() > reach_ * (1 + kNear) || order.excess() > 0) return false;
+    if (free_ && order.makespan() >= reach_ * (1 - kNear)) return false;
     const double bytes = order.peak();
     board_.add(order.makespan(), bytes, order);
-    reach_ = std::min(order.makespan(), board_.makespan());
+    reach_ = board_.makespan();
     held_ = true;
     if (free_) return false;
     order.aim(aims(bytes * (1 - kLess)));
@@ -182,8 +184,8 @@ bool Board::over(int64_t moves) const {
 
 void Board::add(double makespan, double bytes, const Arrangement& order) {
   const std::lock_guard guard(lock_);
-  if (makespan > makespan_ || (makespan == makespan_ && bytes >= bytes_)) return;
-  makespan_ = makespan, bytes_ = bytes;
+  if (makespan > makespan_ * (1 + kNear) || (makespan >= makespan_ * (1 - kNear) && bytes >= bytes_)) return;
+  makespan_ = std::min<double>(makespan, makespan_), bytes_ = bytes;
   if (!found.empty()) found.back().rows.clear();
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begun_;
   found.push_back({makespan, bytes, spent.count(), order.rows()});
@@ -197,7 +199,7 @@ void search(const Tasks& tasks, const Hints& hints, const Annealing& how, Board&
   Dice dice(seed);
   int64_t moves = 0, length = how.length;
   double floor = board.goal.bytes;  // memory is sought between it and the best so far
-  for (int turn = 0; !board.over(moves); turn++, length *= 2) {
+  for (int turn = 0; !board.over(moves); turn++, length += length / 4) {
     const bool free = turn == 0 || (turn % 2 == 0 && board.makespan() > board.goal.makespan);
     const SeriesRows rows = start(tasks, hints, dice, turn == 0, free);
     const double aim = free ? kNever : std::sqrt(floor * board.bytes());

@@ -5,7 +5,8 @@ neighbours. Only a swap on a critical path can shorten a schedule, so those are 
 than is aimed at, also those that could make it hold less there. The energy is the makespan plus a price for
 bytes above the aim. Runs without an aim make the schedule as short as they can. The others aim at memory
 between the best so far and a floor that rises with every run that failed; as soon as one of them is as short
-as the shortest known and within its aim, the aim is lowered. Every run is twice as long as the one before.
+as the shortest known and within its aim, the aim is lowered. Every run is a quarter longer than the one
+before.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from plait.search.pipelines.tasks import SeriesRows, Tasks
 
 CHECK = 256
 """Moves between two looks at the clock, and between two temperatures."""
+NEAR = 1e-9
+"""Makespans that differ by less are equal but for rounding."""
 LESS = 1 / 64
 """Of the memory reached is asked for as soon as it is reached."""
 
@@ -36,7 +39,7 @@ class Annealing:
     patterns: float
     """Share of critical swaps that are repeated in the periods that follow."""
     length: int
-    """Moves of the first run; each further one has twice as many."""
+    """Moves of the first run; each further one has a quarter more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,13 @@ class Board:
 
     def add(self, order: Arrangement) -> None:
         """Take what is shorter than the best, or as short and smaller."""
-        found = (order.makespan, order.peak)
-        if found < (self.makespan_s, self.bytes):
-            self.makespan_s, self.bytes = found
-            self.rows = [list(row) for row in order.rows]
-            self.steps.append((self._now() - self._begun, *found))
+        makespan, bytes = order.makespan, order.peak
+        longer = makespan > self.makespan_s * (1 + NEAR)
+        if longer or (makespan >= self.makespan_s * (1 - NEAR) and bytes >= self.bytes):
+            return
+        self.makespan_s, self.bytes = min(makespan, self.makespan_s), bytes
+        self.rows = [list(row) for row in order.rows]
+        self.steps.append((self._now() - self._begun, makespan, bytes))
 
 
 class Cooling:
@@ -156,12 +161,12 @@ class Cooling:
     def _note(self, order: Arrangement) -> bool:
         """Tell the board of what is as short as was asked and holds no more. Then less is asked: of a free
         run time, until there is no less; of others memory. True: the energy has changed."""
-        if order.makespan > self._reach or order.excess > 0:
+        if order.makespan > self._reach * (1 + NEAR) or order.excess > 0:
             return False
-        if self._free and order.makespan == self._reach:
+        if self._free and order.makespan >= self._reach * (1 - NEAR):
             return False
         self._board.add(order)
-        self._reach = min(order.makespan, self._board.makespan_s)
+        self._reach = self._board.makespan_s
         self._held = True
         if not self._free:
             order.aims = self._aims(order.peak * (1 - LESS))
@@ -179,7 +184,7 @@ def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) 
         held, moves = Cooling(tasks, how, board, dice, aim).anneal(rows, length, moves)
         if not free and not held:
             low = sqrt(low * aim)
-        turn, length = turn + 1, length * 2
+        turn, length = turn + 1, length + length // 4
 
 
 def _start(tasks: Tasks, hints: Hints, dice: Dice, greedy: bool, free: bool) -> SeriesRows:

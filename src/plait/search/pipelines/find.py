@@ -48,13 +48,17 @@ class ScheduleSearch:
     patterns: float = 0.03
     """Share of swaps that are repeated in the periods that follow."""
     length: int = 500
-    """Moves of the first run for each task; each further run has twice as many."""
+    """Moves of the first run for each task; each further run has a quarter more."""
 
     def __post_init__(self) -> None:
         if self.moves and self.threads != 1:
             raise UserError("a search limited in moves repeats itself only with one thread: set threads to 1")
-        if self.seconds <= 0 or self.threads < 1 or self.moves < 0 or self.length < 1 or self.hot < self.cold:
-            raise UserError("give seconds above 0, at least one thread and move, and hot not below cold")
+        if min(self.seconds, self.threads, self.length) <= 0 or min(self.moves, self.seed) < 0:
+            raise UserError(
+                "give seconds above 0, a thread or more, and moves, a length and a seed not below 0"
+            )
+        if not 0 < self.cold <= self.hot:
+            raise UserError("give temperatures above 0, and hot not below cold")
 
 
 @dataclass(frozen=True, slots=True)
