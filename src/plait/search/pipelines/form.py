@@ -38,8 +38,8 @@ def _action(cell: str, line: int) -> Action:
 
 
 def picture(problem: PipelineProblem, schedule: PipelineSchedule, width: int = 100) -> str:
-    """A line for each rank over time: models as letters, forwards small, backwards large, W as `w`s after a
-    model's own letter where they are split, dots where nothing runs."""
+    """A line for each rank over time: models as letters from a to v, forwards small, backwards large, W as
+    `w` whatever the model, dots where nothing runs."""
     timing = measure(problem, schedule)
     scale = width / timing.makespan_s
     lines = []
