@@ -10,6 +10,7 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kNear = 1e-9;           // makespans that differ by less are equal but for rounding
 constexpr int kThirds = 3;
+constexpr int64_t kLongest = 8;         // times the first run's length
 constexpr int kCheck = 256;           // moves between two looks at the clock
 constexpr double kLess = 1.0 / 64;    // of the memory reached is asked for as soon as it is reached
 
@@ -199,7 +200,7 @@ void search(const Tasks& tasks, const Hints& hints, const Annealing& how, Board&
   Dice dice(seed);
   int64_t moves = 0, length = how.length;
   double floor = board.goal.bytes;  // memory is sought between it and the best so far
-  for (int turn = 0; !board.over(moves); turn++, length += length / 4) {
+  for (int turn = 0; !board.over(moves); turn++, length = std::min(2 * length, kLongest * how.length)) {
     const bool free = turn == 0 || (turn % 2 == 0 && board.makespan() > board.goal.makespan);
     const SeriesRows rows = start(tasks, hints, dice, turn == 0, free);
     const double aim = free ? kNever : std::sqrt(floor * board.bytes());

@@ -12,7 +12,7 @@ namespace plait {
 struct Annealing {
   double hot, cold, price;  // seconds, seconds, seconds per byte above the aim and place
   double crowds, patterns;  // shares of moves
-  int64_t length;           // moves of the first run; each further one has a quarter more
+  int64_t length;           // moves of the first run; further ones have twice as many, up to eight times
 };
 
 struct Goal {

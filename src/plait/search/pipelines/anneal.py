@@ -5,8 +5,8 @@ neighbours. Only a swap on a critical path can shorten a schedule, so those are 
 than is aimed at, also those that could make it hold less there. The energy is the makespan plus a price for
 bytes above the aim. Runs without an aim make the schedule as short as they can. The others aim at memory
 between the best so far and a floor that rises with every run that failed; as soon as one of them is as short
-as the shortest known and within its aim, the aim is lowered. Every run is a quarter longer than the one
-before.
+as the shortest known and within its aim, the aim is lowered. Runs grow to
+eight times the length of the first one.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,8 @@ CHECK = 256
 """Moves between two looks at the clock, and between two temperatures."""
 NEAR = 1e-9
 """Makespans that differ by less are equal but for rounding."""
+LONGEST = 8
+"""Times the length of the first run is that of the last ones."""
 LESS = 1 / 64
 """Of the memory reached is asked for as soon as it is reached."""
 
@@ -39,7 +41,7 @@ class Annealing:
     patterns: float
     """Share of critical swaps that are repeated in the periods that follow."""
     length: int
-    """Moves of the first run; each further one has a quarter more."""
+    """Moves of the first run; further ones have twice as many, up to eight times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ def search(tasks: Tasks, hints: Hints, how: Annealing, board: Board, seed: int) 
         held, moves = Cooling(tasks, how, board, dice, aim).anneal(rows, length, moves)
         if not free and not held:
             low = sqrt(low * aim)
-        turn, length = turn + 1, length + length // 4
+        turn, length = turn + 1, min(2 * length, LONGEST * how.length)
 
 
 def _start(tasks: Tasks, hints: Hints, dice: Dice, greedy: bool, free: bool) -> SeriesRows:

@@ -36,9 +36,9 @@ class ScheduleSearch:
     seed: int = 0
     enough_bytes: float = 0.0
     """No rank needs to hold less; at least what the hungriest model takes by itself as 1F1B."""
-    hot: float = 0.6
+    hot: float = 0.3
     """Temperature at the start of a run."""
-    cold: float = 0.04
+    cold: float = 0.07
     """At its end."""
     price: float = 0.15
     """Of the mean size of a micro-batch at a place of a row above the memory aimed at: a share of that
@@ -48,7 +48,7 @@ class ScheduleSearch:
     patterns: float = 0.03
     """Share of swaps that are repeated in the periods that follow."""
     length: int = 500
-    """Moves of the first run for each task; each further run has a quarter more."""
+    """Moves of the first run for each task; further runs have twice as many, up to eight times."""
 
     def __post_init__(self) -> None:
         if self.moves and self.threads != 1:
