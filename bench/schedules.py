@@ -5,7 +5,7 @@ it reached on 768 processes in 20 s to 83 minutes. Ours has 300 s and two thread
 after 60 s is read from the same run; a search ends when its schedule is at the bound and as small as the
 published one. Peak memory is that of the same schedule. Then the same with backwards split into inputs and
 weights, and three models on 64 ranks. Every schedule is checked by schedule_verifier.py, which shares no
-code with the search. `--quick` gives each of a few instances some seconds.
+code with the search. `--quick` gives some seconds to instances that need few.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from plait.spec.schedule import PipelineProblem
 THREADS = 2
 SECONDS, EARLY_S, SPLIT_S, LARGE_S = 300.0, 60.0, 100.0, 100.0
 QUICK_S = 8.0
-QUICK = (1, 3, 4, 5)
+QUICK = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ INSTANCES = tuple(
 )
 SPLIT_EQUAL, SPLIT_TWICE = (2, 5, 8, 11), (1, 4, 7, 10)
 """Instances with as many micro-batches as ranks, and with twice as many."""
+SPLIT_SLACK = 0.01
+"""Of the bound: what split schedules may be longer to be smaller."""
 SPLIT_BARS_S = {1: 348.0, 4: 346.0, 7: 302.0, 10: 298.0}
 """The most over ranks of earliest start plus work."""
 
@@ -84,9 +86,11 @@ def verified(problem: PipelineProblem, found: Searched) -> tuple[float, float]:
     return schedule_verifier.verify(models, rows)
 
 
-def search(problem: PipelineProblem, seconds: float, seed: int, enough: float = 0.0) -> Searched:
+def search(
+    problem: PipelineProblem, seconds: float, seed: int, enough: float = 0.0, slack: float = 0.0
+) -> Searched:
     """One search of the bench."""
-    config = ScheduleSearch(seconds=seconds, threads=THREADS, seed=seed, enough_bytes=enough)
+    config = ScheduleSearch(seconds=seconds, threads=THREADS, seed=seed, enough_bytes=enough, slack=slack)
     return searched(problem, config)
 
 
@@ -136,7 +140,7 @@ def split_parts(numbers: tuple[int, ...], seconds: float, seed: int, peaks: dict
     for number in numbers:
         case = INSTANCES[number]
         problem = split_backward(case.problem)
-        found = search(problem, seconds, seed, 1.2 * peaks[number])
+        found = search(problem, seconds, seed, 1.2 * peaks[number], SPLIT_SLACK)
         makespan, peak = verified(problem, found)
         most = max(most, peak / peaks[number])
         show(f"{number} split: unsplit {case.bound_s:g} s, {peak / peaks[number]:.3f} of its memory", found)

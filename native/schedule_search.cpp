@@ -119,7 +119,7 @@ class Cooling {
   }
 
  private:
-  double cost(const Arrangement& order) const { return order.makespan() + how_.price * order.excess(); }
+  double cost(const Arrangement& order) const { return board_.counted(order) + how_.price * order.excess(); }
 
   std::vector<double> aims(double aim) const {
     std::vector<double> found;
@@ -149,10 +149,11 @@ class Cooling {
   // Tells the board of what is as short as was asked and holds no more. Then less is asked: of a free run time,
   // until there is no less; of others memory. True: the energy has changed.
   bool note(Arrangement& order) {
-    if (order.makespan() > reach_ * (1 + kNear) || order.excess() > 0) return false;
-    if (free_ && order.makespan() >= reach_ * (1 - kNear)) return false;
+    const double makespan = board_.counted(order);
+    if (makespan > reach_ * (1 + kNear) || order.excess() > 0) return false;
+    if (free_ && makespan >= reach_ * (1 - kNear)) return false;
     const double bytes = order.peak();
-    board_.add(order.makespan(), bytes, order);
+    board_.add(bytes, order);
     reach_ = board_.makespan();
     held_ = true;
     if (free_) return false;
@@ -183,13 +184,14 @@ bool Board::over(int64_t moves) const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count() >= seconds_;
 }
 
-void Board::add(double makespan, double bytes, const Arrangement& order) {
+void Board::add(double bytes, const Arrangement& order) {
+  const double makespan = counted(order);
   const std::lock_guard guard(lock_);
   if (makespan > makespan_ * (1 + kNear) || (makespan >= makespan_ * (1 - kNear) && bytes >= bytes_)) return;
   makespan_ = std::min<double>(makespan, makespan_), bytes_ = bytes;
   if (!found.empty()) found.back().rows.clear();
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begun_;
-  found.push_back({makespan, bytes, spent.count(), order.rows()});
+  found.push_back({order.makespan(), bytes, spent.count(), order.rows()});
 }
 
 SeriesRows listed(const Tasks& tasks, const std::vector<double>& preference, const std::vector<int>& ahead) {

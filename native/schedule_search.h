@@ -1,5 +1,6 @@
 // The search for pipeline schedules: starts by list scheduling, annealing of makespan and memory together.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -16,7 +17,7 @@ struct Annealing {
 };
 
 struct Goal {
-  double makespan, bytes;  // not below these: both reached ends the search
+  double makespan, bytes;  // less is not sought: both reached ends the search
 };
 
 struct Hints {
@@ -36,7 +37,9 @@ class Board {
   // Whether a thread that has made so many moves is to stop.
   bool over(int64_t moves) const;
   // Takes what is shorter than the best, or as short and smaller.
-  void add(double makespan, double bytes, const Arrangement& order);
+  void add(double bytes, const Arrangement& order);
+  // The makespan, where it is not below the goal; what is shorter is no better.
+  double counted(const Arrangement& order) const { return std::max(order.makespan(), goal.makespan); }
   double makespan() const { return makespan_; }
   double bytes() const { return bytes_; }
   const Goal goal;

@@ -64,15 +64,16 @@ def test_the_bound_covers_a_model_alone_and_a_full_rank():
 
 @native
 @settings(max_examples=25, deadline=None)
-@given(problems(), st.integers(0, 2**32), st.booleans())
-def test_native_and_twin_find_the_same(problem, seed, capped):
+@given(problems(), st.integers(0, 2**32), st.booleans(), st.sampled_from([0.0, 0.1]))
+def test_native_and_twin_find_the_same(problem, seed, capped, slack):
     if capped:
         problem = replace(problem, memory_bytes=(1.5 * alone_bytes(problem),) * problem.ranks)
-    config = ScheduleSearch(moves=300, length=2, seed=seed, patterns=0.3)
-    rows, steps = find._search(tasks_of(problem), 0.0, config, None)
+    bound_s = bounds(problem).makespan_s
+    config = ScheduleSearch(moves=300, length=2, seed=seed, patterns=0.3, slack=slack)
+    rows, steps = find._search(tasks_of(problem), bound_s, config, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "NATIVE", None)
-        twin_rows, twin_steps = find._search(tasks_of(problem), 0.0, config, None)
+        twin_rows, twin_steps = find._search(tasks_of(problem), bound_s, config, None)
     assert rows == twin_rows
     assert [step[1:] for step in steps] == [step[1:] for step in twin_steps]
 
@@ -111,6 +112,15 @@ def test_a_cap_is_kept_at_the_price_of_time():
     assert loose.timing.makespan_s <= tight.timing.makespan_s
     with pytest.raises(UserError, match="within the memory caps"):
         searched(replace(problem, memory_bytes=(2.5,) * 4), ScheduleSearch(moves=5_000))
+
+
+@native
+def test_time_within_the_slack_is_given_for_memory():
+    problem = fused([Share(even(4, 8, 2, 3.0)), Share(even(4, 8, 1, 2.0), reverse=True)])
+    exact = searched(problem, ScheduleSearch(moves=50_000))
+    slack = searched(problem, ScheduleSearch(moves=50_000, slack=0.2))
+    assert slack.timing.makespan_s <= 1.2 * slack.bound_s * (1 + 1e-9)
+    assert max(slack.timing.peak_bytes) <= max(exact.timing.peak_bytes)
 
 
 @native

@@ -59,7 +59,7 @@ class Board:
     """When to stop, and the best so far."""
 
     goal_s: float
-    """No makespan is below it."""
+    """A shorter makespan is not sought."""
     goal_bytes: float
     """Less is not sought."""
     moves: int
@@ -86,13 +86,17 @@ class Board:
 
     def add(self, order: Arrangement) -> None:
         """Take what is shorter than the best, or as short and smaller."""
-        makespan, bytes = order.makespan, order.peak
+        makespan, bytes = self.counted(order), order.peak
         longer = makespan > self.makespan_s * (1 + NEAR)
         if longer or (makespan >= self.makespan_s * (1 - NEAR) and bytes >= self.bytes):
             return
         self.makespan_s, self.bytes = min(makespan, self.makespan_s), bytes
         self.rows = [list(row) for row in order.rows]
-        self.steps.append((self._now() - self._begun, makespan, bytes))
+        self.steps.append((self._now() - self._begun, order.makespan, bytes))
+
+    def counted(self, order: Arrangement) -> float:
+        """The makespan, where it is not below the goal; what is shorter is no better."""
+        return max(order.makespan, self.goal_s)
 
 
 class Cooling:
@@ -131,7 +135,7 @@ class Cooling:
         return self._held, moves
 
     def _cost(self, order: Arrangement) -> float:
-        return order.makespan + self._how.price_s * order.excess
+        return self._board.counted(order) + self._how.price_s * order.excess
 
     def _aims(self, aim: float) -> list[float]:
         least = (min(cap, aim) for cap in self._tasks.caps)
@@ -163,9 +167,10 @@ class Cooling:
     def _note(self, order: Arrangement) -> bool:
         """Tell the board of what is as short as was asked and holds no more. Then less is asked: of a free
         run time, until there is no less; of others memory. True: the energy has changed."""
-        if order.makespan > self._reach * (1 + NEAR) or order.excess > 0:
+        makespan = self._board.counted(order)
+        if makespan > self._reach * (1 + NEAR) or order.excess > 0:
             return False
-        if self._free and order.makespan >= self._reach * (1 - NEAR):
+        if self._free and makespan >= self._reach * (1 - NEAR):
             return False
         self._board.add(order)
         self._reach = self._board.makespan_s

@@ -36,9 +36,11 @@ class ScheduleSearch:
     seed: int = 0
     enough_bytes: float = 0.0
     """No rank needs to hold less; at least what the hungriest model takes by itself as 1F1B."""
-    hot: float = 0.3
+    slack: float = 0.0
+    """A makespan above the bound by this share is short enough: memory is sought at it."""
+    hot: float = 0.6
     """Temperature at the start of a run."""
-    cold: float = 0.07
+    cold: float = 0.05
     """At its end."""
     price: float = 0.15
     """Of the mean size of a micro-batch at a place of a row above the memory aimed at: a share of that
@@ -53,9 +55,9 @@ class ScheduleSearch:
     def __post_init__(self) -> None:
         if self.moves and self.threads != 1:
             raise UserError("a search limited in moves repeats itself only with one thread: set threads to 1")
-        if min(self.seconds, self.threads, self.length) <= 0 or min(self.moves, self.seed) < 0:
+        if min(self.seconds, self.threads, self.length) <= 0 or min(self.moves, self.seed, self.slack) < 0:
             raise UserError(
-                "give seconds above 0, a thread or more, and moves, a length and a seed not below 0"
+                "give seconds above 0, a thread or more, and moves, no length, seed or slack below 0"
             )
         if not 0 < self.cold <= self.hot:
             raise UserError("give temperatures above 0, and hot not below cold")
@@ -149,12 +151,13 @@ def _search(
     largest = max(each.takes for each in tasks.series)
     unit = largest / UNITS if largest else 1.0
     enough = max(config.enough_bytes, alone_bytes(tasks.problem)) * (1 + 1e-6) / unit
+    goal_s = bound_s * (1 + max(config.slack, 1e-9))
     whole, hints = counted(tasks, unit), _hints(tasks)
     how = annealing_of(whole, config)
     if NATIVE is None:
         if clock is None and not config.moves:
             raise UserError("without native code a search needs a clock or a limit of moves: set moves")
-        board = Board(bound_s * (1 + 1e-9), enough, config.moves, config.seconds, clock)
+        board = Board(goal_s, enough, config.moves, config.seconds, clock)
         search(whole, hints, how, board, config.seed)
         rows, steps = board.rows, board.steps
     else:
@@ -164,7 +167,7 @@ def _search(
             list(hints.ahead),
             [how.hot_s, how.cold_s, how.price_s, how.crowds, how.patterns],
             how.length,
-            (bound_s * (1 + 1e-9), enough),
+            (goal_s, enough),
             (config.seconds, config.moves),
             (config.seed, config.threads),
         )
