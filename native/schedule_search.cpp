@@ -10,7 +10,7 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kNear = 1e-9;           // makespans that differ by less are equal but for rounding
 constexpr int kThirds = 3;
-constexpr int64_t kLongest = 8;         // times the first run's length
+constexpr int64_t kLongest = 16;        // times the first run's length
 constexpr int kCheck = 256;           // moves between two looks at the clock
 constexpr double kLess = 1.0 / 64;    // of the memory reached is asked for as soon as it is reached
 

@@ -13,7 +13,7 @@ namespace plait {
 struct Annealing {
   double hot, cold, price;  // seconds, seconds, seconds per byte above the aim and place
   double crowds, patterns;  // shares of moves
-  int64_t length;           // moves of the first run; further ones have twice as many, up to eight times
+  int64_t length;           // moves of the first run; further ones have twice as many, up to sixteen times
 };
 
 struct Goal {

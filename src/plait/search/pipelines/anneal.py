@@ -6,7 +6,7 @@ than is aimed at, also those that could make it hold less there. The energy is t
 bytes above the aim. Runs without an aim make the schedule as short as they can. The others aim at memory
 between the best so far and a floor that rises with every run that failed; as soon as one of them is as short
 as the shortest known and within its aim, the aim is lowered. Runs grow to
-eight times the length of the first one.
+sixteen times the length of the first one.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CHECK = 256
 """Moves between two looks at the clock, and between two temperatures."""
 NEAR = 1e-9
 """Makespans that differ by less are equal but for rounding."""
-LONGEST = 8
+LONGEST = 16
 """Times the length of the first run is that of the last ones."""
 LESS = 1 / 64
 """Of the memory reached is asked for as soon as it is reached."""
@@ -41,7 +41,7 @@ class Annealing:
     patterns: float
     """Share of critical swaps that are repeated in the periods that follow."""
     length: int
-    """Moves of the first run; further ones have twice as many, up to eight times."""
+    """Moves of the first run; further ones have twice as many, up to sixteen times."""
 
 
 @dataclass(frozen=True, slots=True)

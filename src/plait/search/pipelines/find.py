@@ -50,7 +50,7 @@ class ScheduleSearch:
     patterns: float = 0.03
     """Share of swaps that are repeated in the periods that follow."""
     length: int = 500
-    """Moves of the first run for each task; further runs have twice as many, up to eight times."""
+    """Moves of the first run for each task; further runs have twice as many, up to sixteen times."""
 
     def __post_init__(self) -> None:
         if self.moves and self.threads != 1:
