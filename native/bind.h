@@ -23,5 +23,6 @@ void bind_shared_sum(nanobind::module_& m);
 void bind_transfer(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_batching(nanobind::module_& m);
+void bind_schedules(nanobind::module_& m);
 
 }  // namespace plait

@@ -68,4 +68,5 @@ NB_MODULE(_native, m) {
   plait::bind_sampling(m);
   plait::bind_shared_sum(m);
   plait::bind_batching(m);
+  plait::bind_schedules(m);
 }
