@@ -2,9 +2,9 @@
 
 Random float64 inputs with random masks (holes in the middle included) go through ours and, in an environment
 of their own (`make peers`), through the code of the others; losses are compared with their gradients. Ours
-are computed in two micro-batches, theirs in one. A difference is relative to the largest entry of their array. No
-group has a single sample: there verl's GRPO and RLOO leave the score as it is, TRL's give 0, and so do ours.
-Where an environment is absent, the quick run is held against the answers that a full run kept.
+are computed in two micro-batches, theirs in one. A difference is relative to the largest entry of their
+array. No group has a single sample: there verl's GRPO and RLOO leave the score as it is, TRL's give 0, and so
+do ours. Where an environment is absent, the quick run is held against the answers that a full run kept.
 """
 
 import argparse

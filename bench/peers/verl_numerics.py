@@ -40,7 +40,7 @@ def advantages(case: Case) -> dict[str, Tensor]:
         "GRPO": grouped(rewards)[0],
         "Dr. GRPO": grouped(rewards, norm_adv_by_std_in_grpo=False)[0],
         "RLOO": core.compute_rloo_outcome_advantage(rewards, mask, groups)[0],
-        "ReMax": core.compute_remax_outcome_advantage(rewards, case["greedy"], mask)[0],
+        "ReMax": core.compute_remax_outcome_advantage(rewards, case["greedy"], mask)[0] * mask,
     }
 
 
