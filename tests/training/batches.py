@@ -23,6 +23,8 @@ class Batch:
 @st.composite
 def batches(draw: st.DrawFn, samples: int = 5, positions: int = 7) -> Batch:
     count, length = draw(st.integers(1, samples)), draw(st.integers(1, positions))
-    row = st.lists(st.booleans(), min_size=length, max_size=length).filter(any)
-    mask_BT = torch.tensor(draw(st.lists(row, min_size=count, max_size=count)))
+    mask_BT = torch.zeros(count, length, dtype=torch.bool)
+    for row in range(count):
+        kept = draw(st.sets(st.integers(0, length - 1), min_size=1))
+        mask_BT[row, sorted(kept)] = True
     return Batch(mask_BT, draw(st.integers(0, 2**31)) * 100)

@@ -108,5 +108,7 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
 
 def response_health(lengths_B: Tensor, finished_B: Tensor) -> ResponseHealth:
     """Figures of a rollout. `lengths_B` in tokens."""
-    quantiles = lengths_B.double().quantile(torch.tensor([0.5, 0.99], dtype=torch.float64))
+    quantiles = lengths_B.double().quantile(
+        torch.tensor([0.5, 0.99], dtype=torch.float64, device=lengths_B.device)
+    )
     return ResponseHealth(finished_B.double().mean().item(), *quantiles.tolist())
