@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.spec.errors import UserError
@@ -43,6 +43,7 @@ def slow_gae(rewards: list[float], values: list[float], config: GaeConfig) -> li
     ]
 
 
+@settings(deadline=None)
 @given(batches(), st.floats(0.1, 1), FRACTION)
 def test_gae_is_its_definition_over_the_tokens_that_count(batch: Batch, gamma: float, lam: float) -> None:
     rewards_BT, values_BT, config = batch.normal(0), batch.normal(1), GaeConfig(gamma, lam)
@@ -57,6 +58,7 @@ def test_gae_is_its_definition_over_the_tokens_that_count(batch: Batch, gamma: f
     assert not returns_BT[~batch.mask_BT].any()
 
 
+@settings(deadline=None)
 @given(batches())
 def test_gae_with_lambda_1_is_the_rewards_less_the_value(batch: Batch) -> None:
     rewards_BT, values_BT = batch.normal(0), batch.normal(1)
@@ -66,6 +68,7 @@ def test_gae_with_lambda_1_is_the_rewards_less_the_value(batch: Batch) -> None:
     torch.testing.assert_close(advantages_BT, (expected_BT - values_BT).where(batch.mask_BT, 0))
 
 
+@settings(deadline=None)
 @given(batches(), st.floats(0.1, 1))
 def test_returns_are_discounted_sums(batch: Batch, gamma: float) -> None:
     rewards_BT = batch.normal(0)
@@ -81,6 +84,7 @@ def test_returns_are_discounted_sums(batch: Batch, gamma: float) -> None:
     torch.testing.assert_close(white_BT, whiten(returns_BT, batch.mask_BT))
 
 
+@settings(deadline=None)
 @given(SCORED)
 def test_group_estimators_are_their_definitions(scored: list[tuple[int, float]]) -> None:
     groups_B = torch.tensor([group for group, _ in scored])

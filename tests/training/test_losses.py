@@ -51,6 +51,7 @@ def check_gradient(loss_of: Callable[[Tensor], Tensor], at_BT: Tensor, step: flo
         assert leaf_BT.grad.view(-1)[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(batches(), st.sampled_from((PolicyLossConfig(), DECOUPLED)))
 def test_policy_loss_is_the_clipped_surrogate(batch: Batch, config: PolicyLossConfig) -> None:
     logprobs_BT, old_BT, advantages_BT = batch.normal(0), batch.normal(1), batch.normal(2)
@@ -60,6 +61,7 @@ def test_policy_loss_is_the_clipped_surrogate(batch: Batch, config: PolicyLossCo
         assert loss_BT[row, column].item() == pytest.approx(slow_policy_loss(*arrays, config))
 
 
+@settings(deadline=None)
 @given(batches())
 def test_sequence_ratio_is_the_geometric_mean(batch: Batch) -> None:
     logprobs_BT, old_BT = batch.normal(0), batch.normal(1)
@@ -71,7 +73,7 @@ def test_sequence_ratio_is_the_geometric_mean(batch: Batch) -> None:
         assert loss_BT[row, mask_T].tolist() == pytest.approx([expected] * int(mask_T.sum()))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(batches(3, 4), st.sampled_from(Ratio), st.sampled_from(means()))
 def test_policy_gradients_are_finite_differences(batch: Batch, ratio: Ratio, mean: AggregateConfig) -> None:
     mask_BT, config = batch.mask_BT, PolicyLossConfig(0.2, 0.28, 3.0, ratio)
@@ -85,6 +87,7 @@ def test_policy_gradients_are_finite_differences(batch: Batch, ratio: Ratio, mea
     check_gradient(loss_of, batch.normal(1) + 0.4 * batch.normal(0))
 
 
+@settings(deadline=None)
 @given(batches(3, 4), st.sampled_from((None, 0.2)))
 def test_value_loss_and_gradient(batch: Batch, clip: float | None) -> None:
     values_BT, old_BT, returns_BT = batch.normal(0), batch.normal(1), batch.normal(2)
@@ -104,6 +107,7 @@ def test_value_loss_and_gradient(batch: Batch, clip: float | None) -> None:
     check_gradient(loss_of, values_BT)
 
 
+@settings(deadline=None)
 @given(batches(), st.sampled_from(means()), st.integers(0, 5))
 def test_micro_batches_add_up_to_the_mini_batch(batch: Batch, mean: AggregateConfig, cut: int) -> None:
     loss_BT, mask_BT = batch.normal(0), batch.mask_BT

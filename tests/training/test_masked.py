@@ -5,13 +5,14 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.training.masked import Moments, masked_mean, masked_sum, whiten
 from tests.training.batches import Batch, batches
 
 
+@settings(deadline=None)
 @given(batches())
 def test_sums_and_means_are_those_of_the_selected_values(batch: Batch) -> None:
     values_BT, mask_BT = batch.normal(0).masked_fill(~batch.mask_BT, math.nan), batch.mask_BT
@@ -25,6 +26,7 @@ def test_sums_and_means_are_those_of_the_selected_values(batch: Batch) -> None:
     )
 
 
+@settings(deadline=None)
 @given(batches(), st.data())
 def test_moments_of_shards_merge_into_those_of_the_batch(batch: Batch, data: st.DataObject) -> None:
     values_BT, mask_BT = batch.normal(0), batch.mask_BT
@@ -40,6 +42,7 @@ def test_moments_of_shards_merge_into_those_of_the_batch(batch: Batch, data: st.
     torch.testing.assert_close(torch.cat(sharded), whiten(values_BT, mask_BT), rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(batches())
 def test_whitening_gives_mean_0_and_variance_1_or_keeps_the_mean(batch: Batch) -> None:
     chosen = batch.normal(0)[batch.mask_BT].tolist()

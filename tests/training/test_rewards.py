@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from plait.spec.errors import UserError
 from plait.training.kl_control import KlControlConfig, next_coefficient
@@ -30,6 +30,7 @@ def test_a_response_keeps_its_stop_token_even_if_padding_is_the_same() -> None:
     assert mask_BT.sum(1).tolist() == [2, 2, 1, 2]
 
 
+@settings(deadline=None)
 @given(batches())
 def test_the_last_token_is_the_last_selected_one(batch: Batch) -> None:
     expected = [max(place for place, here in enumerate(row) if here) for row in batch.mask_BT.tolist()]
@@ -45,6 +46,7 @@ def test_a_sample_without_tokens_is_our_mistake() -> None:
         last_position(torch.zeros(1, 3, dtype=torch.bool))
 
 
+@settings(deadline=None)
 @given(batches())
 def test_rewards_add_up_to_the_score_less_the_divergence(batch: Batch) -> None:
     scores_B, kl_BT = batch.normal(0)[:, 0], batch.normal(1)

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.spec.errors import UserError
@@ -15,6 +15,7 @@ from plait.training.mismatch import Level, MismatchConfig, Outside, gap, weights
 from tests.training.batches import Batch, batches
 
 
+@settings(deadline=None)
 @given(batches())
 def test_policy_figures_are_counts_over_tokens(batch: Batch) -> None:
     new_BT, old_BT, advantages_BT = batch.normal(0), batch.normal(1), batch.normal(2)
@@ -39,6 +40,7 @@ def test_policy_figures_are_counts_over_tokens(batch: Batch) -> None:
     assert found.entropy == pytest.approx(statistics.fmean(batch.normal(3)[batch.mask_BT].tolist()))
 
 
+@settings(deadline=None)
 @given(batches())
 def test_the_first_mini_batch_has_ratio_1(batch: Batch) -> None:
     new_BT = batch.normal(0)
@@ -67,6 +69,7 @@ def test_lengths_of_responses() -> None:
     assert found.finished == pytest.approx(50 / 101)
 
 
+@settings(deadline=None)
 @given(batches(), st.sampled_from(Level), st.sampled_from(Outside))
 def test_weights_are_bounded_ratios(batch: Batch, level: Level, outside: Outside) -> None:
     trained_BT, drawn_BT = batch.normal(0), batch.normal(1)
