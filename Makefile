@@ -47,7 +47,7 @@ bench: $(VENV)/.dev  ## every claim's quick run
 conformance: $(VENV)/.dev  ## third-party clients, unmodified, against our server: minutes the first time
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python conformance/run.py $(CLIENTS)
 
-peers: $(VENV)/.dev  ## the engines that bench/engine_peers.py measures ours against: minutes the first time
+peers: $(VENV)/.dev  ## the engines and trainers that ours are held against: minutes the first time
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python bench/peers/install.py
 
 docs: $(VENV)/.dev  ## the reference in docs/reference, and the tests that run what the documents show

@@ -1,10 +1,11 @@
-"""Installs the engines that ours is measured against (`make peers`); exits 0 if all can be used."""
+"""Installs the engines and trainers that ours are held against (`make peers`); exits 0 if all can be used."""
 
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -77,6 +78,18 @@ CONTENDERS: dict[str, Callable[[Path, int], Contender]] = {
 }
 
 
+NUMERICS = {"verl": "verl", "trl-ppo": "trl", "trl-grpo": "trl"}
+"""Environments of bench/rlhf_numerics.py and the package that each is about."""
+
+
+def trainer(name: str) -> Contender:
+    """A library whose mathematics is asked for answers. Raises Missing."""
+    peer = install(name, REQUIREMENTS)
+    python = str(peer.folder / "bin" / "python")
+    program = HERE / f"{name.replace('-', '_')}_numerics.py"
+    return Contender(name, peer.version(NUMERICS[name]), (python, str(program)))
+
+
 def default_model() -> Path:
     """Folder of the default model, fetched if need be."""
     pull = [sys.executable, "-c", "from plait.cli.main import main; main()", "pull", "smollm2-135m"]
@@ -85,10 +98,12 @@ def default_model() -> Path:
 
 
 def main() -> None:
-    folder, table, usable = default_model(), Table("engine", "version", "what"), True
-    for name, prepare in CONTENDERS.items():
+    folder, table, usable = default_model(), Table("peer", "version", "what"), True
+    prepared = {name: partial(prepare, folder, 1) for name, prepare in CONTENDERS.items()}
+    prepared |= {name: partial(trainer, name) for name in NUMERICS}
+    for name, prepare in prepared.items():
         try:
-            ready = prepare(folder, 1)
+            ready = prepare()
             table.add_row(name, ready.version, "ready")
         except Missing as error:
             usable = False
