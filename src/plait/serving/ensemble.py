@@ -214,9 +214,7 @@ class Ensemble:
         context = 0
         back = {id for member in group.members for id in self.seats[member].closed}
         for live in tuple(group.lives.values()):
-            if (
-                live.id in back
-            ):  # a member knows it from an earlier stay, and must learn that this is another one
+            if live.id in back:  # a member knows it from an earlier stay: it must learn that this is another
                 live.room, live.opened = 0, False
             if live.room:
                 live.room -= 1
