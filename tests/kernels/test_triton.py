@@ -50,4 +50,4 @@ def test_cuda_tensors_go_to_triton():
         "print(all(has(f'plait::{name}', 'CUDA') for name in registered.BODIES), len(registered.BODIES))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["True", "7"], done.stderr
+    assert done.stdout.split() == ["True", "8"], done.stderr
