@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,6 +69,17 @@ def together(claim: str, parts: Sequence[Claim]) -> Claim:
     """Holds when all parts hold; its value is how many do."""
     held = sum(part.holds for part in parts)
     return Claim(claim, held, len(parts), bool(parts) and held == len(parts), parts=tuple(parts))
+
+
+def highest(holds: Callable[[float], bool], low: float, high: float, step: float) -> float:
+    """The highest value that holds, to a factor of `step`, by bisection of the logarithm.
+
+    `low` is taken to hold.
+    """
+    while high / low > step:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def arguments(doc: str | None) -> argparse.Namespace:

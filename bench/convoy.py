@@ -57,11 +57,11 @@ class Run:
     def highest_hz(self) -> float:
         """Rate at which just enough requests meet their objectives."""
         low, high = (self.near_hz / 1.5, self.near_hz * 1.5) if self.near_hz else (1 / 32, 32.0)
-        while high / low > STEP:
-            middle = (low * high) ** 0.5
-            met = float(np.mean(scales(served(self.rows(middle))) <= TIMES)) >= SHARE
-            low, high = (middle, high) if met else (low, middle)
-        return low
+        return claim.highest(self.holds, low, high, STEP)
+
+    def holds(self, rate_hz: float) -> bool:
+        """Whether enough requests meet both objectives."""
+        return float(np.mean(scales(served(self.rows(rate_hz))) <= TIMES)) >= SHARE
 
     def figures(self) -> Mapping[str, float]:
         """P90 of TTFT with over without the other kind."""

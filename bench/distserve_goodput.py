@@ -185,10 +185,7 @@ class Run:
             low, high = self.near_hz / 1.5, self.near_hz * 1.5
         elif not self.holds(low):
             return 0.0
-        while high / low > STEP:
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if self.holds(middle) else (low, middle)
-        return low
+        return claim.highest(self.holds, low, high, STEP)
 
     def holds(self, rate_hz: float) -> bool:
         """Whether enough requests meet their objectives."""
