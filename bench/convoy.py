@@ -119,11 +119,15 @@ def main() -> None:
         claim.reported("highest rate of the mix, requests/s", *of("rate")),
         claim.reported("short ones without long ones, P90 TTFT, ms", *of("short alone")),
         claim.reported("long ones alone, P90 TTFT, ms", *of("long alone")),
-        claim.at_most("short ones' P90 TTFT, with over without long ones", short[0], 2.0),
-        claim.at_most("long ones' P90 TTFT, with over without short ones", long[0], 1.5),
+        replace(
+            claim.at_most("short ones' P90 TTFT, with over without long ones", short[0], 2.0),
+            interval=short[1],
+        ),
+        replace(
+            claim.at_most("long ones' P90 TTFT, with over without short ones", long[0], 1.5),
+            interval=long[1],
+        ),
     ]
-    parts = [replace(part, interval=each[1]) if part.bar else part
-             for part, each in zip(parts, (short, short, short, short, long), strict=True)]  # fmt: skip
     claim.finish("convoy", claim.together("long prompts among short ones, simulated", parts), options)
 
 

@@ -31,8 +31,7 @@ LARGE = (128, 1000)
 
 def sib() -> tuple[Width, ...]:
     """Times of groups, in ns."""
-    models = llama_8b(DECODE).models.items()
-    return tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
+    return llama_8b(DECODE).widths
 
 
 def jobs(count: int, rng: random.Random) -> list[Job]:

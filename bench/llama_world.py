@@ -53,8 +53,7 @@ def groups() -> ByGroup:
 @cache
 def widths() -> tuple[Width, ...]:
     """Their times, as decisions take them."""
-    models = groups().models.items()
-    return tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
+    return groups().widths
 
 
 def slots(tp: int = 1) -> int:

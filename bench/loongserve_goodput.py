@@ -24,7 +24,6 @@ import numpy as np
 
 from plait.cost.by_group import ByGroup, lwm_7b, lwm_7b_alone, lwm_7b_groups
 from plait.cost.cost import ByInstance
-from plait.search.batching import Width
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.elasticity import ElasticConfig
@@ -166,9 +165,7 @@ def _alike(count: int, role: Role, tp: int) -> Placement:
 
 def elastic(groups: ByGroup, scale_up: bool) -> ElasticConfig:
     """Decisions by the same times as the simulation's."""
-    models = groups.models.items()
-    widths = tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
-    return ElasticConfig(widths, master_rows=128 if scale_up else 1 << 30)
+    return ElasticConfig(groups.widths, master_rows=128 if scale_up else 1 << 30)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from plait.cost.fitted import Fitted, Timing
+from plait.search.batching import Width
 from plait.spec.errors import UserError
 from plait.spec.step import Row, Step
 
@@ -29,6 +30,12 @@ class ByGroup:
             raise UserError(
                 "a cost by group needs at least the coefficients of one instance alone", param="cost"
             )
+
+    @property
+    def widths(self) -> tuple[Width, ...]:
+        """Times of prompts, as the batching programme takes them."""
+        models = self.models.items()
+        return tuple(Width(n, m.prefill_ns, m.prefill_token_ns, m.prefill_square_ns) for n, m in models)
 
     def step_ns(self, step: Step) -> int:
         """See `Cost`."""
