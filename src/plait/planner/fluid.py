@@ -93,7 +93,7 @@ class Fluid:
     _step_tokens: dict[tuple[Plan, Role], int] = field(default_factory=dict)
     _speeds: dict[tuple[Plan, Role], Speeds] = field(default_factory=dict)
     _grids: dict[tuple[Plan, Role, int], tuple[Array, Array]] = field(default_factory=dict)
-    _first_hz: dict[tuple[Part, ...], float] = field(default_factory=dict)
+    _first_hz: dict[tuple[tuple[Part, ...], int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.demand = Demand.of([row for rows in self.samples for row in rows])
@@ -108,14 +108,14 @@ class Fluid:
             self._step_tokens[key] = tokens
         return self._step_tokens[key]
 
-    def bound_hz(self, candidate: Candidate) -> float:
-        """More requests/s than one copy bears, as the mean over the samples; 0: it meets the objectives
-        for too few requests even one by one."""
-        steady_hz = self.steady_hz(candidate)
+    def bound_hz(self, candidate: Candidate, count: int | None = None) -> float:
+        """More requests/s than one copy bears in runs of the first `count` requests of each sample (None: of
+        all), as the mean over the samples; 0: it meets the objectives for too few even one by one."""
+        steady_hz, count = self.steady_hz(candidate), count or len(self.samples[0])
         if steady_hz == 0:
             return 0.0
-        first_hz = self._prompts_hz(tuple(part for part in candidate.parts if part.role.prefills))
-        return min(first_hz, self._finite_hz(steady_hz))
+        first_hz = self._prompts_hz(tuple(part for part in candidate.parts if part.role.prefills), count)
+        return min(first_hz, self._finite_hz(steady_hz, count))
 
     def steady_hz(self, candidate: Candidate) -> float:
         """Most requests/s of one copy in a run without end, were prompts no matter of order."""
@@ -161,12 +161,13 @@ class Fluid:
 
     # ---- prompts -------------------------------------------------------------------------------
 
-    def _prompts_hz(self, parts: tuple[Part, ...]) -> float:
+    def _prompts_hz(self, parts: tuple[Part, ...], count: int) -> float:
         """Most requests/s of which enough have their first token in time, as the mean over the samples."""
-        if parts not in self._first_hz:
-            found = [self._in_time_hz(parts, rows) for rows in self.samples]
-            self._first_hz[parts] = float(np.mean(found))
-        return self._first_hz[parts]
+        key = parts, count
+        if key not in self._first_hz:
+            found = [self._in_time_hz(parts, rows[:count]) for rows in self.samples]
+            self._first_hz[key] = float(np.mean(found))
+        return self._first_hz[key]
 
     def _in_time_hz(self, parts: tuple[Part, ...], rows: Sequence[TraceRow]) -> float:
         prompts = np.array([row.prompt_tokens for row in rows], float)
@@ -212,14 +213,14 @@ class Fluid:
 
     # ---- fluid ---------------------------------------------------------------------------------
 
-    def _finite_hz(self, steady_hz: float) -> float:
+    def _finite_hz(self, steady_hz: float, count: int) -> float:
         """A run of so many requests spares its instances those that may miss, and what the others still do
         after the last one came."""
         stay_s = (self.slo.ttft_ns + self.demand.left * self.slo.tpot_ns) / NS
         found = []
         for rows in self.samples:
-            left = ATTAINMENT * len(rows) - steady_hz * stay_s
-            found.append(rows[-1].arrival_ns / NS * steady_hz / left if left > 0 else np.inf)
+            left = ATTAINMENT * count - steady_hz * stay_s
+            found.append(rows[count - 1].arrival_ns / NS * steady_hz / left if left > 0 else np.inf)
         return float(np.mean(found))
 
     def _links_hz(self, candidate: Candidate) -> float:

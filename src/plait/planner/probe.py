@@ -115,10 +115,11 @@ class Probe:
     """Spread of the gaps between arrivals; 1 is Poisson."""
 
     def requests(self, seed: int, count: int) -> list[TraceRow]:
-        """Requests with the trace's lengths that come at one a second."""
-        rng = np.random.default_rng(seed)
-        times = arrivals.gamma(rng, 1.0, self.cv, count)
-        picked = lengths.resampled(rng, self.trace, count)
+        """Requests with the trace's lengths that come at one a second: the first `count` of one sequence, so
+        that runs of different lengths begin alike."""
+        of_times, of_lengths = np.random.default_rng(seed).spawn(2)
+        times = arrivals.gamma(of_times, 1.0, self.cv, count)
+        picked = lengths.resampled(of_lengths, self.trace, count)
         return [
             replace(row, arrival_ns=at, block_hashes=())
             for at, row in zip(times.tolist(), picked, strict=True)

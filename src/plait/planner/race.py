@@ -83,8 +83,8 @@ class Race:
     measure: Callable[[Candidate, float], Entry]
     """Long runs of a candidate that bears so much in a short one."""
     map: Map
-    count: int
-    """Requests of a short run."""
+    count: Callable[[Candidate], int]
+    """Requests of a short run of a candidate."""
     seed: int = 0
     width: int = 8
     """Candidates of a heat, whatever the number of processes: so the outcome is the same."""
@@ -162,10 +162,8 @@ class Race:
         needed_hz, steady_hz = self.aim.needed_hz(candidate, bar), self.fluid.steady_hz(candidate)
         near_hz = needed_hz or 0.7 * steady_hz
         high_hz = max(2 * steady_hz, near_hz)
-        scenario = self.scenario(candidate)
-        return Trial(
-            self.probe, scenario, self.seed, self.count, near_hz, high_hz, 6, challenge=needed_hz > 0
-        )
+        scenario, count = self.scenario(candidate), self.count(candidate)
+        return Trial(self.probe, scenario, self.seed, count, near_hz, high_hz, 6, challenge=needed_hz > 0)
 
     def _score(self, candidate: Candidate) -> tuple[Score, Candidate]:
         return self.aim.score(candidate, self._short_hz[candidate]), candidate
@@ -175,7 +173,8 @@ class Race:
         bar, found = self._bar(), []
         for each in sorted(self._short_hz, key=self._score):
             if self._score(each)[0] <= bar:
-                found.append(entry(self.aim, each, bound_hz[each], [self._short_hz[each]], self.count))
+                short_hz = [self._short_hz[each]]
+                found.append(entry(self.aim, each, bound_hz[each], short_hz, self.count(each)))
             else:
                 self.fates[each] = Fate.PROBED
         return found

@@ -24,6 +24,8 @@ from plait.spec.slo import Slo
 from plait.workload.trace import TraceRow
 
 NS = 1e9
+EVEN = 100
+"""Long runs have multiples of so many requests: candidates of about one size serve the same."""
 Show = Callable[[str, Sequence[Entry]], None]
 
 
@@ -63,6 +65,7 @@ class SearchConfig:
     requests: int = 800
     """Of a run of a finalist, at least: more where many are served at a time."""
     most_requests: int = 2000
+    """Of any run."""
     seeds: int = 4
     """Sequences of requests that a finalist serves."""
     runs: int = 8
@@ -128,8 +131,6 @@ class Search:
     aim: Aim = field(init=False)
     probe: Probe = field(init=False)
     fluid: Fluid = field(init=False)
-    count: int = field(init=False)
-    """Requests of a run of a finalist."""
 
     def __post_init__(self) -> None:
         """Raises UserError: the rate is none, or the objectives are."""
@@ -140,8 +141,9 @@ class Search:
         self.aim = Aim(self.rate_hz)
         every = max(1, len(self.trace) // self.config.lengths)
         self.probe = Probe(self.trace[::every][: self.config.lengths], self.slo)
-        self.count = self.config.requests
-        self._sample()
+        seeds = self._seeds()
+        most = max(self.config.requests, self.config.most_requests)
+        self.fluid = Fluid(self.plans, [self.probe.requests(seed, most) for seed in seeds], self.slo)
 
     def run(self, show: Show = lambda stage, entries: None) -> Outcome:
         """Search; `show` is given the provisional table and then the finalists.
@@ -153,8 +155,7 @@ class Search:
         longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
         usable = self.plans.check(longest)
         fates, able = self._placeable(usable)
-        self._lengthen(able)
-        bound_hz = {each: self.fluid.bound_hz(each) for each in able}
+        bound_hz = {each: self.bound_hz(each) for each in able}
         fates |= {each: Fate.IDLE for each in able if not bound_hz[each]}
         bound_hz = {each: hz for each, hz in bound_hz.items() if hz}
         if not bound_hz:
@@ -194,20 +195,31 @@ class Search:
 
     def measured(self, chosen: Sequence[Candidate], near_hz: Sequence[float]) -> list[Entry]:
         """What candidates bear in long runs; `near_hz` is where they are tried first."""
-        seeds = range(self.config.seed + 1, self.config.seed + 1 + self.config.seeds)
+        seeds, probe, runs = self._seeds(), self.probe, self.config.runs
         trials = [
-            Trial(
-                self.probe, self.scenario(each), seed, self.count, near, self._most_hz(each), self.config.runs
-            )
+            Trial(probe, self.scenario(each), seed, self.count(each), near, self._most_hz(each), runs)
             for each, near in zip(chosen, near_hz, strict=True)
             for seed in seeds
         ]
         rates = [found.rate_hz for found in self.map(tried, trials)]
         each_rates = [rates[at : at + len(seeds)] for at in range(0, len(rates), len(seeds))]
         return [
-            entry(self.aim, each, self.fluid.bound_hz(each), found, self.count)
+            entry(self.aim, each, self.bound_hz(each), found, self.count(each))
             for each, found in zip(chosen, each_rates, strict=True)
         ]
+
+    def count(self, candidate: Candidate) -> int:
+        """Requests of a long run of a candidate: many beside those that it serves at a time, or no queue
+        would fill."""
+        config, demand = self.config, self.fluid.demand
+        stay_s = (self.slo.ttft_ns + demand.steps * self.slo.tpot_ns) / NS
+        wanted = 2 * min(self.fluid.steady_hz(candidate), 2 * self.rate_hz) * stay_s
+        wanted = math.ceil(wanted / EVEN) * EVEN
+        return min(max(config.requests, wanted), max(config.requests, config.most_requests))
+
+    def bound_hz(self, candidate: Candidate) -> float:
+        """More requests/s than a copy bears in long runs; 0: it meets the objectives not even when idle."""
+        return self.fluid.bound_hz(candidate, self.count(candidate))
 
     def able(self, longest: int) -> list[Candidate]:
         """Candidates that can be placed and that hold a request of `longest` tokens."""
@@ -252,18 +264,9 @@ class Search:
             return low_affinity(candidate, self.plans.cluster.devices_per_node)
         return config.algorithm is not Algorithm.HIGH or candidate.kind == "disaggregated"
 
-    def _sample(self) -> None:
-        seeds = range(self.config.seed + 1, self.config.seed + 1 + self.config.seeds)
-        self.fluid = Fluid(self.plans, [self.probe.requests(seed, self.count) for seed in seeds], self.slo)
-
-    def _lengthen(self, able: Sequence[Candidate]) -> None:
-        """Runs must be long beside what is served at a time, or no queue would fill."""
-        demand = self.fluid.demand
-        stay_s = (self.slo.ttft_ns + demand.steps * self.slo.tpot_ns) / NS
-        most_hz = max(map_hz for map_hz in (self.fluid.steady_hz(each) for each in able))
-        wanted = 2 * min(most_hz, 2 * self.rate_hz) * stay_s
-        self.count = round(min(max(self.config.requests, wanted), self.config.most_requests))
-        self._sample()
+    def _seeds(self) -> range:
+        """Of the sequences of requests that finalists serve."""
+        return range(self.config.seed + 1, self.config.seed + 1 + self.config.seeds)
 
     def _most_hz(self, candidate: Candidate) -> float:
         return max(2 * self.fluid.steady_hz(candidate), 1e-3)
@@ -271,7 +274,10 @@ class Search:
     # ---- race and finalists --------------------------------------------------------------------
 
     def _race(self) -> Race:
-        count = round(self.config.probe_requests * self.count / self.config.requests)
+        share = self.config.probe_requests / self.config.requests
+
+        def count(candidate: Candidate) -> int:
+            return round(share * self.count(candidate))
 
         def measure(candidate: Candidate, near_hz: float) -> Entry:
             return self.measured([candidate], [near_hz])[0]
