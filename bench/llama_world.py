@@ -1,16 +1,18 @@
 """What convoy.py and unified_goodput.py simulate: LLaMA3-8B on 16 A100. Not a bench of its own.
 
-Prompts take what Tetris' table says of groups of 1 to 16 instances; decoding, tensor parallelism and the
-memory for KV come from the A100 roofline, fitted to the same few coefficients.
+Prompts take what Tetris' table says of groups of 1 to 16 instances; decoding and the memory for KV come from
+the A100 roofline, fitted to the same few coefficients. What tensor parallelism saves of a prompt is the
+roofline's share of what the table says of one device.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
 import numpy as np
 
-from plait.cost.by_group import ByGroup, llama_8b
+from plait.cost.by_group import LLAMA_8B, ByGroup, llama_8b
 from plait.cost.catalog import device_named, shape_named
 from plait.cost.fitted import Fitted, Timing
 from plait.cost.roofline import Roofline
@@ -42,6 +44,27 @@ def decode(tp: int = 1) -> Fitted:
         step = Step(0, (0,), (), again=tuple(range(rows)), context_tokens=rows * context)
         timings.append(Timing(step, roofline(tp).step_ns(step)))
     return Fitted.fit(timings)
+
+
+@cache
+def alone(tp: int = 1) -> Fitted:
+    """One instance by itself."""
+    one = groups().models[1]
+    if tp == 1:
+        return one
+    timings = [Timing(Step(0, (0,), (), again=(0,), context_tokens=1), 1.0)]
+    for tokens in LLAMA_8B[1]:
+        step = Step(0, (0,), (Row(0, 0, 1024 * tokens, draws=True),))
+        timings.append(
+            Timing(step, one.step_ns(step) * roofline(tp).step_ns(step) / roofline().step_ns(step))
+        )
+    prompts, rows = Fitted.fit(timings), decode(tp)
+    return replace(
+        prompts,
+        decode_ns=rows.decode_ns,
+        decode_context_ns=rows.decode_context_ns,
+        decode_row_ns=rows.decode_row_ns,
+    )
 
 
 @cache

@@ -89,6 +89,8 @@ def as_good(search: Search) -> bool | None:
         return None if chosen is None else chosen.devices <= search.plans.cluster.devices
     if chosen is None:
         return False
+    if best.low_hz <= 0:
+        return True  # its interval holds any goodput
     same_devices = chosen.devices <= search.aim.copies(best.low_hz) * best.candidate.devices
     return same_devices and chosen.per_device >= best.low_hz / best.candidate.devices
 

@@ -86,6 +86,23 @@ def test_blocks_go_as_they_lie(native, dtype, monkeypatch):
     assert (there.view(torch.uint8)[:, 0] == 0xA5).all()
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("count", [0, 7])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tokens_are_carried_between_pools(dtype, count, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(transfer, "choose", lambda: Choice(None, "reference", ""))
+    rng, size = np.random.default_rng(4), 24
+    here, there = (pool(128, 3, size, 16, dtype) for _ in range(2))
+    here.view(torch.uint8).copy_(torch.from_numpy(rng.integers(0, 256, here.view(torch.uint8).shape)))
+    untouched = there.clone()
+    from_T, to_T = (rng.permutation(128)[:count].astype(np.int32) for _ in range(2))
+    transfer.carry_slots(here, torch.from_numpy(from_T), there, torch.from_numpy(to_T), size)
+    assert np.array_equal(read(there, size, to_T), read(here, size, from_T))
+    others = np.setdiff1d(np.arange(128), to_T).astype(np.int32)
+    assert np.array_equal(read(there, size, others), read(untouched, size, others))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_layout_of_gpus_has_the_same_form_on_the_way(dtype):
     rng = np.random.default_rng(2)

@@ -70,5 +70,7 @@ def test_any_group_draws_what_one_process_draws(family, page, links, tmp_path):
     print(f"{compared} tokens, {ties} near ties, logits within {worst:.1e}; {counts}")
     assert worst <= CLOSE
     assert ties <= 1 + compared // 10_000
-    assert degrees == {1, 2, 3, 4}
+    assert len(degrees) > 1
+    if scaled(2) == 2:
+        assert degrees == {1, 2, 3, 4}
     assert all(counts.values())

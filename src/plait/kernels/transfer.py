@@ -143,6 +143,8 @@ def _copy_slots_in_torch(
     kv: Tensor, size: int, slots_T: NDArray[np.int32], heads: slice, wire: Bytes, out: bool
 ) -> None:
     tokens, count = len(slots_T), heads.stop - heads.start
+    if not tokens:  # no bytes, and torch views none as another type
+        return
     whole = torch.from_numpy(wire).view(count, 2, -1)
     split = tokens * size * kv.element_size()
     for index, (view, at) in enumerate(_views(kv, size, torch.from_numpy(slots_T).long().to(kv.device))):

@@ -120,6 +120,19 @@ class Race:
                 self.measured[leader] = self.measure(leader, self._short_hz[leader])
         return self._ranked(bound_hz)
 
+    def hopeful(self) -> tuple[Candidate, float] | None:
+        """The one that would be the best if its short run erred as much as those of measured ones may have,
+        and what it bore."""
+        found = self.measured.values()
+        most = max((each.high_hz / self._short_hz[each.candidate] for each in found), default=1.0)
+        best = min((self.aim.score(each.candidate, each.goodput_hz) for each in found), default=NEVER)
+        able = [each for each in self._short_hz if each not in self.measured and self._at(each, most) < best]
+        first = min(able, key=lambda each: (self._at(each, most), each), default=None)
+        return None if first is None else (first, self._short_hz[first])
+
+    def _at(self, candidate: Candidate, times: float) -> Score:
+        return self.aim.score(candidate, times * self._short_hz[candidate])
+
     def leader(self, some: Sequence[Candidate]) -> tuple[Candidate, float] | None:
         """The best of some candidates in short runs, beaten by others or not, and what it bears."""
         found = self.map(tried, [self._trial(each, NEVER) for each in some])

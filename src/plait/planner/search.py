@@ -303,7 +303,11 @@ class Search:
                 rest.sort(key=lambda each: (self.aim.score(each, bound_hz[each]), each))
                 if leader := race.leader(rest[: race.width]):
                     chosen[leader[0]] = leader[1]
-        return chosen
+        if hopeful := race.hopeful():
+            chosen[hopeful[0]] = hopeful[1]
+        # Where none bore anything in a short run, long ones of those with the best bounds decide.
+        best = sorted(bound_hz, key=lambda each: (self.aim.score(each, bound_hz[each]), each))
+        return chosen or {each: bound_hz[each] / 2 for each in best[: self.config.finalists]}
 
     def _independent(self, usable: Sequence[Plan]) -> Independent:
         config = self.config

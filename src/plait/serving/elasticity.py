@@ -19,6 +19,10 @@ from plait.serving.groups import Group
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
+from plait.serving.slack import slack_ns
+
+WORTH = 3.0
+"""Fixed times of a step with prompts that such a step takes at least, were rows to wait for more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,12 @@ class ElasticConfig:
     """A decode step, about; what a prompt waits for that waits for decoding rows to end."""
     chunk_ns: float = 1e9
     """Prompts that would keep their instances for longer are cut: they yield to shorter ones in between."""
+    tpot_ns: float = 0.0
+    """Objective for the mean time between tokens: prompts take the instances of rows that are ahead of it,
+    for as long as they are. 0: there is none, and what rows lose is weighed against what prompts gain."""
+    price: float = 1.0
+    """What the time of each further instance of a group counts beside the time of its prompts, times the
+    share of instances that compute prompts: others will want it."""
     hysteresis: float = 0.05
     """A group grows only if that saves at least this share of the time."""
     master_rows: int = 128
@@ -52,9 +62,11 @@ class Elasticity:
         self._ledger = ledger
         self._admission = admission
         self._depth = depth
+        self._now_ns = 0
 
-    def plan(self, flights: Flights) -> Iterator[Made]:
+    def plan(self, flights: Flights, now_ns: int) -> Iterator[Made]:
         """The steps to issue now; each is issued before the next is built."""
+        self._now_ns = now_ns
         ensemble = self.ensemble
         if not ensemble.seats:
             return
@@ -84,9 +96,10 @@ class Elasticity:
                 return
             yield made
 
-    def computed(self, live: Live, drew: bool) -> None:
+    def computed(self, live: Live, drew: bool, now_ns: int) -> None:
         """A step of a request's prompt was answered."""
         if drew:
+            live.since_ns = live.since_ns or now_ns
             self.ensemble.begin_decode(live, self.masters.first(live))
         else:
             self.ensemble.answered(live)
@@ -117,7 +130,7 @@ class Elasticity:
             order, jobs = _longest_first(lives, jobs)
             seats.sort(key=lambda seat: (-self.ensemble.unused(seat.instance), seat.instance))
             rooms = [self.ensemble.unused(seat.instance) for seat in seats]
-            plan = best_plan(jobs, rooms, self.config.widths, coarse_cuts(jobs, self.config.cuts))
+            plan = best_plan(jobs, rooms, self._priced(), coarse_cuts(jobs, self.config.cuts))
             for batch in plan.batches:
                 yield from self._begin(batch, order, seats, flights.next_id)
             if plan.batches:
@@ -181,6 +194,10 @@ class Elasticity:
         ensemble, need = self.ensemble, sum(job.need for job in jobs)
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
+        if self.config.tpot_ns:
+            first_ns = fastest_ns(self.config.widths, 1, jobs[0].linear, jobs[0].square)
+            seats += self._patient(min(first_ns, self.config.chunk_ns))
+            groups.clear()
         for group in sorted(groups, key=self._used):
             fits = sum(ensemble.unused(seat.instance) for seat in seats) >= need
             have = len(seats) if fits else 0
@@ -195,6 +212,37 @@ class Elasticity:
             need -= jobs.pop().need
         return seats
 
+    def _patient(self, wait_ns: float) -> list[Seat]:
+        """Instances of the groups whose rows may wait for so long, where no prompts are computed."""
+        free = {seat.instance: seat for seat in self.ensemble.free()}
+        groups = [group for group in self.ensemble.groups if not self.ensemble.pausing(group)]
+        patient = [group for group in groups if self._slack_ns(group) >= wait_ns]
+        return [free[member] for group in patient for member in group.members if member in free]
+
+    def _slack_ns(self, group: Group) -> float:
+        return slack_ns(group, self._now_ns, self.config.tpot_ns, self.config.decode_ns, self._share)
+
+    def _within_ns(self, members: Sequence[int], width: Width) -> float:
+        """Time of a step with prompts on these instances, about: rows that decode there are to keep to their
+        objective, and a step must be worth its fixed part."""
+        config, longest_ns = self.config, self.config.chunk_ns
+        if config.tpot_ns:
+            least_ns = max(config.tpot_ns, WORTH * width.alpha)
+            for group in self.ensemble.groups:
+                if not set(group.members).isdisjoint(members):
+                    longest_ns = min(longest_ns, max(least_ns, self._slack_ns(group)))
+        return longest_ns
+
+    def _priced(self) -> tuple[Width, ...]:
+        """Times of groups, as much longer as other prompts want their instances."""
+        busy = 1 - len(self.ensemble.free()) / len(self.ensemble.seats)
+
+        def by(width: Width) -> Width:
+            times = 1 + self.config.price * busy * (width.instances - 1)
+            return Width(width.instances, width.alpha * times, width.beta * times, width.gamma * times)
+
+        return tuple([by(width) for width in self.config.widths])
+
     def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
         """Compute a batch; one long prompt alone only as far as it may keep its instances busy."""
         lives = order[batch.first : batch.past]
@@ -202,7 +250,7 @@ class Elasticity:
         counts = [live.known for live in lives]
         if len(lives) == 1:
             width = next(each for each in self.config.widths if each.instances == len(members))
-            counts = [longest_chunk(width, self.config.chunk_ns, 0, counts[0])]
+            counts = [longest_chunk(width, self._within_ns(members, width), 0, counts[0])]
         for live in lives:
             self.ensemble.enter(live)
         made = self.ensemble.compute(lives, counts, members, step)
@@ -220,15 +268,18 @@ class Elasticity:
         ensemble, holders = self.ensemble, list(live.instances)
         if any(ensemble.computing.get(instance) for instance in holders):
             return
-        others = [seat.instance for seat in ensemble.idle() if seat.instance not in holders]
+        seats = ensemble.idle()
+        if self.config.tpot_ns:
+            seats += self._patient(self.config.chunk_ns)
+        others = [seat.instance for seat in seats if seat.instance not in holders]
         others.sort(key=lambda instance: (-ensemble.unused(instance), instance))
         left, cached, most = live.known - live.planned, live.planned, len(holders) + len(others)
         square = left * (left + 2 * cached)
-        useful = most_useful(self.config.widths, most, left, square, self.config.hysteresis)
+        useful = most_useful(self._priced(), most, left, square, self.config.hysteresis)
         members = holders + others[: max(0, useful - len(holders))]
         able = [each for each in self.config.widths if each.instances <= len(members)]
         width = max(able, key=lambda each: each.instances)
-        chunk = longest_chunk(width, self.config.chunk_ns, cached, left)
+        chunk = longest_chunk(width, self._within_ns(members, width), cached, left)
         made = ensemble.compute([live], [chunk], members, step)
         if made is None:  # what decodes there has grown meanwhile
             made = ensemble.compute([live], [chunk], holders + others, step)

@@ -7,6 +7,7 @@ instances (`Live.parts`), each new one with its master. `Elasticity` decides; th
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from plait.serving.groups import Group, groups_of
 from plait.serving.ledger import KvLedger
@@ -16,6 +17,20 @@ from plait.serving.roster import Roster
 from plait.spec.step import Keep, Row, Span, Step
 
 Made = tuple[Step, Flight]
+
+
+@dataclass(slots=True)
+class Decodes:
+    """What a step takes of rows that decode."""
+
+    rows: list[Row] = field(default_factory=list)
+    """Of those with new slots or a new master."""
+    grown: list[Live] = field(default_factory=list)
+    """Their requests."""
+    again: list[Live] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+    context: int = 0
+    """Tokens that `again` attends to."""
 
 
 class Ensemble:
@@ -141,8 +156,8 @@ class Ensemble:
     def compute(
         self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int
     ) -> Made | None:
-        """A step in which instances compute the next known tokens of requests together. None: there is no
-        room for them on these.
+        """A step in which instances compute the next known tokens of requests together; rows that decode on
+        these alone take one more token in it. None: there is no room for the prompts on these.
 
         Args:
             counts: how many tokens of each.
@@ -168,9 +183,14 @@ class Ensemble:
         opened = [live.id for live in lives if not live.opened]
         for live in lives:
             live.opened = True
+        riders = Decodes()
+        for each in self.groups:
+            if not self.pausing(each) and set(each.members).issubset(group):
+                self._decodes(each, group, riders)
         for instance in group:
             self.computing[instance] = self.computing.get(instance, 0) + 1
-        made = self._made(step, group, rows, (), opened, lives)
+        riders.rows[:0], riders.grown[:0], riders.opened[:0] = rows, lives, opened
+        made = self._made(step, group, riders)
         made[1].prompts = True
         return made
 
@@ -207,12 +227,13 @@ class Ensemble:
 
     def decode(self, group: Group, step: int) -> Made | None:
         """One more token of every row of a group that can go on; None: no row can."""
-        rows: list[Row] = []
-        again: list[Live] = []
-        grown: list[Live] = []
-        opened: list[int] = []
-        context = 0
-        back = {id for member in group.members for id in self.seats[member].closed}
+        found = Decodes()
+        self._decodes(group, group.members, found)
+        return self._made(step, group.members, found) if found.grown or found.again else None
+
+    def _decodes(self, group: Group, members: tuple[int, ...], found: Decodes) -> None:
+        """The next token of every row of a group that can go on, in a step of `members`."""
+        back = {id for member in members for id in self.seats[member].closed}
         for live in tuple(group.lives.values()):
             if live.id in back:  # a member knows it from an earlier stay: it must learn that this is another
                 live.room, live.opened = 0, False
@@ -220,16 +241,13 @@ class Ensemble:
                 live.room -= 1
                 live.planned += 1
                 live.flying += 1
-                context += live.planned
-                again.append(live)
-            elif live.id in self.decoding and (row := self._next(live, group, opened)):
-                rows.append(row)
-                grown.append(live)
-        if not (grown or again):
-            return None
-        return self._made(step, group.members, rows, again, opened, (*grown, *again), context)
+                found.context += live.planned
+                found.again.append(live)
+            elif live.id in self.decoding and (row := self._next(live, members, found.opened)):
+                found.rows.append(row)
+                found.grown.append(live)
 
-    def _next(self, live: Live, group: Group, opened: list[int]) -> Row | None:
+    def _next(self, live: Live, members: tuple[int, ...], opened: list[int]) -> Row | None:
         """The next token of a row that needs slots first, or has a new master. None: not in this step."""
         if live.undrawn <= 0:
             self.rest(live)  # every token it may draw is in flight
@@ -244,7 +262,7 @@ class Ensemble:
         if not live.opened:
             live.opened = True
             opened.append(live.id)
-            kept, spans = self._tell(live, group.members)
+            kept, spans = self._tell(live, members)
         row = Row(live.id, live.planned, 1, 1, False, True, tuple(spans), live.master, kept)
         live.planned += 1
         live.flying += 1
@@ -259,24 +277,16 @@ class Ensemble:
             return None
         return [Span(instance, first, extents)] if extents else []
 
-    def _made(
-        self,
-        step: int,
-        group: tuple[int, ...],
-        rows: Sequence[Row],
-        again: Sequence[Live],
-        opened: Sequence[int],
-        lives: Sequence[Live],
-        context: int = 0,
-    ) -> Made:
+    def _made(self, step: int, group: tuple[int, ...], found: Decodes) -> Made:
         seats = tuple(self.seats[member] for member in group)
         closed = dict.fromkeys(id for seat in seats for id in seat.closed if id not in self.lives)
         for seat in seats:
             # One that is here again was closed at this member, but may be known to others of this group.
             seat.closed = [id for id in seat.closed if id in self.lives]
-        ids = tuple([live.id for live in again])
-        made = Step(step, group, tuple(rows), ids, tuple(opened), tuple(closed), context, self._model)
-        return made, Flight(seats, tuple(lives))
+        again, opened = tuple([live.id for live in found.again]), tuple(found.opened)
+        rows, context = tuple(found.rows), found.context
+        made = Step(step, group, rows, again, opened, tuple(closed), context, self._model)
+        return made, Flight(seats, (*found.grown, *found.again))
 
     def landed(self, flight: Flight) -> None:
         """A step with prompts was answered, or will never be."""

@@ -40,6 +40,7 @@ class Live:
         "presumed",
         "request",
         "room",
+        "since_ns",
         "step",
         "synced",
         "told",
@@ -96,6 +97,8 @@ class Live:
         """The same by intervals of positions, in order."""
         self.away = 0
         """On elastic instances: tokens whose KV others than the master keep."""
+        self.since_ns = 0
+        """On elastic instances: when its first token was drawn."""
         self.master = -1
         """On elastic instances: who computes its next token; -1: its prompt is not computed."""
         self.told: dict[int, None] = {}

@@ -166,8 +166,8 @@ class GlobalManager:
                     continue
             if live.leaving:
                 self._settle(flight.seats[0], live)
-            elif flight.prompts:
-                self.elasticity.computed(live, bool(drawn))
+            elif flight.prompts and live.master < 0:
+                self.elasticity.computed(live, bool(drawn), self._now_ns)
             elif live.passing and drawn:
                 self.handover.offer(live)
         if given:
@@ -350,7 +350,7 @@ class GlobalManager:
                 if built is None:
                     break
                 self._issue(*built)
-        for made in self.elasticity.plan(self.flights):
+        for made in self.elasticity.plan(self.flights, self._now_ns):
             self._issue(*made)
         self._requeue()
         if self.config.handover.overlap:

@@ -48,6 +48,8 @@ class Masters:
 
     def spread(self, group: Group) -> None:
         """Where a master has too many rows and an instance is idle, half of them get that one as master."""
+        if len(group.lives) <= self._rows:
+            return
         count = self.rows()
         for master in group.members:
             idle = [seat.instance for seat in self._ensemble.idle() if seat.instance not in group.members]
