@@ -1,0 +1,217 @@
+"""One manager for all lengths: goodput against each pure policy. Simulated.
+
+LLaMA3-8B on 16 A100 (llama_world.py), prompts and answers drawn from the Azure and the Mooncake
+conversations, Poisson arrivals, no prefix cache. A request meets its objectives if TTFT and TPOT are within
+so many times what it takes alone; goodput is the highest rate at which 90 % do. Each policy is tuned on the
+first half of a trace (the best of its settings) and judged on the second; `auto` is the policy that won on
+the first. Callers ask for as many tokens as they draw, so all policies know that.
+
+chunks     decoding rows and chunks of prompts together, on instances of tp 1 to 8
+apart      prefill and decode instances (DistServe)
+elastic    elastic groups, where a pause is weighed by lengths (LoongServe)
+unified    elastic groups that keep to the objective for the time between tokens
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import claim
+import numpy as np
+from llama_world import (
+    INSTANCES,
+    NETWORK,
+    NVLINK,
+    SHARE,
+    TIMES,
+    alone,
+    alone_ns,
+    groups,
+    scales,
+    slots,
+    widths,
+)
+
+from plait.cost.cost import ByInstance
+from plait.serving.admission import AdmissionConfig
+from plait.serving.batcher import BatcherConfig
+from plait.serving.elasticity import ElasticConfig
+from plait.serving.manager import ManagerConfig
+from plait.sim.copies import Network
+from plait.sim.scenario import Scenario
+from plait.spec.cluster import Instance, Placement, Role
+from plait.workload import arrivals
+from plait.workload.result import Recorder
+from plait.workload.trace import TraceRow, at_rate, read_trace
+
+TRACES = {
+    "azure": ("AzureLLMInferenceTrace_conv.csv", "azure", 10.0),
+    "mooncake": ("mooncake_conversation_trace.jsonl", "mooncake", 1.0),
+}
+"""File, form, and a rate that every policy bears at some multiple."""
+FOLDER = Path(__file__).parents[1].parent / "shared/data/traces"
+STEP, STEPS = 1.04, 130
+"""Rates that are tried: a ladder of so many steps."""
+MULTIPLES = (3.0, 5.0, 8.0, 12.0)
+COUNT, QUICK = {"azure": 2000, "mooncake": 800}, {"azure": 300, "mooncake": 100}
+"""Requests of a run."""
+GAIN, NEVER_WORSE = 1.3, 0.98
+KV_BYTES = 131_072
+"""Of a token."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy with its numbers."""
+
+    policy: str
+    tp: int = 1
+    step_tokens: int = 4096
+    prefills: int = 0
+    """Instances that prefill, of `tp` devices."""
+    decode_tp: int = 1
+    chunk_ns: float = 1e9
+
+    def scenario(self, tpot_ns: float) -> Scenario:
+        """The cluster under this policy, with an objective."""
+        if self.policy in ("elastic", "unified"):
+            aim_ns = tpot_ns if self.policy == "unified" else 0.0
+            elastic = ElasticConfig(widths(), decode_ns=20e6, chunk_ns=self.chunk_ns, tpot_ns=aim_ns)
+            there = Placement(tuple(Instance(i, Role.ELASTIC) for i in range(INSTANCES)))
+            return Scenario(there, groups(), slots(), self._manager(elastic))
+        if self.policy == "chunks":
+            there = Placement(tuple(Instance(i, Role.MIXED, self.tp) for i in range(INSTANCES // self.tp)))
+            return Scenario(there, alone(self.tp), slots(self.tp), self._manager())
+        decodes = (INSTANCES - self.prefills * self.tp) // self.decode_tp
+        first = [Instance(i, Role.PREFILL, self.tp) for i in range(self.prefills)]
+        then = [Instance(self.prefills + i, Role.DECODE, self.decode_tp) for i in range(decodes)]
+        both = (*first, *then)
+        cost = ByInstance({each.id: alone(each.tp) for each in both})
+        room = {each.id: slots(each.tp) for each in both}
+        return Scenario(Placement(both), cost, room, self._manager(), Network(KV_BYTES, NVLINK, NETWORK))
+
+    def _manager(self, elastic: ElasticConfig | None = None) -> ManagerConfig:
+        return ManagerConfig(
+            admission=AdmissionConfig(max_queue=1 << 20, max_rows=1024),
+            batcher=BatcherConfig(self.step_tokens, prefix_cache=False),
+            elastic=elastic or ElasticConfig(),
+        )
+
+
+SETTINGS = (
+    *(
+        Setting("chunks", tp, tokens)
+        for tp, tokens in ((1, 2048), (2, 2048), (2, 4096), (4, 2048), (8, 8192))
+    ),
+    *(
+        Setting("apart", tp, prefills=n, decode_tp=then)
+        for tp, n, then in ((1, 10, 1), (1, 12, 1), (2, 5, 1), (2, 6, 2), (2, 7, 2), (4, 3, 4))
+    ),
+    *(Setting(policy, chunk_ns=ns) for policy in ("elastic", "unified") for ns in (1e9, 4e9)),
+)
+Found = Mapping[float, float]
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half of a trace, resampled."""
+
+    trace: str
+    second: bool
+    count: int
+    seed: int
+
+    def rows(self) -> list[TraceRow]:
+        """Requests that come at one a second."""
+        name, form, _ = TRACES[self.trace]
+        known = read_trace(FOLDER / name, form, 20_000)
+        middle = len(known) // 2
+        known = known[middle:] if self.second else known[:middle]
+        rng = np.random.default_rng([self.seed, self.second])
+        times = arrivals.poisson(rng, 1.0, self.count).tolist()
+        drawn = [known[i] for i in rng.integers(len(known), size=self.count)]
+        return [
+            TraceRow(at, row.prompt_tokens, row.output_tokens) for at, row in zip(times, drawn, strict=True)
+        ]
+
+
+def goodput(half: Half, multiples: Sequence[float], setting: Setting) -> Found:
+    """Requests/s by the multiple of the latencies alone that must be met; 0: none of the ladder's rates."""
+    rows, first_hz = half.rows(), TRACES[half.trace][2] / 4
+    tpot_ns = float(np.median([alone_ns(row.prompt_tokens, row.output_tokens)[1] for row in rows]))
+    met: dict[tuple[int, float], np.ndarray] = {}
+
+    def share(at: int, times: float) -> float:
+        # Only `unified` is told the objective; to the others all multiples are the same run.
+        key = at, times if setting.policy == "unified" else 0.0
+        if key not in met:
+            recorder = Recorder()
+            setting.scenario(times * tpot_ns).run(at_rate(rows, first_hz * STEP**at), [recorder.see])
+            met[key] = scales(recorder.records)
+        return float(np.mean(met[key] <= times))
+
+    found = {}
+    for times in multiples:
+        low, high = -1, STEPS
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if share(middle, times) >= SHARE else (low, middle)
+        found[times] = first_hz * STEP**low if low >= 0 else 0.0
+    return found
+
+
+def settings(quick: bool) -> list[Setting]:
+    """All, or the last of each policy."""
+    last = {each.policy: each for each in SETTINGS}
+    return list(last.values()) if quick else list(SETTINGS)
+
+
+def tuned(found: Mapping[Setting, Found], times: float) -> Mapping[str, Setting]:
+    """The best setting of each policy."""
+    best: dict[str, Setting] = {}
+    for each in found:
+        before = best.get(each.policy)
+        if before is None or found[each][times] > found[before][times]:
+            best[each.policy] = each
+    return best
+
+
+def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> list[claim.Claim]:
+    """The curve of a trace, and what is claimed of it."""
+    count, multiples = (QUICK[trace], (TIMES,)) if quick else (COUNT[trace], MULTIPLES)
+    tried = settings(quick)
+    halves = [Half(trace, second, count, seed) for second in (False, True)]
+    first, second = (
+        dict(zip(tried, pool.map(partial(goodput, half, multiples), tried), strict=True)) for half in halves
+    )
+    parts = []
+    for times in multiples:
+        best = tuned(first, times)
+        hz = {policy: second[setting][times] for policy, setting in best.items()}
+        said = f"{trace}, {times:g} times"
+        parts += [claim.Claim(f"{said}: {p}, requests/s", each, None, True) for p, each in hz.items()]
+        pure = max(each for policy, each in hz.items() if policy != "unified")
+        auto = hz[max(best, key=lambda policy: first[best[policy]][times])]
+        if times == TIMES:
+            parts.append(
+                claim.at_least(f"{said}: unified over the best pure policy", hz["unified"] / pure, GAIN)
+            )
+        if max(hz.values()) > 0:
+            share = auto / max(hz.values())
+            parts.append(claim.at_least(f"{said}: auto over the best policy", share, NEVER_WORSE))
+    return parts
+
+
+def main() -> None:
+    """See the module."""
+    given = claim.arguments(__doc__)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = [part for trace in TRACES for part in judged(trace, given.quick, given.seed, pool)]
+    claim.finish("unified_goodput", claim.together("all lengths by one manager, simulated", parts), given)
+
+
+if __name__ == "__main__":
+    main()
