@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from bench.pipelines.cases import Case, feeds, largest_gap
+from bench.pipelines.cases import Case, blocks, feeds, largest_gap
 from bench.pipelines.ranks import Ranks
 
 from plait.search.pipelines.rendezvous import programs
 from plait.spec.schedule import Action, Kind
 from plait.training.late import LateWeights
-from plait.training.post import MICRO_BATCHES, MODELS, STAGES, Post, PostConfig, tag_of
+from plait.training.pipeline import Pipeline
+from plait.training.post import MICRO_BATCHES, MODELS, STAGES, PipelineFault, Post, PostConfig, tag_of
 from plait.training.replicas import Replicas, Shared
+from plait.training.stage import Stage
 from tests.scale import scaled, seed
 
 
@@ -64,22 +66,20 @@ def test_late_weights_have_the_bits_of_torch():
 def starved(rank: int) -> str:
     """Rank 1 runs nothing; what rank 0 says of it."""
     case = Case(2, 0)
-    from bench.pipelines import cases
-
     problem = case.problem
     if rank == 1:
         return ""
     post = Post(PostConfig(patience_s=0.3))
     stages = {
-        (m, s): cases.Stage(block, first=s == 0, last=s == each.stages - 1)
+        (m, s): Stage(block, first=s == 0, last=s == each.stages - 1)
         for m, each in enumerate(problem.models)
-        for s, block in enumerate(cases.blocks(problem, m))
+        for s, block in enumerate(blocks(problem, m))
         if each.ranks[s] == 0
     }
-    pipeline = cases.Pipeline(stages, [each.stages for each in problem.models], post)
+    pipeline = Pipeline(stages, [each.stages for each in problem.models], post)
     try:
         pipeline.run(programs(problem, case.schedule)[0], feeds(problem))
-    except cases.PipelineFault as fault:
+    except PipelineFault as fault:
         return str(fault)
     return "nothing"
 

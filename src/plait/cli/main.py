@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from plait import __version__
+from plait.cli.align import align
 from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
@@ -40,6 +41,7 @@ def root(
 
 
 app.command()(serve)
+app.command()(align)
 app.command()(pull)
 app.command()(quantize)
 app.command()(chat)

@@ -64,6 +64,13 @@ class Fleet(Protocol):
     def cancel(self, move: int) -> None:
         """Have a move answered soon; nothing happens to one that was answered."""
 
+    async def load(self, version: int, folder: str, files: dict[str, str]) -> None:
+        """Give all workers other weights, whose files have these checksums; nothing may be in flight.
+
+        Raises:
+            EngineFailure: a worker cannot use them.
+        """
+
     async def close(self) -> None:
         """Let all workers go; returns when they are gone."""
 

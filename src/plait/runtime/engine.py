@@ -1,5 +1,6 @@
 """`Engine`: a model behind one door. Fronts submit asks and read streams; they see nothing else."""
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -137,7 +138,9 @@ class Engine:
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
         self.driver = Driver(self.core, fleet, [self._journal.append] if self._journal else [])
-        self._salt = f"{config.folder}|0|{config.manager.page}"
+        self.version = 0
+        """Of the weights."""
+        self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
         self._vocab = min(self.tokenizer.vocab_size, shape_of(config.folder).vocab)
         self._ids = 0
         self._prompt_tokens = 0
@@ -257,6 +260,38 @@ class Engine:
         if not any(each.prefills for each in roles) or not any(each.decodes for each in roles):
             raise UserError(f"without instance {instance} as it is, nobody is left for a phase", "role")
         self.driver.post(Reassign(instance, role))
+
+    async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
+        """Continue with other weights of the same model: no cached KV of the old ones is used any more.
+
+        Args:
+            files: checksum of the weights in each of the folder's files.
+
+        Raises:
+            UserError: requests are still open.
+            EngineFailure: a worker cannot use them.
+        """
+        if self.driver.streams:
+            raise UserError("weights are loaded between requests: wait until all have ended")
+        await self._quiet()
+        await self.fleet.load(version, str(folder), dict(files))
+        self.version = version
+        self._salt = f"{self.config.folder}|{version}|{self.config.manager.page}"
+
+    async def _quiet(self) -> None:
+        """Void steps may be in flight after the last request has ended."""
+        quiet = asyncio.Event()
+
+        def look(*_: Any) -> None:
+            if self.core.quiet:
+                quiet.set()
+
+        self.driver.observers.append(look)
+        try:
+            look()
+            await quiet.wait()
+        finally:
+            self.driver.observers.remove(look)
 
     def drain(self) -> None:
         """Take no new requests; those that were accepted go on."""
