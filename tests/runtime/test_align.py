@@ -150,3 +150,12 @@ def test_prompts_of_an_iteration_follow_from_the_seed(workplace):
     drawn = [prompt.given for at in range(5) for prompt in prompts.of(at, 3, seed=1)]
     assert sorted(drawn[:5]) == sorted(drawn[5:10]) == sorted(drawn[10:])
     assert drawn[3:6] == [prompt.given for prompt in prompts.of(1, 3, seed=1)]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
+    rollout = {"instances": 2, "max_tokens": 24}
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout))
+    tail = {"tail": {"tail_share": 0.5, "kept": 1}}
+    fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
+    assert serial == fused

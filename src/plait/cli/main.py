@@ -16,6 +16,7 @@ from plait.cli.profile import profile
 from plait.cli.pull import pull
 from plait.cli.quantize import quantize
 from plait.cli.replay import replay
+from plait.cli.reward import reward
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
 from plait.spec.errors import PlaitError, UserError
@@ -42,6 +43,7 @@ def root(
 
 app.command()(serve)
 app.command()(align)
+app.command()(reward)
 app.command()(pull)
 app.command()(quantize)
 app.command()(chat)

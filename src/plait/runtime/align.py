@@ -26,7 +26,7 @@ from plait.text.tokenizer import Tokenizer
 from plait.training.batch import Sample
 from plait.training.experience import Judged, experiences
 from plait.training.kl_control import next_coefficient
-from plait.training.orders import Experience
+from plait.training.orders import Experience, Rows
 from plait.training.reward_function import Answered, Score
 
 FIRST_RATIO = 1e-3
@@ -66,7 +66,10 @@ class Alignment:
         self.recipe, self.engine, self.trainer, self.prompts = recipe, engine, trainer, prompts
         self.score, self.out = score, out
         self.state = state or State(0, recipe.kl.coefficient)
-        self._rollouts = Rollouts(engine, recipe)
+        models = ["actor"]
+        models += ["reference"] * recipe.has_reference + ["critic"] * recipe.has_critic
+        models += ["reward"] * (score is None)
+        self._rollouts = Rollouts(engine, trainer, recipe, models)
         shared = Path("/dev/shm")
         self._exports = tempfile.TemporaryDirectory(
             prefix="plait-weights-", dir=shared if shared.is_dir() else None
@@ -105,9 +108,9 @@ class Alignment:
     async def _iterate(self, iteration: int) -> dict[str, float]:
         began_s = time.monotonic()
         prompts = self.prompts.of(iteration, self.recipe.rollout.prompts, self.recipe.seed)
-        samples = await self._rollouts.draw(iteration, prompts)
-        drawn_s = time.monotonic()
-        judged = await self._judge(samples, prompts)
+        samples, found = await self._rollouts.draw(iteration, prompts)
+        drawn_s = self._rollouts.drawn_s
+        judged = self._judge(samples, found, prompts)
         read_s = time.monotonic()
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
         figures |= await self._train(iteration, made)
@@ -122,12 +125,9 @@ class Alignment:
         }
         return figures
 
-    async def _judge(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[Judged]:
-        models = ["actor"]
-        models += ["reference"] * self.recipe.has_reference
-        models += ["critic"] * self.recipe.has_critic
-        models += ["reward"] * (self.score is None)
-        found = await self.trainer.read(models, samples)
+    def _judge(
+        self, samples: Sequence[Sample], found: Mapping[str, Rows], prompts: Sequence[Prompt]
+    ) -> list[Judged]:
         if self.score is None:
             scores = [row[0] for row in found["reward"]]
         else:

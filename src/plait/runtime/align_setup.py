@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plait.model.hub import resolve
+from plait.rlhf.core import RlhfCore
 from plait.runtime.align import Alignment, State, answered, latest
 from plait.runtime.crew import Crew, CrewConfig
 from plait.runtime.engine import shape_of
@@ -55,7 +56,10 @@ async def open_alignment(
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
     checkpoint, state = latest(out) if resume else (None, None)
     _begin(out, recipe, state)
-    engine = open_engine(_serve_config(recipe, folders["actor"], prompts))
+    engine = open_engine(
+        _serve_config(recipe, folders["actor"], prompts),
+        lambda manager: RlhfCore(manager, recipe.rollout.tail),
+    )
     crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
         await asyncio.gather(engine.start(), crew.start())
@@ -73,14 +77,16 @@ async def open_alignment(
 def model_folders(recipe: Recipe, here: Path) -> dict[str, Path]:
     """Folder of each model that the recipe needs, by name. Raises UserError for one that is not there."""
     models, there = recipe.models, {}
-    actor = _model(here, models.actor)
+    actor = model_folder(here, models.actor)
     there["actor"] = actor
     if recipe.has_reference:
-        there["reference"] = actor if models.reference is None else _model(here, models.reference)
+        there["reference"] = actor if models.reference is None else model_folder(here, models.reference)
     if models.reward is not None:
-        there["reward"] = _model(here, models.reward)
+        there["reward"] = model_folder(here, models.reward)
     if recipe.has_critic:
-        there["critic"] = there.get("reward", actor) if models.critic is None else _model(here, models.critic)
+        there["critic"] = (
+            there.get("reward", actor) if models.critic is None else model_folder(here, models.critic)
+        )
     return there
 
 
@@ -226,6 +232,7 @@ def _path(here: Path, given: str) -> Path:
     return here / Path(given).expanduser()
 
 
-def _model(here: Path, given: str) -> Path:
+def model_folder(here: Path, given: str) -> Path:
+    """Folder of a model, by its path from `here`, its alias or its hub id. Raises UserError as `resolve`."""
     local = _path(here, given)
     return local if (local / "config.json").is_file() else resolve(given)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plait.runtime.stream import Stream
-from plait.spec.command import Command, End, Token, Wake
+from plait.spec.command import Command, End, Score, Token, Wake
 from plait.spec.errors import EngineFailure, PlaitError
 from plait.spec.event import (
     Aborted,
@@ -97,6 +97,8 @@ class Driver:
         """Why nothing can be served any more."""
         self.observers = list(observers)
         """See every call of the core, in order."""
+        self.score: Callable[[Score], None] | None = None
+        """Carries out `Score`, and posts `Scored` in the end."""
         self._clock_ns = clock_ns
         self._zero_ns = clock_ns()
         self._now_ns = 0
@@ -196,6 +198,9 @@ class Driver:
                 self.streams.pop(command.request).end(command.reason)
             case Wake():
                 self._wake(command)
+            case Score():
+                assert self.score is not None, "nobody scores"
+                self.score(command)
 
     def _opened(self, step: Step) -> list[Opened]:
         first = {row.request: row.first for row in step.rows}

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from plait.spec.event import Drain, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
 from plait.text.tokenizer import Tokenizer
-from plait.workload.journal import Journal, Observer
+from plait.workload.journal import Core, Journal, Observer
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,18 @@ def shape_of(folder: Path) -> ModelShape:
 class Engine:
     """Owns the core, the driver and the fleet of one model. Lives in one event loop."""
 
-    def __init__(self, config: EngineConfig, fleet: Fleet, instances: int) -> None:
-        """`fleet` is not started yet; `instances` is how many workers it has.
+    def __init__(
+        self,
+        config: EngineConfig,
+        fleet: Fleet,
+        instances: int,
+        owner: Callable[[GlobalManager], Core] | None = None,
+    ) -> None:
+        """
+        Args:
+            fleet: not started yet.
+            instances: how many workers it has.
+            owner: makes the core that owns the manager and hears of everything in its place; None: none does.
 
         Raises:
             UserError: the tokenizer cannot be read.
@@ -137,7 +147,8 @@ class Engine:
             meta = {"world": "live", "plait": __version__, "model": config.name, **config.meta}
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
-        self.driver = Driver(self.core, fleet, [self._journal.append] if self._journal else [])
+        heard = self.core if owner is None else owner(self.core)
+        self.driver = Driver(heard, fleet, [self._journal.append] if self._journal else [])
         self.version = 0
         """Of the weights."""
         self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
@@ -156,6 +167,11 @@ class Engine:
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def next_request(self) -> int:
+        """Id of the request that the next ask becomes; later ones count on."""
+        return self._ids + 1
 
     def submit(self, ask: Ask) -> Stream:
         """Begin to continue a prompt.

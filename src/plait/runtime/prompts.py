@@ -85,7 +85,9 @@ def _prompt(row: Mapping[str, Any], config: DataRecipe, tokenizer: Tokenizer) ->
     if isinstance(given, str):
         tokens = tokenizer.encode(given)
     else:
-        tokens = tokenizer.encode(tokenizer.apply_chat_template(given), add_special_tokens=False)
+        tokens = tokenizer.encode(
+            tokenizer.render_chat(given, add_generation_prompt=True), add_special_tokens=False
+        )
     if not tokens:
         raise UserError("a prompt is empty: leave it out of the data set", "data")
     return Prompt(given, tuple(tokens), {key: value for key, value in row.items() if key != config.prompt})

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
 
+from plait.rlhf.core import InterStageConfig
 from plait.spec.errors import NotFound, UserError
 from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
 from plait.training.losses import ValueLossConfig
 from plait.training.objectives import PolicyConfig
 from plait.training.orders import OptimiserConfig
+
+Told = TypeVar("Told")
 
 
 class Fusion(StrEnum):
@@ -82,6 +85,8 @@ class RolloutRecipe:
     """KV slots of each instance; None: what the largest possible batch needs."""
     dtype: str = "float32"
     """Of the generator's weights: float32 (the trainer's, in exact mode) or bfloat16."""
+    tail: InterStageConfig = field(default_factory=InterStageConfig)
+    """When generation and scoring overlap; needs two instances or more."""
     ignore_eos: bool = False
     """Responses are as long as allowed: for measurements."""
 
@@ -158,6 +163,11 @@ class Recipe:
             raise UserError(f"{self.experience.estimator} compares samples: set rollout.samples to 2 or more")
         if min(self.iterations, self.rollout.prompts, self.rollout.samples, self.rollout.max_tokens) < 1:
             raise UserError("iterations, rollout.prompts, samples and max_tokens must be at least 1")
+        if self.rollout.tail.tail_share and self.rollout.tail.kept >= self.rollout.instances:
+            raise UserError(
+                f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "
+                "could score: raise rollout.instances, lower tail.kept, or leave tail out"
+            )
         if self.samples % self.train.mini_batches:
             raise UserError(
                 f"{self.samples} samples do not divide into {self.train.mini_batches} mini-batches: change "
@@ -181,7 +191,12 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from a file.
+    """A recipe from a file; raises as `read_into`."""
+    return read_into(path, Recipe)
+
+
+def read_into(path: Path, kind: type[Told]) -> Told:
+    """The fields of a YAML file as a record.
 
     Raises:
         NotFound: no such file.
@@ -194,10 +209,10 @@ def read_recipe(path: Path) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, Mapping):
-        raise UserError(f"{path} must hold fields such as models: and data:")
-    _check_names(raw, Recipe, "")
+        raise UserError(f"{path} must hold fields, each with its value")
+    _check_names(raw, kind, "")
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(raw)
+        return pydantic.TypeAdapter(kind).validate_python(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
