@@ -35,7 +35,8 @@ def test_held_out_pairs_are_told_apart(workplace, tmp_path):
             return await training.run()
 
     assert asyncio.run(run()) == {"accuracy": 1.0, "pairs": 10}
-    losses = [json.loads(line)["reward/loss"] for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["reward/loss"] for line in lines]
     assert losses[-1] < 0.5 * losses[0]
     assert json.loads((tmp_path / "out" / "reward" / "config.json").read_text())["num_labels"] == 1
 
