@@ -18,10 +18,10 @@ END, LONGEST, BATCH, WIDTH = "<|end|>", 9, 256, 96
 def write(root: Path, steps: int, seed: int = 0) -> Path:
     """The model after so many supervised steps, with its tokenizer and prompts; returns its folder."""
     folder = root / "adder"
-    tokenizer = _tokenizer()
+    words = tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(words),
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=4,
@@ -29,14 +29,14 @@ def write(root: Path, steps: int, seed: int = 0) -> Path:
         max_position_embeddings=64,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.eos_token_id,
     )
     model = AutoModelForCausalLM.from_config(config)
-    _teach(model, tokenizer, steps, random.Random(seed))
+    _teach(model, words, steps, random.Random(seed))
     logging.disable_progress_bar()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    words.save_pretrained(folder)
     dice = random.Random(seed + 1)
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (_pair(dice) for _ in range(2000))]
     (root / "addition.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -47,7 +47,7 @@ def _pair(dice: random.Random) -> tuple[int, int]:
     return dice.randint(10, 99), dice.randint(10, 99)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     """A token for every byte, and one for the end."""
     words = {word: i for i, word in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), END])}
     raw = Tokenizer(BPE(words, []))
@@ -57,11 +57,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END, pad_token=END)
 
 
-def _teach(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, steps: int, dice: random.Random
-) -> None:
+def _teach(model: torch.nn.Module, words: PreTrainedTokenizerFast, steps: int, dice: random.Random) -> None:
     """Cross-entropy on the answers alone."""
-    end, adam = tokenizer.eos_token_id, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    end, adam = words.eos_token_id, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50)
@@ -69,7 +67,7 @@ def _teach(
         wanted_BT = torch.full_like(ids_BT, -100)
         for row in range(BATCH):
             a, b = _pair(dice)
-            ids = [*tokenizer.encode(f"{a}+{b}={a + b}"), end]
+            ids = [*words.encode(f"{a}+{b}={a + b}"), end]
             ids_BT[row, : len(ids)] = torch.tensor(ids)
             wanted_BT[row, 6 : len(ids)] = ids_BT[row, 6 : len(ids)]
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits

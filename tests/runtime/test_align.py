@@ -159,3 +159,28 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     tail = {"tail": {"tail_share": 0.5, "kept": 1}}
     fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
     assert serial == fused
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "reinforce++-baseline"])
+def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, estimator):
+    told = recipe(
+        workplace,
+        iterations=1,
+        experience={"estimator": estimator},
+        policy={"kl_coefficient": 0.01, "temperature": 0.9},
+        train={"recompute": True},
+    )
+    (row,) = align(workplace, tmp_path / "run", told)
+    assert row["actor/norm"] > 0
+    assert not any(key.startswith("critic/") for key in row)
+    assert abs(row["actor/first_ratio"] - 1) < 1e-5
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_reward_model_scores_and_starts_the_critic(workplace, tmp_path):
+    models = {"actor": "model", "reward": "model"}
+    told = recipe(workplace, models=models | {"reward_function": None}, iterations=1)
+    (row,) = align(workplace, tmp_path / "run", told)
+    assert row["critic/norm"] > 0
+    assert row["score"] != 0

@@ -1,7 +1,7 @@
 """`Model`: one transformers module with our KV pool, attention and linear layers."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +147,11 @@ class Model:
         if self.config.exact and not torch.equal(mixed_TV, pieces):
             gap = float((mixed_TV - pieces).abs().max())
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
+
+    def refresh(self, weights: Mapping[str, Tensor]) -> bool:
+        """Compute with these parameters from now on; nothing of use may be in the pool. False, and nothing
+        is changed, where that needs another `Model`."""
+        return self.world is None and self._tapes is None and pack.repack(self.module, weights)
 
     def watch(self, stored: Callable[[int], None]) -> None:
         """From now on call `stored(layers)` as the layers of a forward store keys and values, in order; not

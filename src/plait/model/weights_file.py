@@ -43,8 +43,12 @@ def read(path: Path) -> dict[str, Tensor]:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
 
 
-def verify(folder: Path, files: Mapping[str, str]) -> None:
-    """Raises UserError if the weights in a file are not those that were written."""
+def verified(folder: Path, files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights of files with these checksums. Raises UserError if they are not what was written."""
+    found: dict[str, Tensor] = {}
     for name, wanted in files.items():
-        if checksum(read(folder / name)) != wanted:
+        weights = read(folder / name)
+        if checksum(weights) != wanted:
             raise UserError(f"{folder / name} does not hold the weights that were written to it")
+        found |= weights
+    return found

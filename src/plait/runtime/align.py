@@ -29,6 +29,8 @@ from plait.training.kl_control import next_coefficient
 from plait.training.orders import Experience, Rows
 from plait.training.reward_function import Answered, Score
 
+GENERATOR_GAP = 0.01
+"""Nats that a token's log-probability may differ between generator and trainer, both in float32."""
 FIRST_RATIO = 1e-3
 """How far the mean ratio may be from 1 before the first step on a batch."""
 Progress = Callable[[int, Mapping[str, float]], None]
@@ -112,6 +114,7 @@ class Alignment:
         drawn_s = self._rollouts.drawn_s
         judged = self._judge(samples, found, prompts)
         read_s = time.monotonic()
+        self._check_generator(judged)
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
         figures |= await self._train(iteration, made)
         trained_s = time.monotonic()
@@ -124,6 +127,19 @@ class Alignment:
             "kl_coefficient": self.state.kl_coefficient,
         }
         return figures
+
+    def _check_generator(self, judged: Sequence[Judged]) -> None:
+        """Raises EngineFailure where the generator is not the policy that is trained."""
+        if self.recipe.rollout.dtype != "float32":
+            return
+        for each in judged:
+            pairs = zip(each.old, each.sample.logprobs, strict=bool(each.sample.logprobs))
+            apart = max((abs(one - other) for one, other in pairs), default=0.0)
+            if apart > GENERATOR_GAP:
+                raise EngineFailure(
+                    f"the generator's log-probabilities are {apart:.2g} nats from the trainer's: its weights "
+                    f"(version {each.sample.version}) are not those that are trained"
+                )
 
     def _judge(
         self, samples: Sequence[Sample], found: Mapping[str, Rows], prompts: Sequence[Prompt]

@@ -31,7 +31,7 @@ class Optimiser:
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            foreach=False,
+            fused=True,
         )
         self.steps = 0
 

@@ -15,7 +15,7 @@ import torch
 from plait.kernels.choice import choose
 from plait.model.model import Model
 from plait.model.pool import KvPool
-from plait.model.weights_file import verify
+from plait.model.weights_file import verified
 from plait.model.world import World, WorldError
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
@@ -96,7 +96,8 @@ def _load(order: Load, executor: Executor, progress: Progress) -> Loaded | LoadF
     old = executor.model
     torch.set_num_threads(old.config.threads)
     try:
-        verify(Path(order.folder), order.files)
+        if old.refresh(verified(Path(order.folder), order.files)):
+            return Loaded(order.version)
         executor.model = Model(replace(old.config, folder=order.folder), old.world, old.pool)
     except (PlaitError, OSError) as error:
         return LoadFault(order.version, str(error))
