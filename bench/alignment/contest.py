@@ -27,7 +27,7 @@ class Contest:
     """Of an iteration."""
     samples: int = 1
     """Of each prompt."""
-    tokens: int = 32
+    tokens: int = 128
     """Of every response: ends are ignored."""
     updates: int = 15
     lr: float = 1e-3
@@ -45,7 +45,7 @@ def prepare(root: Path) -> None:
     config = LlamaConfig(
         vocab_size=len(words),
         num_key_value_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=256,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=words.eos_token_id,

@@ -19,7 +19,14 @@ def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
     told = json.loads((root / "contest.json").read_text())
     ppo = algorithm == "ppo"
     adam = OptimiserConfig(lr=told["lr"], clip_norm=None if ppo else 1.0)
-    rollout = RolloutRecipe(told["prompts"], told["samples"], told["tokens"], instances=2, ignore_eos=True)
+    rollout = RolloutRecipe(
+        told["prompts"],
+        told["samples"],
+        told["tokens"],
+        instances=int(sys.argv[5]) if len(sys.argv) > 5 else 2,
+        ignore_eos=True,
+        exact=False,
+    )
     batch = told["prompts"] * told["samples"] // 4
     mean = Mean.TOKENS if ppo else Mean.SEQUENCES
     return Recipe(

@@ -151,7 +151,8 @@ class Model:
     def refresh(self, weights: Mapping[str, Tensor]) -> bool:
         """Compute with these parameters from now on; nothing of use may be in the pool. False, and nothing
         is changed, where that needs another `Model`."""
-        return self.world is None and self._tapes is None and pack.repack(self.module, weights)
+        on_cpu = self._tapes is None or isinstance(self._tapes, DecodeTapes)
+        return self.world is None and on_cpu and pack.repack(self.module, weights)
 
     def watch(self, stored: Callable[[int], None]) -> None:
         """From now on call `stored(layers)` as the layers of a forward store keys and values, in order; not

@@ -41,9 +41,10 @@ class PackedProduct:
         self.members = members
 
     def repack(self) -> None:
-        """Take what the members' parameters are now."""
+        """Take what the members' parameters are now, into the same memory: tapes know its address."""
         self.packed.copy_(ops.pack([_weight(member).detach() for member in self.members]))
-        self.bias_N = _bias(self.members)
+        if self.bias_N is not None:
+            self.bias_N.copy_(_bias(self.members))
 
     def __call__(self, x: Tensor) -> Tensor:
         out_TN = ops.linear(x.reshape(-1, x.shape[-1]), self.packed, self.bias_N, self.outputs, self.threads)

@@ -68,7 +68,7 @@ class Alignment:
         self.recipe, self.engine, self.trainer, self.prompts = recipe, engine, trainer, prompts
         self.score, self.out = score, out
         self.state = state or State(0, recipe.kl.coefficient)
-        models = ["actor"]
+        models = ["actor"] * recipe.reads_actor
         models += ["reference"] * recipe.has_reference + ["critic"] * recipe.has_critic
         models += ["reward"] * (score is None)
         self._rollouts = Rollouts(engine, trainer, recipe, models)
@@ -114,7 +114,6 @@ class Alignment:
         drawn_s = self._rollouts.drawn_s
         judged = self._judge(samples, found, prompts)
         read_s = time.monotonic()
-        self._check_generator(judged)
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
         figures |= await self._train(iteration, made)
         trained_s = time.monotonic()
@@ -128,18 +127,14 @@ class Alignment:
         }
         return figures
 
-    def _check_generator(self, judged: Sequence[Judged]) -> None:
-        """Raises EngineFailure where the generator is not the policy that is trained."""
-        if self.recipe.rollout.dtype != "float32":
-            return
-        for each in judged:
-            pairs = zip(each.old, each.sample.logprobs, strict=bool(each.sample.logprobs))
-            apart = max((abs(one - other) for one, other in pairs), default=0.0)
-            if apart > GENERATOR_GAP:
-                raise EngineFailure(
-                    f"the generator's log-probabilities are {apart:.2g} nats from the trainer's: its weights "
-                    f"(version {each.sample.version}) are not those that are trained"
-                )
+    def _check_generator(self, first: Mapping[str, float]) -> None:
+        """Raises EngineFailure where the generator is not the policy that was trained first."""
+        apart = first.get("actor/drawn_gap", 0.0)
+        if self.recipe.rollout.dtype == "float32" and apart > GENERATOR_GAP:
+            raise EngineFailure(
+                f"the generator's log-probabilities are up to {apart:.2g} nats from the trainer's: its "
+                f"weights (version {self.engine.version}) are not those that are trained"
+            )
 
     def _judge(
         self, samples: Sequence[Sample], found: Mapping[str, Rows], prompts: Sequence[Prompt]
@@ -149,7 +144,7 @@ class Alignment:
         else:
             scores = self.score([answered(each, prompts, self.engine.tokenizer) for each in samples])
         empty = ((),) * len(samples)
-        columns = (found["actor"], found.get("reference", empty), found.get("critic", empty))
+        columns = (found.get("actor", empty), found.get("reference", empty), found.get("critic", empty))
         return [
             Judged(sample, score, *row) for sample, score, *row in zip(samples, scores, *columns, strict=True)
         ]
@@ -165,6 +160,7 @@ class Alignment:
             for rows in mini_batches(made, config.mini_batches, self._shuffle(iteration, epoch))
         ]
         steps = [await self.trainer.train(models, rows, recipe.policy, recipe.value) for rows in parts]
+        self._check_generator(steps[0])
         first = steps[0].get("actor/ratio_mean", 1.0)
         if abs(first - 1) > FIRST_RATIO:
             raise EngineFailure(
@@ -172,6 +168,9 @@ class Alignment:
                 "what is trained"
             )
         means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+        if "actor/drawn_gap" in means:
+            means["rollout_gap"] = steps[0]["actor/drawn_gap"]
+            del means["actor/drawn_gap"]
         return means | {"actor/first_ratio": first}
 
     def _shuffle(self, iteration: int, epoch: int) -> random.Random | None:

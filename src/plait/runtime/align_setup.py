@@ -210,7 +210,7 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
         model=str(actor),
         threads=rollout.threads,
         dtype=rollout.dtype,
-        exact=rollout.dtype == "float32",
+        exact=rollout.exact,
         kv_tokens=slots,
         manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),
         fleet=replace(FleetConfig(), instances=rollout.instances),

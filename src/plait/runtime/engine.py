@@ -209,6 +209,8 @@ class Engine:
         if not 0 <= min(ask.prompt) <= max(ask.prompt) < vocab:
             raise UserError(f"the prompt has a token id outside 0..{vocab - 1}", "prompt")
         check_sampling(ask.sampling, vocab)
+        if ask.whole and ask.sampling.stop:
+            raise UserError("stop strings are searched in text, and an answer in one piece has none", "stop")
         total = len(ask.prompt) + ask.sampling.max_tokens
         if total > self.card.max_model_len:
             raise TooLong(

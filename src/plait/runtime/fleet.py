@@ -209,7 +209,7 @@ class WorkerFleet:
             EngineFailure: a worker cannot use them, or does not answer.
         """
         assert not self._steps, "weights are loaded between steps"
-        self._model = replace(self._model, folder=folder)
+        before, self._model = self._model, replace(self._model, folder=folder)
         up = [member for member in self.members.values() if member.up]
         epochs = {member.instance: member.epoch for member in up}
         for member in up:
@@ -224,6 +224,7 @@ class WorkerFleet:
                     await asyncio.wait_for(self._load_news.wait(), 1.0)
             for said in member.loaded.values():
                 if isinstance(said, LoadFault):
+                    self._model = before
                     raise EngineFailure(f"instance {member.instance}: weights {version}: {said.reason}")
 
     def _tell(self, member: Member, message: Message) -> None:

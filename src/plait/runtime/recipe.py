@@ -84,7 +84,10 @@ class RolloutRecipe:
     kv_tokens: int | None = None
     """KV slots of each instance; None: what the largest possible batch needs."""
     dtype: str = "float32"
-    """Of the generator's weights: float32 (the trainer's, in exact mode) or bfloat16."""
+    """Of the generator's weights: float32, the trainer's, or bfloat16."""
+    exact: bool = True
+    """What a sample draws does not depend on what else is drawn at the time, so that fused and serial runs
+    are the same to the bit; only in float32. False: decoding is faster."""
     tail: InterStageConfig = field(default_factory=InterStageConfig)
     """When generation and scoring overlap; needs two instances or more."""
     ignore_eos: bool = False
@@ -168,6 +171,8 @@ class Recipe:
                 f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "
                 "could score: raise rollout.instances, lower tail.kept, or leave tail out"
             )
+        if self.rollout.exact and self.rollout.dtype != "float32":
+            raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
         if self.samples % self.train.mini_batches:
             raise UserError(
                 f"{self.samples} samples do not divide into {self.train.mini_batches} mini-batches: change "
@@ -183,6 +188,12 @@ class Recipe:
     def has_critic(self) -> bool:
         """Advantages come from one."""
         return self.experience.estimator is Estimator.GAE
+
+    @property
+    def reads_actor(self) -> bool:
+        """Log-probabilities are needed before the one step that computes them anyway."""
+        steps = self.train.epochs * self.train.mini_batches
+        return steps > 1 or self.kl.coefficient > 0 or self.experience.mismatch is not None
 
     @property
     def has_reference(self) -> bool:

@@ -48,7 +48,7 @@ class Rollouts:
         first = self.engine.next_request
         self.engine.driver.post(Rollout(tuple(range(first, first + count)), self.trainer.micro_batch))
         streams = [
-            self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id)))
+            self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id), whole=True))
             for id in range(count)
         ]
         loop = asyncio.get_running_loop()

@@ -94,6 +94,8 @@ class Trainer:
 
     async def read(self, models: Sequence[str], samples: Sequence[Sample]) -> dict[str, Rows]:
         """What models say of samples, in their order."""
+        if not models:
+            return {}
         rows = tuple(tuple(row) for row in batched(samples, self.micro_batch))
         problem = self._problem(models, len(rows), train=False)
         wants = tuple(WANTS[name] for name in models)

@@ -68,7 +68,6 @@ def load(folder: Path, head: Head, seed: int) -> nn.Module:
             module, report = auto.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,

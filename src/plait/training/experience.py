@@ -78,7 +78,8 @@ class Judged:
     sample: Sample
     score: float
     """Of the reward model or function, as it was given."""
-    old: tuple[float, ...]
+    old: tuple[float, ...] = ()
+    """The Actor's log-probabilities; (): what the first step finds."""
     reference: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
 
@@ -102,7 +103,11 @@ def experiences(
     finished_B = torch.tensor([each.sample.finished for each in judged])
     scores_B = final_scores(raw_B, mask_BR.sum(1), finished_B, config.score)
     old_BR = _rows([each.old for each in judged], mask_BR)
-    reference_BR = _rows([each.reference for each in judged], mask_BR) if judged[0].reference else old_BR
+    reference_BR = (
+        _rows([each.reference for each in judged], mask_BR)
+        if judged[0].reference and judged[0].old
+        else old_BR
+    )
     values_BR = _rows([each.values for each in judged], mask_BR)
     kl_BR = kl_penalty(old_BR, reference_BR, config.kl)
     rewards_BR = token_rewards(scores_B, kl_BR, mask_BR, kl_coefficient)
@@ -162,7 +167,7 @@ def _compared(
     judged: Sequence[Judged], old_BR: Tensor, mask_BR: Tensor, config: ExperienceConfig
 ) -> tuple[Tensor | None, dict[str, float]]:
     """Weights, and how far generator and trainer are apart."""
-    if not all(each.sample.logprobs for each in judged):
+    if not all(each.sample.logprobs and each.old for each in judged):
         return None, {}
     drawn_BR = _rows([each.sample.logprobs for each in judged], mask_BR)
     apart = gap(old_BR, drawn_BR, mask_BR)

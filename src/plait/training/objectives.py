@@ -47,13 +47,15 @@ class PolicyBatch:
     """A micro-batch of the Actor."""
 
     padded: Padded
-    old_BR: Tensor
-    """Log-probabilities before the first step on this batch."""
+    old_BR: Tensor | None
+    """Log-probabilities before the first step on this batch; None: this is that step."""
     advantages_BR: Tensor
     reference_BR: Tensor | None = None
     """Log-probabilities of the reference; needed where the loss has a divergence."""
     weights_BR: Tensor | None = None
     """For tokens that another program drew; None: 1."""
+    drawn_BR: Tensor | None = None
+    """Log-probabilities that the generator gave."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Policy:
         self.losses: dict[int, float] = {}
         self.health: dict[int, tuple[int, PolicyHealth]] = {}
         """Tokens and figures of each micro-batch."""
+        self.gaps: dict[int, float] = {}
+        """Largest difference of a token's log-probability from the generator's, in nats."""
 
     def micro_batch(self, number: int) -> Padded:
         """See `Feed`."""
@@ -92,8 +96,12 @@ class Policy:
         padded, mask_BR = batch.padded, batch.padded.mask_BR
         logits_BRV = picked(logits_BLV, padded.before_BR)
         logprobs_BR = token_logprobs(logits_BRV, padded.responses_BR, config.temperature)
+        old_BR = logprobs_BR.detach() if batch.old_BR is None else batch.old_BR
+        if batch.drawn_BR is not None:
+            apart_BR = (logprobs_BR.detach() - batch.drawn_BR).where(mask_BR, 0)
+            self.gaps[number] = apart_BR.abs().max().item()
         loss_BR = policy_loss(
-            logprobs_BR, batch.old_BR, batch.advantages_BR, mask_BR, config.loss, batch.weights_BR
+            logprobs_BR, old_BR, batch.advantages_BR, mask_BR, config.loss, batch.weights_BR
         )
         if config.kl_coefficient:
             assert batch.reference_BR is not None, "a divergence in the loss needs a reference"
@@ -106,7 +114,7 @@ class Policy:
         loss = aggregate(loss_BR, mask_BR, self.whole, config.aggregate)
         figures = policy_health(
             logprobs_BR.detach(),
-            batch.old_BR,
+            old_BR,
             batch.advantages_BR,
             mask_BR,
             config.loss,

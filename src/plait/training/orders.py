@@ -101,7 +101,7 @@ class Experience:
 
     sample: Sample
     old: tuple[float, ...]
-    """The Actor's log-probabilities before this iteration's first step."""
+    """The Actor's log-probabilities before this iteration's first step; (): this is that step."""
     advantages: tuple[float, ...]
     reference: tuple[float, ...] = ()
     """The reference's log-probabilities, where the loss needs them."""

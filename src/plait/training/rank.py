@@ -224,8 +224,12 @@ def _policy_batch(row: Sequence[Experience], padded: Padded) -> PolicyBatch:
     mask_BR = padded.mask_BR
     reference = _stacked([each.reference for each in row], mask_BR) if row[0].reference else None
     weights = _stacked([each.weights for each in row], mask_BR) if row[0].weights else None
-    old_BR = _stacked([each.old for each in row], mask_BR)
-    return PolicyBatch(padded, old_BR, _stacked([e.advantages for e in row], mask_BR), reference, weights)
+    old = _stacked([each.old for each in row], mask_BR) if row[0].old else None
+    drawn = None
+    if all(each.sample.logprobs for each in row):
+        drawn = _stacked([each.sample.logprobs for each in row], mask_BR)
+    advantages_BR = _stacked([each.advantages for each in row], mask_BR)
+    return PolicyBatch(padded, old, advantages_BR, reference, weights, drawn)
 
 
 def _value_batch(row: Sequence[Experience], padded: Padded) -> ValueBatch:
@@ -240,4 +244,6 @@ def _figures(feed: Policy | Values) -> dict[str, float]:
     for count, health in feed.health.values():
         for key, value in asdict(health).items():
             found[key] = found.get(key, 0.0) + value * count / tokens
+    if isinstance(feed, Policy) and feed.gaps:
+        found["drawn_gap"] = max(feed.gaps.values())
     return found
