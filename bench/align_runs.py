@@ -24,8 +24,8 @@ from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
 from plait.training.orders import OptimiserConfig
 
-START_STEPS, SEEDS, ITERATIONS, SAME = 800, 5, 30, 20
-QUICK_START, QUICK_SEEDS, QUICK_ITERATIONS, QUICK_SAME = 300, 1, 6, 3
+START_STEPS, SEEDS, ITERATIONS, SAME = 250, 5, 30, 20
+QUICK_START, QUICK_SEEDS, QUICK_ITERATIONS, QUICK_SAME = 60, 1, 4, 3
 Curve = list[Mapping[str, float]]
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alignment.contest import Contest, prepare
@@ -76,19 +76,25 @@ def pace(runs: Sequence[Run], samples: int) -> float:
     return samples / statistics.median(second for each in runs for second in each.seconds)
 
 
+def _spread(runs: Sequence[Run], samples: int) -> tuple[float, float]:
+    """The slowest and the fastest seed's."""
+    paces = [pace([each], samples) for each in runs]
+    return min(paces), max(paces)
+
+
 def contest(algorithm: str, told: Contest, seeds: int) -> list[Claim]:
     """Both on one algorithm."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         prepare(root)
-        told.write(root / "contest.json")
+        replace(told, updates=QUICK_UPDATES).write(root / "contest.json")
         tried = {threads: theirs(root, 0, algorithm, threads) for threads in (1, 2)}
         threads = min(tried, key=lambda each: statistics.median(tried[each].seconds))
-        mine, trl = [], [tried[threads]]
+        told.write(root / "contest.json")
+        mine, trl = [], []
         for seed in range(seeds):
             mine.append(ours(root, seed, algorithm))
-            if seed:
-                trl.append(theirs(root, seed, algorithm, threads))
+            trl.append(theirs(root, seed, algorithm, threads))
     samples = told.prompts * told.samples
     ratio = pace(mine, samples) / pace(trl, samples)
     name = algorithm.upper()
@@ -96,7 +102,8 @@ def contest(algorithm: str, told: Contest, seeds: int) -> list[Claim]:
     rise = statistics.mean(each.last - each.scores[0] for each in mine)
     parts = [
         at_least(f"{name}: samples/s over TRL's ({threads} threads)", ratio, BAR),
-        reported(f"{name}: samples/s of ours", pace(mine, samples), (0.0, 0.0)),
+        reported(f"{name}: samples/s of ours", pace(mine, samples), _spread(mine, samples)),
+        reported(f"{name}: samples/s of TRL", pace(trl, samples), _spread(trl, samples)),
         reported(f"{name}: rise of our mean reward", rise, (rise, rise)),
     ]
     if seeds > 1:
@@ -110,7 +117,7 @@ def main() -> None:
     options = arguments(__doc__)
     parts: list[Claim] = []
     for algorithm, told in CONTESTS.items():
-        shorter = Contest(told.prompts, told.samples, told.tokens, QUICK_UPDATES)
+        shorter = replace(told, updates=QUICK_UPDATES)
         parts += contest(algorithm, shorter if options.quick else told, 1 if options.quick else SEEDS)
     finish("rlhf_peers", together("PPO and GRPO are faster than TRL's and learn alike", parts), options)
 

@@ -29,7 +29,7 @@ class Contest:
     """Of each prompt."""
     tokens: int = 128
     """Of every response: ends are ignored."""
-    updates: int = 15
+    updates: int = 10
     lr: float = 1e-3
     kl: float = 0.05
     """Weight of the divergence in PPO's reward."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adder import write
 
-STEPS = 800
+STEPS = 250
 """Supervised; about a third of the sums are right then."""
 
 if __name__ == "__main__":
