@@ -12,10 +12,12 @@ from plait.runtime import align_setup
 from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
 from plait.runtime.prompts import Prompts
 from plait.runtime.recipe import Recipe, read_recipe
+from plait.runtime.reward_model import read_pairs_recipe
 from plait.spec.errors import EngineFailure, UserError
 from plait.text.tokenizer import Tokenizer
 from tests.tiny import tiny_folder
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 REWARD = """
 def vowels(prompts, completions, **_):
     return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
@@ -184,3 +186,35 @@ def test_a_reward_model_scores_and_starts_the_critic(workplace, tmp_path):
     (row,) = align(workplace, tmp_path / "run", told)
     assert row["critic/norm"] > 0
     assert row["score"] != 0
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_killed_generator_changes_nothing(workplace, tmp_path):
+    """Its samples are drawn again elsewhere, or by the worker that takes its place with the same weights."""
+    told = recipe(workplace, rollout={"instances": 2, "max_tokens": 24})
+    wanted = align(workplace, tmp_path / "whole", told)
+
+    async def run() -> None:
+        async with open_alignment(told, workplace, tmp_path / "hurt") as alignment:
+            victim = alignment.engine.fleet.members[0]
+            steps = iter(range(1_000_000))
+            loop = asyncio.get_running_loop()
+            kills = []
+
+            def look(*_: object) -> None:
+                if next(steps) == 40:
+                    kills.append(loop.create_task(victim.kill()))
+
+            alignment.engine.watch(look)
+            await alignment.run()
+            assert kills
+
+    asyncio.run(run())
+    rows = [json.loads(line) for line in (tmp_path / "hurt" / "metrics.jsonl").read_text().splitlines()]
+    got = [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+    assert got == wanted
+
+
+def test_the_recipes_that_ship_can_be_read():
+    for path in sorted(RECIPES.glob("*.yaml")):
+        assert read_pairs_recipe(path) if path.name.startswith("reward") else read_recipe(path)
