@@ -50,6 +50,7 @@ def comparing(iterations: int, *, fused: bool) -> Recipe:
         actor=OptimiserConfig(lr=1e-4),
         critic=OptimiserConfig(lr=1e-3),
         fusion=Fusion.SEARCH if fused else Fusion.OFF,
+        split_backward=fused,
     )
     tail = InterStageConfig(tail_share=0.5, kept=1) if fused else InterStageConfig()
     rollout = RolloutRecipe(prompts=16, samples=1, max_tokens=8, instances=2, tail=tail)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from plait.runtime.align_setup import open_alignment
-from plait.runtime.recipe import DataRecipe, ModelsRecipe, Recipe, RolloutRecipe, TrainRecipe
+from plait.runtime.recipe import DataRecipe, Fusion, ModelsRecipe, Recipe, RolloutRecipe, TrainRecipe
 from plait.training.aggregate import AggregateConfig, Mean
 from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
@@ -23,7 +23,7 @@ def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
         told["prompts"],
         told["samples"],
         told["tokens"],
-        instances=int(sys.argv[5]) if len(sys.argv) > 5 else 2,
+        instances=2,
         ignore_eos=True,
         exact=False,
     )
@@ -37,7 +37,9 @@ def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
         iterations=told["updates"],
         seed=seed,
         rollout=rollout,
-        train=TrainRecipe(micro_batch=batch, actor=adam, critic=adam),
+        train=TrainRecipe(
+            micro_batch=batch, actor=adam, critic=adam, fusion=Fusion.SEARCH, split_backward=True
+        ),
         experience=ExperienceConfig(estimator=Estimator.GAE if ppo else Estimator.GRPO),
         policy=PolicyConfig(aggregate=AggregateConfig(mean)),
         kl=KlControlConfig(coefficient=told["kl"] if ppo else 0.0),

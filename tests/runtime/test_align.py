@@ -71,7 +71,9 @@ def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
 @pytest.mark.usefixtures("quick_workers")
 def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
     serial = align(workplace, tmp_path / "serial", recipe(workplace, train={"fusion": "off"}))
-    fused = align(workplace, tmp_path / "fused", recipe(workplace, train={"fusion": "search"}))
+    fused = align(
+        workplace, tmp_path / "fused", recipe(workplace, train={"fusion": "search", "split_backward": True})
+    )
     assert serial == fused
     assert len(serial) == 2
     assert abs(serial[0]["actor/first_ratio"] - 1) < 1e-5

@@ -11,7 +11,7 @@ from plait.model.hub import resolve
 from plait.rlhf.core import RlhfCore
 from plait.runtime.align import Alignment, State, answered, latest
 from plait.runtime.crew import Crew, CrewConfig
-from plait.runtime.engine import shape_of
+from plait.runtime.engine import Engine, shape_of
 from plait.runtime.fleet import FleetConfig
 from plait.runtime.prompts import Prompt, Prompts
 from plait.runtime.recipe import Recipe
@@ -62,9 +62,10 @@ async def open_alignment(
     )
     crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
-        await asyncio.gather(engine.start(), crew.start())
+        await _start(engine, crew)
         train = recipe.train
-        trainer = Trainer(crew, train.fusion, train.micro_batch, recipe.policy.temperature)
+        temperature = recipe.policy.temperature
+        trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
         alignment = Alignment(recipe, engine, trainer, prompts, score, out, state)
         try:
             yield alignment
@@ -72,6 +73,18 @@ async def open_alignment(
             alignment.close()
     finally:
         await asyncio.gather(engine.close(), crew.close())
+
+
+async def _start(engine: Engine, crew: Crew) -> None:
+    """Both at the same time; where one cannot, the other is not waited for."""
+    tasks = [asyncio.create_task(engine.start()), asyncio.create_task(crew.start())]
+    done, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()
 
 
 def model_folders(recipe: Recipe, here: Path) -> dict[str, Path]:

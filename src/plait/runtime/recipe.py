@@ -118,6 +118,9 @@ class TrainRecipe:
     """Iterations in which the Critic alone is trained."""
     fusion: Fusion = Fusion.GREEDY
     """How the two pipelines share the ranks."""
+    split_backward: bool = False
+    """Compute gradients of weights apart from those of activations, where a rank would wait (zero-bubble
+    schedules)."""
     recompute: bool = False
     """Keep less of each forward, and compute it again."""
     patience_s: float = 120.0

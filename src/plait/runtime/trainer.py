@@ -13,7 +13,7 @@ from pathlib import Path
 from plait.runtime.crew import Crew
 from plait.runtime.recipe import Fusion
 from plait.runtime.rows import batched
-from plait.search.pipelines.builders import one_after_another
+from plait.search.pipelines.builders import one_after_another, zero_bubble
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.rendezvous import programs
 from plait.spec.errors import EngineFailure
@@ -83,9 +83,18 @@ class Timeline:
 class Trainer:
     """See the module."""
 
-    def __init__(self, crew: Crew, fusion: Fusion, micro_batch: int, temperature: float) -> None:
-        """`crew` is started; `micro_batch` in samples."""
-        self.crew, self.fusion, self.micro_batch, self.temperature = crew, fusion, micro_batch, temperature
+    def __init__(
+        self, crew: Crew, fusion: Fusion, micro_batch: int, temperature: float, *, split: bool = False
+    ) -> None:
+        """
+        Args:
+            crew: started.
+            micro_batch: samples.
+            temperature: that they are drawn at.
+            split: backwards are B and W.
+        """
+        self.crew, self.fusion, self.split = crew, fusion, split
+        self.micro_batch, self.temperature = micro_batch, temperature
         self.timeline = Timeline()
         self._plans = {plan.name: plan for plan in crew.config.models}
         self._times: dict[tuple[str, int, Kind], float] = {}
@@ -169,7 +178,7 @@ class Trainer:
 
     def _schedule(self, problem: PipelineProblem) -> PipelineSchedule:
         if self.fusion is Fusion.OFF or len(problem.models) == 1:
-            return one_after_another(problem)
+            return zero_bubble(problem) if self.split else one_after_another(problem)
         return greedy(problem) if self.fusion is Fusion.GREEDY else searched(problem, SEARCH).schedule
 
     def _measured(self, models: Sequence[str]) -> bool:
@@ -179,14 +188,24 @@ class Trainer:
         pipelines = []
         for name in models:
             plan = self._plans[name]
-            forward = tuple(self._time(plan, stage, Kind.F) for stage in range(len(plan.ranks)))
-            backward = tuple(self._time(plan, stage, Kind.B) for stage in range(len(plan.ranks)))
-            pipelines.append(PipelinedModel(count, plan.ranks, forward, backward if train else (), name=name))
+            forward_s, backward_s, weight_s = (
+                tuple(self._time(plan, stage, kind) for stage in range(len(plan.ranks))) for kind in Kind
+            )
+            pipelines.append(
+                PipelinedModel(
+                    count,
+                    plan.ranks,
+                    forward_s,
+                    backward_s if train else (),
+                    weight_s if train and self.split else None,
+                    name=name,
+                )
+            )
         return PipelineProblem(self.crew.config.ranks, tuple(pipelines))
 
     def _time(self, plan: ModelPlan, stage: int, kind: Kind) -> float:
-        """Measured, or presumed: a layer is a unit, a backward two."""
-        presumed = plan.layers[stage] * (2.0 if kind is Kind.B else 1.0)
+        """Measured, or presumed: a layer is a unit, a whole backward two."""
+        presumed = plan.layers[stage] * (2.0 if kind is Kind.B and not self.split else 1.0)
         return self._times.get((plan.name, stage, kind), presumed)
 
     def _learn(self, models: Sequence[str], replies: Sequence[Reply]) -> None:
