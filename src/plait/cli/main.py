@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from plait import __version__
+from plait.cli.align import align
 from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.demo import demo
@@ -15,6 +16,7 @@ from plait.cli.profile import profile
 from plait.cli.pull import pull
 from plait.cli.quantize import quantize
 from plait.cli.replay import replay
+from plait.cli.reward import reward
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
 from plait.spec.errors import PlaitError, UserError
@@ -40,6 +42,8 @@ def root(
 
 
 app.command()(serve)
+app.command()(align)
+app.command()(reward)
 app.command()(pull)
 app.command()(quantize)
 app.command()(chat)

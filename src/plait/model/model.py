@@ -1,7 +1,7 @@
 """`Model`: one transformers module with our KV pool, attention and linear layers."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +35,13 @@ class Model:
     in the same order. A stage that is not the last one gives its activations where others give logits.
     """
 
-    def __init__(self, config: ModelConfig, world: World | None = None) -> None:
+    def __init__(self, config: ModelConfig, world: World | None = None, pool: KvPool | None = None) -> None:
         """Load, install our parts and check the result against transformers' own forward.
 
         Args:
             world: the processes of `config.rank`; None where there is one.
+            pool: that of a model of the same shape that this one takes the place of, with nothing of use
+                in it; None: a new one.
 
         Raises:
             UserError: an option or the folder cannot be used; the message says what to change.
@@ -59,7 +61,7 @@ class Model:
         self.vocab = self.shape.vocab
         self.eos_ids = end_ids(folder, hf_config)
         held = share_of(self.shape, config.rank)
-        self.pool = KvPool(held, config.slots, config.page, kv_dtype, config.device)
+        self.pool = pool or KvPool(held, config.slots, config.page, kv_dtype, config.device)
         quantised: dict[str, QuantisedWeight] = {}
         if world is None:
             # Random weights are drawn where they will be: a GPU draws billions of them in a second.
@@ -145,6 +147,12 @@ class Model:
         if self.config.exact and not torch.equal(mixed_TV, pieces):
             gap = float((mixed_TV - pieces).abs().max())
             raise Unsupported(f"self-check failed: exact mode differs by {gap:.2e} between batches", "exact")
+
+    def refresh(self, weights: Mapping[str, Tensor]) -> bool:
+        """Compute with these parameters from now on; nothing of use may be in the pool. False, and nothing
+        is changed, where that needs another `Model`."""
+        on_cpu = self._tapes is None or isinstance(self._tapes, DecodeTapes)
+        return self.world is None and on_cpu and pack.repack(self.module, weights)
 
     def watch(self, stored: Callable[[int], None]) -> None:
         """From now on call `stored(layers)` as the layers of a forward store keys and values, in order; not

@@ -32,12 +32,19 @@ class PackedProduct:
     It reads a reordered copy of the weights.
     """
 
-    __slots__ = ("bias_N", "outputs", "packed", "threads")
+    __slots__ = ("bias_N", "members", "outputs", "packed", "threads")
 
     def __init__(self, members: list[nn.Module], threads: int) -> None:
         weights_NI = [_weight(member).detach() for member in members]
         self.packed, self.bias_N = ops.pack(weights_NI), _bias(members)
         self.outputs, self.threads = sum(len(weight) for weight in weights_NI), threads
+        self.members = members
+
+    def repack(self) -> None:
+        """Take what the members' parameters are now, into the same memory: tapes know its address."""
+        self.packed.copy_(ops.pack([_weight(member).detach() for member in self.members]))
+        if self.bias_N is not None:
+            self.bias_N.copy_(_bias(self.members))
 
     def __call__(self, x: Tensor) -> Tensor:
         out_TN = ops.linear(x.reshape(-1, x.shape[-1]), self.packed, self.bias_N, self.outputs, self.threads)
@@ -238,6 +245,27 @@ def gather(module: nn.Module) -> int:
         product.packed = buffer[past - size : past - size + was.nbytes].view(was.dtype).view(was.shape)
         product.packed.copy_(was)
     return len(buffer)
+
+
+def repack(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Give an installed module other parameters and its products copies of them.
+
+    False, and nothing is changed, where it has other parameters than these by name, or products that cannot
+    be made anew in place: those of bf16 and quantised weights.
+    """
+    parameters = dict(module.named_parameters())
+    products = {id(p): p for part in module.modules() if hasattr(p := _product(part), "packed")}
+    plain = all(isinstance(product, PackedProduct) for product in products.values())
+    if not plain or not products or parameters.keys() != weights.keys():
+        return False
+    if any(weights[name].shape != parameter.shape for name, parameter in parameters.items()):
+        return False
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    for product in products.values():
+        product.repack()
+    return True
 
 
 def _product(part: nn.Module) -> Product | None:

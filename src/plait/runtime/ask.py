@@ -17,6 +17,9 @@ class Ask:
     """Ends with DeadlineExceeded this long after it was submitted; None: never."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    whole: bool = False
+    """The answer comes in one piece, tokens without text, for callers that read no sooner; then stop strings
+    are refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plait.runtime.stream import Stream
-from plait.spec.command import Command, End, Token, Wake
+from plait.spec.command import Command, End, Score, Token, Wake
 from plait.spec.errors import EngineFailure, PlaitError
 from plait.spec.event import (
     Aborted,
@@ -64,6 +64,13 @@ class Fleet(Protocol):
     def cancel(self, move: int) -> None:
         """Have a move answered soon; nothing happens to one that was answered."""
 
+    async def load(self, version: int, folder: str, files: dict[str, str]) -> None:
+        """Give all workers other weights, whose files have these checksums; nothing may be in flight.
+
+        Raises:
+            EngineFailure: a worker cannot use them.
+        """
+
     async def close(self) -> None:
         """Let all workers go; returns when they are gone."""
 
@@ -90,6 +97,8 @@ class Driver:
         """Why nothing can be served any more."""
         self.observers = list(observers)
         """See every call of the core, in order."""
+        self.score: Callable[[Score], None] | None = None
+        """Carries out `Score`, and posts `Scored` in the end."""
         self._clock_ns = clock_ns
         self._zero_ns = clock_ns()
         self._now_ns = 0
@@ -189,6 +198,9 @@ class Driver:
                 self.streams.pop(command.request).end(command.reason)
             case Wake():
                 self._wake(command)
+            case Score():
+                assert self.score is not None, "nobody scores"
+                self.score(command)
 
     def _opened(self, step: Step) -> list[Opened]:
         first = {row.request: row.first for row in step.rows}

@@ -1,10 +1,11 @@
 """`Engine`: a model behind one door. Fronts submit asks and read streams; they see nothing else."""
 
+import asyncio
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from plait.spec.event import Drain, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
 from plait.text.tokenizer import Tokenizer
-from plait.workload.journal import Journal, Observer
+from plait.workload.journal import Core, Journal, Observer
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,18 @@ def shape_of(folder: Path) -> ModelShape:
 class Engine:
     """Owns the core, the driver and the fleet of one model. Lives in one event loop."""
 
-    def __init__(self, config: EngineConfig, fleet: Fleet, instances: int) -> None:
-        """`fleet` is not started yet; `instances` is how many workers it has.
+    def __init__(
+        self,
+        config: EngineConfig,
+        fleet: Fleet,
+        instances: int,
+        owner: Callable[[GlobalManager], Core] | None = None,
+    ) -> None:
+        """
+        Args:
+            fleet: not started yet.
+            instances: how many workers it has.
+            owner: makes the core that owns the manager and hears of everything in its place; None: none does.
 
         Raises:
             UserError: the tokenizer cannot be read.
@@ -136,8 +147,11 @@ class Engine:
             meta = {"world": "live", "plait": __version__, "model": config.name, **config.meta}
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
-        self.driver = Driver(self.core, fleet, [self._journal.append] if self._journal else [])
-        self._salt = f"{config.folder}|0|{config.manager.page}"
+        heard = self.core if owner is None else owner(self.core)
+        self.driver = Driver(heard, fleet, [self._journal.append] if self._journal else [])
+        self.version = 0
+        """Of the weights."""
+        self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
         self._vocab = min(self.tokenizer.vocab_size, shape_of(config.folder).vocab)
         self._ids = 0
         self._prompt_tokens = 0
@@ -153,6 +167,11 @@ class Engine:
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def next_request(self) -> int:
+        """Id of the request that the next ask becomes; later ones count on."""
+        return self._ids + 1
 
     def submit(self, ask: Ask) -> Stream:
         """Begin to continue a prompt.
@@ -190,6 +209,8 @@ class Engine:
         if not 0 <= min(ask.prompt) <= max(ask.prompt) < vocab:
             raise UserError(f"the prompt has a token id outside 0..{vocab - 1}", "prompt")
         check_sampling(ask.sampling, vocab)
+        if ask.whole and ask.sampling.stop:
+            raise UserError("stop strings are searched in text, and an answer in one piece has none", "stop")
         total = len(ask.prompt) + ask.sampling.max_tokens
         if total > self.card.max_model_len:
             raise TooLong(
@@ -257,6 +278,38 @@ class Engine:
         if not any(each.prefills for each in roles) or not any(each.decodes for each in roles):
             raise UserError(f"without instance {instance} as it is, nobody is left for a phase", "role")
         self.driver.post(Reassign(instance, role))
+
+    async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
+        """Continue with other weights of the same model: no cached KV of the old ones is used any more.
+
+        Args:
+            files: checksum of the weights in each of the folder's files.
+
+        Raises:
+            UserError: requests are still open.
+            EngineFailure: a worker cannot use them.
+        """
+        if self.driver.streams:
+            raise UserError("weights are loaded between requests: wait until all have ended")
+        await self._quiet()
+        await self.fleet.load(version, str(folder), dict(files))
+        self.version = version
+        self._salt = f"{self.config.folder}|{version}|{self.config.manager.page}"
+
+    async def _quiet(self) -> None:
+        """Void steps may be in flight after the last request has ended."""
+        quiet = asyncio.Event()
+
+        def look(*_: Any) -> None:
+            if self.core.quiet:
+                quiet.set()
+
+        self.driver.observers.append(look)
+        try:
+            look()
+            await quiet.wait()
+        finally:
+            self.driver.observers.remove(look)
 
     def drain(self) -> None:
         """Take no new requests; those that were accepted go on."""

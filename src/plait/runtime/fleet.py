@@ -36,6 +36,9 @@ from plait.worker.wire import (
     Answer,
     Fault,
     Hello,
+    Load,
+    Loaded,
+    LoadFault,
     Message,
     Order,
     Pulled,
@@ -105,6 +108,8 @@ class Member:
     refusal: str | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """It is up for the first time, or given up."""
+    loaded: dict[bytes, Loaded | LoadFault] = field(default_factory=dict)
+    """What its processes said of the last weights."""
 
     @property
     def pid(self) -> int | None:
@@ -146,6 +151,7 @@ class WorkerFleet:
         self._transfers = Transfers(self._send)
         self._steps: dict[int, Gather] = {}
         """Steps that were sent, and not answered by all members."""
+        self._load_news = asyncio.Event()
 
     @property
     def _closing(self) -> bool:
@@ -191,6 +197,35 @@ class WorkerFleet:
     def cancel(self, move: int) -> None:
         """See `Fleet`."""
         self._transfers.cancel(move)
+
+    async def load(self, version: int, folder: str, files: dict[str, str]) -> None:
+        """Give all workers other weights; returns when all have them. Nothing may be in flight. Workers that
+        are started later begin with them.
+
+        Args:
+            files: checksum of the weights in each file, as they were in the memory of who wrote them.
+
+        Raises:
+            EngineFailure: a worker cannot use them, or does not answer.
+        """
+        assert not self._steps, "weights are loaded between steps"
+        before, self._model = self._model, replace(self._model, folder=folder)
+        up = [member for member in self.members.values() if member.up]
+        epochs = {member.instance: member.epoch for member in up}
+        for member in up:
+            member.loaded.clear()
+            self._tell(member, Load(version, folder, files))
+        for member in up:
+            while member.up and member.epoch == epochs[member.instance]:
+                if len(member.loaded) == len(member.parts):
+                    break
+                self._load_news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._load_news.wait(), 1.0)
+            for said in member.loaded.values():
+                if isinstance(said, LoadFault):
+                    self._model = before
+                    raise EngineFailure(f"instance {member.instance}: weights {version}: {said.reason}")
 
     def _tell(self, member: Member, message: Message) -> None:
         for part in member.parts:
@@ -334,6 +369,9 @@ class WorkerFleet:
                     self._answer()
             case Pulled() | PullFault():
                 self._moved(instance, identity, message)
+            case Loaded() | LoadFault():
+                member.loaded[identity] = message
+                self._load_news.set()
             case Fault():
                 if (gather := self._steps.get(message.step)) is not None:
                     gather.failed(instance, message.reason)

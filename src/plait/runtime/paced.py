@@ -65,6 +65,10 @@ class PacedFleet:
             self._moves.cancel(move)
         self.inner.cancel(move)
 
+    async def load(self, version: int, folder: str, files: dict[str, str]) -> None:
+        """See `Fleet`; it is not paced."""
+        await self.inner.load(version, folder, files)
+
     async def close(self) -> None:
         """See `Fleet`."""
         for timer, _ in self._late.values():

@@ -1,6 +1,7 @@
 """`open_engine`: from a few choices to an engine that is ready to start."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from plait.runtime.launch import Launcher, LocalLauncher
 from plait.runtime.paced import PacedFleet
 from plait.runtime.room import free_slots, stored_shape
 from plait.serving.elasticity import ElasticConfig
-from plait.serving.manager import ManagerConfig
+from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Network
 from plait.spec.cluster import Instance, Link, Placement, Role
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import ModelShape
+from plait.workload.journal import Core
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class ServeConfig:
     """Stages, in instances that the placement does not name."""
 
 
-def open_engine(config: ServeConfig) -> Engine:
-    """Put an engine together; nothing runs before its `start`.
+def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | None = None) -> Engine:
+    """Put an engine together; nothing runs before its `start`. `owner`: see `Engine`.
 
     Raises:
         UserError: an option or the model cannot be used; the message names the next step.
@@ -109,7 +111,7 @@ def open_engine(config: ServeConfig) -> Engine:
         journal=config.journal,
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )
-    return Engine(engine, fleet, instances)
+    return Engine(engine, fleet, instances, owner)
 
 
 def _check_placement(placement: Placement, instances: int) -> None:

@@ -65,6 +65,8 @@ class Stream:
         """Prompt positions whose log-probabilities are known; the first token has none."""
         self._stop_reason: int | str | None = None
         self._closed = False
+        self._logprobs: list[TokenLogprob] = []
+        """Of an answer that comes in one piece."""
 
     @property
     def drawn(self) -> int:
@@ -99,6 +101,9 @@ class Stream:
         """Take what a step drew. Returns the number of drawn tokens at which a stop string was
         complete, or None."""
         self.tokens += draw.tokens
+        if self.ask.whole:
+            self._logprobs += draw.logprobs
+            return None
         if draw.stopped and draw.tokens[-1] in self.ask.sampling.stop_token_ids:
             self._stop_reason = draw.tokens[-1]
         text, found, used = "", None, 0
@@ -124,6 +129,10 @@ class Stream:
         if reason in _RAISED:
             kind, message = _RAISED[reason]
             self._pieces.put_nowait(kind(message))
+            return
+        if self.ask.whole:
+            drawn = tuple(self.tokens[self.prompt_tokens :])
+            self._pieces.put_nowait(Piece(tokens=drawn, logprobs=tuple(self._logprobs), finish=reason))
             return
         text = ""
         if not isinstance(self._stop_reason, str):

@@ -80,6 +80,19 @@ class Handover:
             self._seats[live.instance].held_slots += live.least
             insort(self.waiting, live, key=_rank)
 
+    def send_off(self, seat: Seat, live: Live) -> None:
+        """A request that decodes on an instance is to go on elsewhere, once its steps in flight are
+        answered; where these draw all that it may draw, it ends there."""
+        if live.undrawn <= 0:
+            return
+        self._batcher.idle(seat, live)
+        seat.promised -= live.most
+        live.least = self._ledger.whole(max(live.known, live.planned))
+        live.passing, live.step = True, max(live.step, 0)  # a request is offered with no step in flight
+        seat.promised += live.least
+        if not live.flying:
+            self.offer(live)
+
     def withdraw(self, live: Live) -> None:
         """A request does not wait to be pulled any more."""
         if live.held:

@@ -25,7 +25,7 @@ from plait.serving.ledger import KvLedger
 from plait.serving.live import Counts, Flight, Live, Seat, Transfer
 from plait.serving.roster import Roster
 from plait.serving.router import Router
-from plait.spec.cluster import Placement
+from plait.spec.cluster import Placement, Role
 from plait.spec.command import Command, End, Token, Wake
 from plait.spec.event import (
     Aborted,
@@ -168,7 +168,7 @@ class GlobalManager:
                 self._settle(flight.seats[0], live)
             elif flight.prompts and live.master < 0:
                 self.elasticity.computed(live, bool(drawn), self._now_ns)
-            elif live.passing and drawn:
+            elif live.passing and drawn and not live.flying:
                 self.handover.offer(live)
         if given:
             self._out.append(Token(event.step, tuple(given)))
@@ -245,8 +245,12 @@ class GlobalManager:
         seat = self.roster.reassign(event.instance, event.role)
         if seat is not None:
             for live in tuple(seat.prefilling.values()):
-                if not live.opened:  # nothing is computed, so nothing is lost
+                # Where nothing is computed, nothing is lost.
+                if not live.opened or event.role is Role.LENT:
                     self.batcher.send_back(seat, live)
+            if event.role is Role.LENT:
+                for live in tuple(seat.decoding.values()):
+                    self.handover.send_off(seat, live)
         elif event.instance in self.seats:
             self.handover.stay(self.seats[event.instance])
 

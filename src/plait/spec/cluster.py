@@ -5,23 +5,25 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """Which phases an instance takes. What it has begun it finishes, whatever its role becomes."""
+    """Which phases an instance takes. What it has begun it finishes, whatever its role becomes (but LENT)."""
 
     MIXED = "mixed"
     PREFILL = "prefill"
     DECODE = "decode"
     ELASTIC = "elastic"
     """Both, in groups that are formed anew for every step."""
+    LENT = "lent"
+    """None: it works for others. What it has begun goes on elsewhere."""
 
     @property
     def prefills(self) -> bool:
         """It takes prompts."""
-        return self is not Role.DECODE
+        return self not in (Role.DECODE, Role.LENT)
 
     @property
     def decodes(self) -> bool:
         """It takes requests whose prompt is computed."""
-        return self is not Role.PREFILL
+        return self not in (Role.PREFILL, Role.LENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,4 +32,11 @@ class End:
     """Drawn tokens that belong to the answer."""
 
 
-Command = Step | Move | Cancel | Wake | Token | End
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Have every model read the samples of these batches, on the devices of instances that are lent."""
+
+    batches: tuple[int, ...]
+
+
+Command = Step | Move | Cancel | Wake | Token | End | Score

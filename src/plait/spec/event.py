@@ -1,7 +1,7 @@
 """Events: the only way facts enter a core.
 
-Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign and Drain come from outside; the others answer a
-command.
+Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Rollout and Drain come from outside; the others
+answer a command.
 """
 
 from dataclasses import dataclass
@@ -102,6 +102,23 @@ class Reassign:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """These requests, which arrive after this, are the samples of an iteration."""
+
+    requests: tuple[int, ...]
+    """By sample."""
+    batch: int
+    """Samples that are scored together, in their order: the last batch may have fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """All models have said what they have to say of these batches of samples."""
+
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Take no new requests; finish those that were accepted."""
 
@@ -118,7 +135,10 @@ Event = (
     | WorkerUp
     | WorkerLost
     | Reassign
+    | Rollout
+    | Scored
     | Drain
 )
-EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Drain)
-"""Events that no command causes: the input of a simulation."""
+EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Rollout, Scored, Drain)
+"""Events that no command causes, and `Scored`, since nobody scores in the virtual world: the input of a
+simulation."""

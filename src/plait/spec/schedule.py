@@ -51,7 +51,8 @@ class PipelinedModel:
     forward_s: tuple[float, ...]
     """Of one micro-batch at each stage."""
     backward_s: tuple[float, ...]
-    """The same of the backward; with `weight_s`, of the inputs' part alone."""
+    """The same of the backward; with `weight_s`, of the inputs' part alone. (): it is not trained, and its
+    micro-batches go through forwards alone."""
     weight_s: tuple[float, ...] | None = None
     """Of the weights' part of the backward, which may then run later; None: it is part of B."""
     kept_bytes: tuple[float, ...] = ()
@@ -63,11 +64,14 @@ class PipelinedModel:
     def __post_init__(self) -> None:
         if not self.kept_bytes:
             object.__setattr__(self, "kept_bytes", (0.0,) * len(self.ranks))
-        columns = (self.forward_s, self.backward_s, self.kept_bytes, self.weight_s or self.forward_s)
+        backward_s, weight_s = self.backward_s or self.forward_s, self.weight_s or self.forward_s
+        columns = (self.forward_s, backward_s, self.kept_bytes, weight_s)
         if not self.ranks or any(len(column) != len(self.ranks) for column in columns):
             raise UserError(f"pipeline {self.name or '?'}: give one time and size for each of its stages")
         if self.micro_batches < 1:
             raise UserError(f"pipeline {self.name or '?'}: at least one micro-batch is needed")
+        if self.weight_s and not self.backward_s:
+            raise UserError(f"pipeline {self.name or '?'}: weight_s needs backward_s")
         timed = (*self.forward_s, *self.backward_s, *(self.weight_s or ()))
         if not all(0 < time < inf for time in timed):
             raise UserError(f"pipeline {self.name or '?'}: times of stages must be above 0 s and finite")
@@ -87,6 +91,8 @@ class PipelinedModel:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of actions that it consists of."""
+        if not self.backward_s:
+            return (Kind.F,)
         return (Kind.F, Kind.B) if self.weight_s is None else (Kind.F, Kind.B, Kind.W)
 
     def seconds(self, kind: Kind, stage: int) -> float:
@@ -137,3 +143,26 @@ class PipelineSchedule:
     """For every rank its actions in the order in which it runs them."""
 
     rows: tuple[tuple[Action, ...], ...]
+
+
+class Verb(Enum):
+    """What a rank does at one place of its program."""
+
+    RUN = "runs"
+    SEND = "sends"
+    RECEIVE = "receives"
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One place of a rank's program."""
+
+    verb: Verb
+    action: Action
+    """What is run, or whose result is passed on."""
+    peer: int = -1
+    """The other rank of a message."""
+
+
+Program = tuple[Deed, ...]
+"""What a rank does, messages included, in an order that is safe on any transport."""

@@ -33,6 +33,13 @@ def gsm8k(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[s
     ]
 
 
+def exact(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+    """1 where a completion, without spaces around it, is what the column `answer` says; 0 where not."""
+    return [
+        float(_text(c).strip() == str(truth).strip()) for c, truth in zip(completions, answer, strict=True)
+    ]
+
+
 def _right(completion: str, truth: str) -> bool:
     wanted = final_answer(truth)
     if wanted is None:

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from plait.spec.errors import NotFound, UserError
-from plait.training.answers import gsm8k
+from plait.training.answers import exact, gsm8k
 
-SHIPPED: Mapping[str, Callable[..., Any]] = {"gsm8k": gsm8k}
+SHIPPED: Mapping[str, Callable[..., Any]] = {"exact": exact, "gsm8k": gsm8k}
 """Functions that a recipe names without a file."""
 TRL = frozenset({"prompts", "completions"})
 VERL = frozenset({"solution_str", "ground_truth"})

@@ -12,7 +12,7 @@ import zmq
 
 from plait.worker.config import WorkerConfig
 from plait.worker.fabric import Fabric
-from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Drop, Message, Order, Pull, Quit
+from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Drop, Load, Message, Order, Pull, Quit
 
 
 class Line:
@@ -26,7 +26,7 @@ class Line:
     """
 
     def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
-        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[Order | Load | None] = queue.SimpleQueue()
         """Orders in the order of their ids; None: there will be no more."""
         self.fabric: Fabric | None = None
         """Takes moves; set before the driver is told that the worker is ready."""
@@ -97,7 +97,7 @@ class Line:
         with contextlib.suppress(zmq.Again):
             while True:
                 message = self._codec.decode(socket.recv(zmq.NOBLOCK))
-                if isinstance(message, Order):
+                if isinstance(message, Order | Load):
                     self.orders.put(message)
                 elif isinstance(message, Pull):
                     assert self.fabric is not None, "a move came before the worker was ready"

@@ -7,12 +7,15 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from plait.kernels.choice import choose
 from plait.model.model import Model
 from plait.model.pool import KvPool
+from plait.model.weights_file import verified
 from plait.model.world import World, WorldError
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
@@ -22,7 +25,7 @@ from plait.worker.layout import Interval, Shard
 from plait.worker.line import Line
 from plait.worker.member import MemberExecutor
 from plait.worker.progress import Progress
-from plait.worker.wire import Answer, Fault, Hello, Order, Refusal
+from plait.worker.wire import Answer, Fault, Hello, Load, Loaded, LoadFault, Order, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ def serve(config: WorkerConfig) -> int:
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     try:
         while (order := line.orders.get()) is not None:
+            if isinstance(order, Load):
+                line.send(_load(order, executor, progress))
+                continue
             progress.begin(order.step.id)
             answer = _carry_out(executor, order)
             progress.end(order.step.id, failed=isinstance(answer, Fault))
@@ -83,6 +89,26 @@ def serve(config: WorkerConfig) -> int:
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _load(order: Load, executor: Executor, progress: Progress) -> Loaded | LoadFault:
+    """Take other weights into the place of those that are there."""
+    old = executor.model
+    torch.set_num_threads(old.config.threads)
+    try:
+        if old.refresh(verified(Path(order.folder), order.files)):
+            return Loaded(order.version)
+        executor.model = Model(replace(old.config, folder=order.folder), old.world, old.pool)
+    except (PlaitError, OSError) as error:
+        return LoadFault(order.version, str(error))
+    finally:
+        torch.set_num_threads(old.threads_of_torch)
+    executor.model.watch(progress.stored)
+    del old
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    return Loaded(order.version)
 
 
 def _meet(config: WorkerConfig) -> World | None:

@@ -70,6 +70,17 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Driver to worker, which has no open rows: take the weights of another version."""
+
+    version: int
+    folder: str
+    """config.json and weights."""
+    files: dict[str, str]
+    """File of weights -> checksum of what whoever wrote it had in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Driver to worker: finish what you have and leave."""
 
@@ -137,11 +148,41 @@ class PullFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """Worker to driver: from now on it computes with these weights."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFault:
+    """Worker to driver: these weights cannot be used, and why. It keeps those it had."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """Worker to driver: still alive."""
 
 
-Message = Order | Pull | Drop | Quit | Hello | Refusal | Answer | Fault | Pulled | PullFault | Beat
+Message = (
+    Order
+    | Pull
+    | Drop
+    | Load
+    | Quit
+    | Hello
+    | Refusal
+    | Answer
+    | Fault
+    | Pulled
+    | PullFault
+    | Loaded
+    | LoadFault
+    | Beat
+)
 
 
 class Codec:

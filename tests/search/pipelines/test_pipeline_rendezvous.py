@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from plait.search.pipelines.arrangement import Dice
 from plait.search.pipelines.builders import one_f_one_b
 from plait.search.pipelines.fuse import even
-from plait.search.pipelines.rendezvous import Deed, Verb, deadlock, just_in_time, programs
-from plait.spec.schedule import Action, Kind, PipelinedModel, PipelineProblem
+from plait.search.pipelines.rendezvous import deadlock, just_in_time, programs
+from plait.spec.schedule import Action, Deed, Kind, PipelinedModel, PipelineProblem, Verb
 from tests.scale import scaled, seed
 from tests.search.pipelines.cases import problems, random_schedule
 

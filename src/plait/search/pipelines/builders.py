@@ -101,6 +101,8 @@ def _gpipe_row(pipeline: PipelinedModel, stage: int) -> Sequence[Kind]:
 def _one_f_one_b_row(pipeline: PipelinedModel, stage: int, delay: int) -> Sequence[Kind]:
     """A stage's row; its W come so many micro-batches after their B."""
     count = pipeline.micro_batches
+    if pipeline.kinds == (Kind.F,):
+        return [Kind.F] * count
     ahead = min(pipeline.stages - stage - 1, count)
     row = [Kind.F] * ahead
     split = pipeline.weight_s is not None

@@ -7,34 +7,11 @@ nothing meanwhile. That is the strictest a transport can be, so what passes here
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from heapq import heappop, heappush
 
 from plait.search.pipelines.tasks import tasks_of
 from plait.search.pipelines.timing import measure
-from plait.spec.schedule import Action, PipelineProblem, PipelineSchedule
-
-
-class Verb(Enum):
-    """What a rank does at one place of its program."""
-
-    RUN = "runs"
-    SEND = "sends"
-    RECEIVE = "receives"
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """One place of a rank's program."""
-
-    verb: Verb
-    action: Action
-    """What is run, or whose result is passed on."""
-    peer: int = -1
-    """The other rank of a message."""
-
-
-Program = tuple[Deed, ...]
+from plait.spec.schedule import Action, Deed, PipelineProblem, PipelineSchedule, Program, Verb
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,241 @@
+"""`Alignment`: PPO, GRPO and their relatives, iteration by iteration, on an engine and a trainer.
+
+    prompts --> engine draws --> models read, rewards --> advantages --> trainer --> new weights --> engine
+
+Samples are ordered by id, never by when they end; every draw follows from (seed, iteration, sample). So equal
+recipes give equal weights, whatever the schedule, and a run that is resumed goes on as if it had not stopped.
+"""
+
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.runtime.engine import Engine
+from plait.runtime.prompts import Prompt, Prompts
+from plait.runtime.recipe import Recipe
+from plait.runtime.rollouts import Rollouts
+from plait.runtime.trainer import Trainer
+from plait.spec.errors import EngineFailure, UserError
+from plait.text.tokenizer import Tokenizer
+from plait.training.batch import Sample
+from plait.training.experience import Judged, experiences
+from plait.training.kl_control import next_coefficient
+from plait.training.orders import Experience, Rows
+from plait.training.reward_function import Answered, Score
+
+GENERATOR_GAP = 0.01
+"""Nats that a token's log-probability may differ between generator and trainer, both in float32."""
+FIRST_RATIO = 1e-3
+"""How far the mean ratio may be from 1 before the first step on a batch."""
+Progress = Callable[[int, Mapping[str, float]], None]
+"""Called after each iteration with its number and figures."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds besides weights and moments."""
+
+    iteration: int
+    """The next one."""
+    kl_coefficient: float
+
+
+class Alignment:
+    """See the module. All parts are started."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        trainer: Trainer,
+        prompts: Prompts,
+        score: Score | None,
+        out: Path,
+        state: State | None = None,
+    ) -> None:
+        """
+        Args:
+            score: the reward function; None: the reward model scores.
+            out: folder of metrics, checkpoints and the aligned model.
+            state: of the checkpoint that the trainer was resumed from.
+        """
+        self.recipe, self.engine, self.trainer, self.prompts = recipe, engine, trainer, prompts
+        self.score, self.out = score, out
+        self.state = state or State(0, recipe.kl.coefficient)
+        models = ["actor"] * recipe.reads_actor
+        models += ["reference"] * recipe.has_reference + ["critic"] * recipe.has_critic
+        models += ["reward"] * (score is None)
+        self._rollouts = Rollouts(engine, trainer, recipe, models)
+        shared = Path("/dev/shm")
+        self._exports = tempfile.TemporaryDirectory(
+            prefix="plait-weights-", dir=shared if shared.is_dir() else None
+        )
+
+    async def run(self, progress: Progress | None = None) -> None:
+        """All iterations that are left; then the aligned model is in `out/actor`.
+
+        Raises:
+            UserError: rewards cannot be learned from; says why.
+            EngineFailure: a process is gone; the last checkpoint can be resumed from.
+        """
+        if self.state.iteration:
+            await self._publish(self.state.iteration)
+        while self.state.iteration < self.recipe.iterations:
+            iteration = self.state.iteration
+            figures = await self._iterate(iteration)
+            coefficient = next_coefficient(
+                self.state.kl_coefficient, figures["kl"], self.recipe.samples, self.recipe.kl
+            )
+            self.state = State(iteration + 1, coefficient)
+            every = self.recipe.checkpoint.every
+            if self.state.iteration == self.recipe.iterations or (every and not self.state.iteration % every):
+                await self._save()
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"iteration": iteration, **_plain(figures)}) + "\n")
+            if progress is not None:
+                progress(iteration, figures)
+        self.trainer.timeline.save(self.out / "timeline.json")
+        await self._finish()
+
+    def close(self) -> None:
+        """Remove the weights that were handed over."""
+        self._exports.cleanup()
+
+    async def _iterate(self, iteration: int) -> dict[str, float]:
+        began_s = time.monotonic()
+        prompts = self.prompts.of(iteration, self.recipe.rollout.prompts, self.recipe.seed)
+        samples, found = await self._rollouts.draw(iteration, prompts)
+        drawn_s = self._rollouts.drawn_s
+        judged = self._judge(samples, found, prompts)
+        read_s = time.monotonic()
+        made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
+        figures |= await self._train(iteration, made)
+        trained_s = time.monotonic()
+        await self._publish(iteration + 1)
+        figures |= {
+            "seconds/generation": drawn_s - began_s,
+            "seconds/reading": read_s - drawn_s,
+            "seconds/training": trained_s - read_s,
+            "seconds/weights": time.monotonic() - trained_s,
+            "kl_coefficient": self.state.kl_coefficient,
+        }
+        return figures
+
+    def _check_generator(self, first: Mapping[str, float]) -> None:
+        """Raises EngineFailure where the generator is not the policy that was trained first."""
+        apart = first.get("actor/drawn_gap", 0.0)
+        if self.recipe.rollout.dtype == "float32" and apart > GENERATOR_GAP:
+            raise EngineFailure(
+                f"the generator's log-probabilities are up to {apart:.2g} nats from the trainer's: its "
+                f"weights (version {self.engine.version}) are not those that are trained"
+            )
+
+    def _judge(
+        self, samples: Sequence[Sample], found: Mapping[str, Rows], prompts: Sequence[Prompt]
+    ) -> list[Judged]:
+        if self.score is None:
+            scores = [row[0] for row in found["reward"]]
+        else:
+            scores = self.score([answered(each, prompts, self.engine.tokenizer) for each in samples])
+        empty = ((),) * len(samples)
+        columns = (found.get("actor", empty), found.get("reference", empty), found.get("critic", empty))
+        return [
+            Judged(sample, score, *row) for sample, score, *row in zip(samples, scores, *columns, strict=True)
+        ]
+
+    async def _train(self, iteration: int, made: Sequence[Experience]) -> dict[str, float]:
+        recipe, config = self.recipe, self.recipe.train
+        models = ["critic"] * recipe.has_critic
+        if not (recipe.has_critic and iteration < config.critic_warmup):
+            models.insert(0, "actor")
+        parts = [
+            rows
+            for epoch in range(config.epochs)
+            for rows in mini_batches(made, config.mini_batches, self._shuffle(iteration, epoch))
+        ]
+        steps = [await self.trainer.train(models, rows, recipe.policy, recipe.value) for rows in parts]
+        self._check_generator(steps[0])
+        first = steps[0].get("actor/ratio_mean", 1.0)
+        if abs(first - 1) > FIRST_RATIO:
+            raise EngineFailure(
+                f"the ratio before the first step is {first:.6f}, not 1: what was read of the Actor is not "
+                "what is trained"
+            )
+        means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+        if "actor/drawn_gap" in means:
+            means["rollout_gap"] = steps[0]["actor/drawn_gap"]
+            del means["actor/drawn_gap"]
+        return means | {"actor/first_ratio": first}
+
+    def _shuffle(self, iteration: int, epoch: int) -> random.Random | None:
+        if not self.recipe.train.shuffle:
+            return None
+        return random.Random(f"{self.recipe.seed}|{iteration}|{epoch}")
+
+    async def _publish(self, version: int) -> None:
+        """Give the engine the Actor's weights."""
+        folder = Path(self._exports.name) / f"v{version}"
+        files = await self.trainer.export("actor", self.engine.config.folder, folder)
+        await self.engine.load(version, folder, files)
+        self._forget(folder)
+
+    def _forget(self, kept: Path) -> None:
+        for old in kept.parent.iterdir():
+            if old != kept:
+                shutil.rmtree(old)
+
+    async def _save(self) -> None:
+        """A checkpoint appears whole or not at all."""
+        folder = self.out / "checkpoints" / f"iteration-{self.state.iteration:06d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        files = await self.trainer.save(partial)
+        told = {"state": asdict(self.state), "files": files}
+        (partial / "state.json").write_text(json.dumps(told, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    async def _finish(self) -> None:
+        folder = self.out / "actor"
+        shutil.rmtree(folder, ignore_errors=True)
+        await self.trainer.export("actor", self.engine.config.folder, folder)
+
+
+def answered(sample: Sample, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> Answered:
+    """A sample as reward functions see it."""
+    prompt = prompts[sample.group]
+    text = tokenizer.decode(sample.response, skip_special_tokens=True)
+    talks = not isinstance(prompt.given, str)
+    completion: Any = [{"role": "assistant", "content": text}] if talks else text
+    return Answered(prompt.given, completion, sample.response, prompt.columns)
+
+
+def mini_batches(
+    rows: Sequence[Experience], count: int, dice: random.Random | None
+) -> list[list[Experience]]:
+    """The rows in so many parts of equal size, the last with what is left over; each in the order of ids."""
+    order = list(range(len(rows)))
+    if dice is not None:
+        dice.shuffle(order)
+    size = max(1, len(rows) // count)
+    parts = [order[at * size : (at + 1) * size] for at in range(count - 1)] + [order[(count - 1) * size :]]
+    return [[rows[i] for i in sorted(part)] for part in parts if part]
+
+
+def latest(out: Path) -> tuple[Path, State]:
+    """The last checkpoint below a run's folder. Raises UserError where there is none."""
+    found = sorted((out / "checkpoints").glob("iteration-*/state.json"))
+    if not found:
+        raise UserError(f"{out} holds no checkpoint: start without --resume", "resume")
+    return found[-1].parent, State(**json.loads(found[-1].read_text())["state"])
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {key: value if value == value else None for key, value in sorted(figures.items())}

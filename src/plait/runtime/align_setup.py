@@ -1,0 +1,251 @@
+"""`open_alignment`: from a recipe to an alignment with its parts started, or what to change."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from plait.model.hub import resolve
+from plait.rlhf.core import RlhfCore
+from plait.runtime.align import Alignment, State, answered, latest
+from plait.runtime.crew import Crew, CrewConfig
+from plait.runtime.engine import Engine, shape_of
+from plait.runtime.fleet import FleetConfig
+from plait.runtime.prompts import Prompt, Prompts
+from plait.runtime.recipe import Recipe
+from plait.runtime.setup import ServeConfig, open_engine
+from plait.runtime.trainer import Trainer
+from plait.serving.admission import AdmissionConfig
+from plait.serving.manager import ManagerConfig
+from plait.spec.errors import UserError
+from plait.text.tokenizer import Tokenizer
+from plait.training import reward_function
+from plait.training.batch import Sample
+from plait.training.cut import Head, even
+from plait.training.orders import ModelPlan, OptimiserConfig
+from plait.training.reward_function import Score
+
+PAGE = 16
+TRAINED_BYTES, FROZEN_BYTES, DRAWING_BYTES = 16, 4, 8
+"""Of each parameter: weight, gradient and two moments; weight; weight and its packed copy."""
+
+
+@contextlib.asynccontextmanager
+async def open_alignment(
+    recipe: Recipe, here: Path, out: Path, *, resume: bool = False
+) -> AsyncIterator[Alignment]:
+    """Check everything, start an engine and a trainer, and end them afterwards.
+
+    Args:
+        here: folder of the recipe, which relative paths start from.
+        out: folder of the run.
+        resume: go on from its last checkpoint.
+
+    Raises:
+        UserError: something cannot be used; nothing was started.
+        EngineFailure: a process did not come up.
+    """
+    folders = model_folders(recipe, here)
+    tokenizer = Tokenizer.load(folders["actor"])
+    check_tokenizers(folders)
+    prompts = Prompts(_path(here, recipe.data.path), recipe.data, tokenizer)
+    check_lengths(recipe, folders["actor"], prompts)
+    check_memory(recipe, folders)
+    score = load_score(recipe, here, prompts.rows[0], tokenizer)
+    checkpoint, state = latest(out) if resume else (None, None)
+    _begin(out, recipe, state)
+    engine = open_engine(
+        _serve_config(recipe, folders["actor"], prompts),
+        lambda manager: RlhfCore(manager, recipe.rollout.tail),
+    )
+    crew = Crew(crew_config(recipe, folders, checkpoint))
+    try:
+        await _start(engine, crew)
+        train = recipe.train
+        temperature = recipe.policy.temperature
+        trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
+        alignment = Alignment(recipe, engine, trainer, prompts, score, out, state)
+        try:
+            yield alignment
+        finally:
+            alignment.close()
+    finally:
+        await asyncio.gather(engine.close(), crew.close())
+
+
+async def _start(engine: Engine, crew: Crew) -> None:
+    """Both at the same time; where one cannot, the other is not waited for."""
+    tasks = [asyncio.create_task(engine.start()), asyncio.create_task(crew.start())]
+    done, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()
+
+
+def model_folders(recipe: Recipe, here: Path) -> dict[str, Path]:
+    """Folder of each model that the recipe needs, by name. Raises UserError for one that is not there."""
+    models, there = recipe.models, {}
+    actor = model_folder(here, models.actor)
+    there["actor"] = actor
+    if recipe.has_reference:
+        there["reference"] = actor if models.reference is None else model_folder(here, models.reference)
+    if models.reward is not None:
+        there["reward"] = model_folder(here, models.reward)
+    if recipe.has_critic:
+        there["critic"] = (
+            there.get("reward", actor) if models.critic is None else model_folder(here, models.critic)
+        )
+    return there
+
+
+def crew_config(recipe: Recipe, folders: dict[str, Path], checkpoint: Path | None) -> CrewConfig:
+    """The trainer's ranks: Actor and reference forwards, Critic and reward backwards."""
+    train = recipe.train
+    optimisers: dict[str, OptimiserConfig] = {"actor": train.actor, "critic": train.critic}
+    plans = tuple(
+        plan_of(name, folder, train.ranks, optimisers.get(name), recipe.seed)
+        for name, folder in folders.items()
+    )
+    return CrewConfig(
+        train.ranks,
+        plans,
+        threads=train.threads,
+        patience_s=train.patience_s,
+        recompute=train.recompute,
+        resume=checkpoint,
+    )
+
+
+def plan_of(name: str, folder: Path, ranks: int, optimiser: OptimiserConfig | None, seed: int) -> ModelPlan:
+    """Equal stages on all ranks. Raises UserError where there are fewer layers than ranks."""
+    scores = name in ("critic", "reward")
+    order = tuple(reversed(range(ranks))) if scores else tuple(range(ranks))
+    layers = even(len(shape_of(folder).layers), ranks)
+    head = Head.SCORE if scores else Head.WORDS
+    return ModelPlan(name, str(folder), head, order, layers, optimiser, seed, zero_head=name == "critic")
+
+
+def check_tokenizers(folders: dict[str, Path]) -> None:
+    """Raises UserError where a model counts other words than the Actor."""
+    words = {name: _words(folder) for name, folder in folders.items()}
+    for name, found in words.items():
+        if found != words["actor"]:
+            raise UserError(
+                f"the {name} at {folders[name]} has another tokenizer than the Actor: token ids would mean "
+                "other words; train or choose one with the Actor's tokenizer",
+                f"models.{name}",
+            )
+
+
+def _words(folder: Path) -> object:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json: save the tokenizer beside the weights", "models")
+    raw = json.loads(path.read_text())
+    return raw["model"].get("vocab"), raw.get("added_tokens")
+
+
+def check_lengths(recipe: Recipe, actor: Path, prompts: Prompts) -> None:
+    """Raises UserError where a prompt with its response exceeds the Actor's context."""
+    longest = max(len(prompt.tokens) for prompt in prompts.rows)
+    limit = shape_of(actor).max_tokens
+    if longest + recipe.rollout.max_tokens > limit:
+        raise UserError(
+            f"prompts of up to {longest} tokens and responses of {recipe.rollout.max_tokens} exceed the "
+            f"Actor's context of {limit}: lower data.max_prompt_tokens or rollout.max_tokens",
+            "rollout.max_tokens",
+        )
+
+
+def forecast_bytes(recipe: Recipe, folders: dict[str, Path]) -> int:
+    """What weights, gradients and moments will take on this host, over all processes."""
+    total = 0
+    for name, folder in folders.items():
+        parameters = shape_of(folder).weight_bytes // 2  # shapes count 16 bits a weight
+        total += parameters * (TRAINED_BYTES if name in ("actor", "critic") else FROZEN_BYTES)
+    drawing = shape_of(folders["actor"]).weight_bytes // 2 * DRAWING_BYTES
+    return total + drawing * recipe.rollout.instances
+
+
+def check_memory(recipe: Recipe, folders: dict[str, Path]) -> None:
+    """Raises UserError where the forecast exceeds what is free."""
+    needed, free = forecast_bytes(recipe, folders), _free_bytes()
+    if needed > free:
+        raise UserError(
+            f"the models would take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use smaller "
+            "models, fewer rollout.instances, or a larger machine",
+            "models",
+        )
+
+
+def _free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("this system does not say how much memory is free")
+
+
+def load_score(recipe: Recipe, here: Path, prompt: Prompt, tokenizer: Tokenizer) -> Score | None:
+    """The reward function, tried on one sample; None where a model scores.
+
+    Raises:
+        UserError: it fails, or gives what is no finite number.
+    """
+    source = recipe.models.reward_function
+    if source is None:
+        return None
+    path, colon, name = source.rpartition(":")
+    score = reward_function.load(f"{_path(here, path)}:{name}" if colon else source)
+    word = prompt.tokens[-1:]
+    sample = Sample(0, 0, prompt.tokens, word, True)
+    try:
+        score([answered(sample, [prompt], tokenizer)])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"reward function {source} fails on a sample: {type(error).__name__}: {error}",
+            "models.reward_function",
+        ) from error
+    return score
+
+
+def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
+    rollout = recipe.rollout
+    longest = max(len(prompt.tokens) for prompt in prompts.rows) + rollout.max_tokens
+    slots = rollout.kv_tokens or recipe.samples * (longest + PAGE)
+    return ServeConfig(
+        model=str(actor),
+        threads=rollout.threads,
+        dtype=rollout.dtype,
+        exact=rollout.exact,
+        kv_tokens=slots,
+        manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),
+        fleet=replace(FleetConfig(), instances=rollout.instances),
+    )
+
+
+def _begin(out: Path, recipe: Recipe, state: State | None) -> None:
+    """Make the folder of the run; metrics of iterations that will be run again go."""
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = out / "metrics.jsonl"
+    kept: Sequence[str] = ()
+    if state is not None and metrics.is_file():
+        rows = metrics.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if json.loads(row)["iteration"] < state.iteration]
+    metrics.write_text("".join(kept))
+
+
+def _path(here: Path, given: str) -> Path:
+    return here / Path(given).expanduser()
+
+
+def model_folder(here: Path, given: str) -> Path:
+    """Folder of a model, by its path from `here`, its alias or its hub id. Raises UserError as `resolve`."""
+    local = _path(here, given)
+    return local if (local / "config.json").is_file() else resolve(given)

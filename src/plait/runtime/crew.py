@@ -1,0 +1,179 @@
+"""`Crew`: the ranks of a trainer. It starts them, gives all of them the same orders, and gathers the replies.
+
+order --> rank 0, rank 1, ... --> one reply of each, or a sentence that says which rank is gone and where
+"""
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from plait.runtime.launch import environment
+from plait.spec.errors import EngineFailure, UserError
+from plait.training.orders import (
+    LENGTH,
+    Failed,
+    Leave,
+    ModelPlan,
+    Order,
+    RankConfig,
+    Ready,
+    Reply,
+    encoded,
+    reply_of,
+)
+
+ECHO_S = 5.0
+"""Seconds in which the other ranks say what they saw of a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrewConfig:
+    """How many ranks there are and what they hold."""
+
+    ranks: int
+    """Processes, each of which holds a stage of every model."""
+    models: tuple[ModelPlan, ...]
+    threads: int = 1
+    """Of each rank."""
+    patience_s: float = 120.0
+    """Longest that a rank waits for another, in seconds: no action may take longer."""
+    order_s: float = 3600.0
+    """Longest that an order may take, in seconds."""
+    start_s: float = 300.0
+    """Longest that loading may take, in seconds."""
+    recompute: bool = False
+    """Ranks keep the inputs of stages alone and compute forwards again."""
+    resume: Path | None = None
+    """Checkpoint to start from."""
+
+
+class Crew:
+    """See the module. Lives in one event loop; `close` ends every process."""
+
+    def __init__(self, config: CrewConfig) -> None:
+        self.config = config
+        self.processes: list[asyncio.subprocess.Process] = []
+        self.weight_bytes: tuple[int, ...] = ()
+        """Of each rank."""
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    async def start(self) -> None:
+        """Returns when all ranks have loaded their stages.
+
+        Raises:
+            UserError: a model cannot be trained so; says why.
+            EngineFailure: a rank did not come up.
+        """
+        config = self.config
+        self._folder = tempfile.TemporaryDirectory(prefix="plait-crew-")
+        meeting = str(Path(self._folder.name) / "meeting")
+        resume = None if config.resume is None else str(config.resume)
+        for rank in range(config.ranks):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "plait.training",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=environment(config.threads),
+                start_new_session=True,
+            )
+            self.processes.append(process)
+            told = RankConfig(
+                rank,
+                config.ranks,
+                meeting,
+                config.models,
+                config.threads,
+                config.patience_s,
+                config.recompute,
+                resume,
+            )
+            body = msgspec.msgpack.encode(told)
+            await self._write(rank, LENGTH.pack(len(body)) + body)
+        replies = await self._replies(config.start_s, "loading the models")
+        self.weight_bytes = tuple(reply.weight_bytes for reply in replies if isinstance(reply, Ready))
+
+    async def order(self, order: Order) -> list[Reply]:
+        """Have all ranks carry out an order; their replies in the order of ranks.
+
+        Raises:
+            UserError: what was asked for cannot be done.
+            EngineFailure: a rank is gone or too late; the crew is of no use any more.
+        """
+        return await self.orders([order] * len(self.processes))
+
+    async def orders(self, orders: Sequence[Order]) -> list[Reply]:
+        """The same with an order for each rank, of one kind."""
+        for rank, order in enumerate(orders):
+            await self._write(rank, encoded(order))
+        return await self._replies(self.config.order_s, f"the order {type(orders[0]).__name__}")
+
+    async def close(self) -> None:
+        """Let the ranks go; returns when they are gone."""
+        for process in self.processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                process.stdin.write(encoded(Leave()))
+                await process.stdin.drain()
+            process.stdin.close()
+        for process in self.processes:
+            try:
+                await asyncio.wait_for(process.wait(), 5)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        self.processes.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    async def _write(self, rank: int, frame: bytes) -> None:
+        stdin = self.processes[rank].stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its reply will be missing
+            stdin.write(frame)
+            await stdin.drain()
+
+    async def _replies(self, limit_s: float, what: str) -> list[Reply]:
+        """One of each rank. The first that failed is what is told: others fail because of it."""
+        loop = asyncio.get_running_loop()
+        waiting = {loop.create_task(self._reply(rank)): rank for rank in range(len(self.processes))}
+        done, late = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
+        if late and any(task.exception() for task in done):  # others fail because of it: hear them too
+            more, late = await asyncio.wait(late, timeout=ECHO_S)
+            done |= more
+        faults = sorted((waiting[task], task.exception()) for task in done if task.exception())
+        if late and not faults:
+            ranks = ", ".join(str(waiting[task]) for task in late)
+            faults = [(-1, EngineFailure(f"{what}: no reply of rank {ranks} after {limit_s:g} s"))]
+        if not faults:
+            return [task.result() for task in waiting]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        raise self._told(what, [error for _, error in faults if error is not None])
+
+    def _told(self, what: str, errors: Sequence[BaseException]) -> BaseException:
+        wrong = next((error for error in errors if isinstance(error, UserError)), None)
+        return wrong or EngineFailure(f"{what}: " + "; ".join(map(str, errors)))
+
+    async def _reply(self, rank: int) -> Reply:
+        stdout = self.processes[rank].stdout
+        assert stdout is not None
+        try:
+            (length,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
+            reply = reply_of(await stdout.readexactly(length))
+        except asyncio.IncompleteReadError:
+            status = await self.processes[rank].wait()
+            raise EngineFailure(
+                f"rank {rank} ended with status {status}; resume from the last checkpoint"
+            ) from None
+        if isinstance(reply, Failed):
+            raise EngineFailure(reply.reason) if reply.ours else UserError(reply.reason)
+        return reply

@@ -1,0 +1,248 @@
+"""`Recipe`: everything that `plait align` is told, read from YAML and checked before any work starts."""
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from plait.rlhf.core import InterStageConfig
+from plait.spec.errors import NotFound, UserError
+from plait.training.experience import Estimator, ExperienceConfig
+from plait.training.kl_control import KlControlConfig
+from plait.training.losses import ValueLossConfig
+from plait.training.objectives import PolicyConfig
+from plait.training.orders import OptimiserConfig
+
+Told = TypeVar("Told")
+
+
+class Fusion(StrEnum):
+    """How the pipelines of Actor and Critic share the ranks."""
+
+    OFF = "off"
+    """One after the other."""
+    GREEDY = "greedy"
+    """Whatever can run runs."""
+    SEARCH = "search"
+    """The best schedule found for the measured stage times."""
+
+
+@dataclass(frozen=True)
+class ModelsRecipe:
+    """Which models there are: folders, hub ids or aliases."""
+
+    actor: str
+    """A causal language model: what is aligned."""
+    reference: str | None = None
+    """What the Actor is kept near; None: the Actor as it was."""
+    critic: str | None = None
+    """Where the Critic starts; None: from the reward model, or without one from the Actor."""
+    reward: str | None = None
+    """A sequence classifier with one label; None: `reward_function` scores."""
+    reward_function: str | None = None
+    """FILE.py:NAME in TRL's, verl's or OpenRLHF's signature, or `gsm8k`; None: `reward` scores."""
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) == (self.reward_function is None):
+            raise UserError("models needs exactly one of reward and reward_function", "models")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Prompts."""
+
+    path: str
+    """JSONL; each row an object. A path is taken from the recipe's folder."""
+    prompt: str = "prompt"
+    """Column of the prompt: text, or a list of messages, to which the chat template is applied."""
+    chat: bool = False
+    """A text is one message of the user, to which the chat template is applied."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are left out."""
+
+
+@dataclass(frozen=True)
+class RolloutRecipe:
+    """How samples are drawn."""
+
+    prompts: int = 8
+    """Of each iteration."""
+    samples: int = 1
+    """Of each prompt; groups need two or more."""
+    max_tokens: int = 64
+    """Longest response."""
+    instances: int = 1
+    """Of the engine that draws."""
+    threads: int = 1
+    """Of each instance."""
+    kv_tokens: int | None = None
+    """KV slots of each instance; None: what the largest possible batch needs."""
+    dtype: str = "float32"
+    """Of the generator's weights: float32, the trainer's, or bfloat16."""
+    exact: bool = True
+    """What a sample draws does not depend on what else is drawn at the time, so that fused and serial runs
+    are the same to the bit; only in float32. False: decoding is faster."""
+    tail: InterStageConfig = field(default_factory=InterStageConfig)
+    """When generation and scoring overlap; needs two instances or more."""
+    ignore_eos: bool = False
+    """Responses are as long as allowed: for measurements."""
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How models are trained."""
+
+    ranks: int = 2
+    """Processes, each of which holds a stage of every model; two or more."""
+    threads: int = 1
+    """Of each rank."""
+    micro_batch: int = 4
+    """Samples."""
+    mini_batches: int = 1
+    """Optimiser steps of each epoch."""
+    epochs: int = 1
+    """Times that an iteration's samples are trained on."""
+    shuffle: bool = True
+    """Draw the samples of mini-batches by chance, the same in every run with this seed."""
+    actor: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1e-6))
+    """The Actor's optimiser."""
+    critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1e-5))
+    """The Critic's."""
+    critic_warmup: int = 0
+    """Iterations in which the Critic alone is trained."""
+    fusion: Fusion = Fusion.GREEDY
+    """How the two pipelines share the ranks."""
+    split_backward: bool = False
+    """Compute gradients of weights apart from those of activations, where a rank would wait (zero-bubble
+    schedules)."""
+    recompute: bool = False
+    """Keep less of each forward, and compute it again."""
+    patience_s: float = 120.0
+    """Longest wait of a rank for another, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.ranks < 2:
+            raise UserError(f"train.ranks must be 2 or more (there is no other trainer), not {self.ranks}")
+        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads) < 1:
+            raise UserError("micro_batch, mini_batches, epochs and threads must be at least 1", "train")
+
+
+@dataclass(frozen=True)
+class CheckpointRecipe:
+    """What is kept."""
+
+    every: int = 0
+    """Iterations between checkpoints; 0: only after the last one."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See the module."""
+
+    models: ModelsRecipe
+    data: DataRecipe
+    iterations: int = 1
+    """How often samples are drawn and trained on."""
+    seed: int = 0
+    """Everything that is drawn follows from it."""
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
+    """Estimator, rewards, advantages."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """What the Actor minimises, and the temperature of rollouts."""
+    value: ValueLossConfig = field(default_factory=ValueLossConfig)
+    """What the Critic minimises."""
+    kl: KlControlConfig = field(default_factory=lambda: KlControlConfig(coefficient=0.0))
+    """Weight of the divergence in the reward."""
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+
+    def __post_init__(self) -> None:
+        grouped = (Estimator.GRPO, Estimator.RLOO, Estimator.REINFORCE_BASELINE)
+        if self.experience.estimator in grouped and self.rollout.samples < 2:
+            raise UserError(f"{self.experience.estimator} compares samples: set rollout.samples to 2 or more")
+        if min(self.iterations, self.rollout.prompts, self.rollout.samples, self.rollout.max_tokens) < 1:
+            raise UserError("iterations, rollout.prompts, samples and max_tokens must be at least 1")
+        if self.rollout.tail.tail_share and self.rollout.tail.kept >= self.rollout.instances:
+            raise UserError(
+                f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "
+                "could score: raise rollout.instances, lower tail.kept, or leave tail out"
+            )
+        if self.rollout.exact and self.rollout.dtype != "float32":
+            raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
+        if self.samples % self.train.mini_batches:
+            raise UserError(
+                f"{self.samples} samples do not divide into {self.train.mini_batches} mini-batches: change "
+                "rollout.prompts, rollout.samples or train.mini_batches"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Of an iteration."""
+        return self.rollout.prompts * self.rollout.samples
+
+    @property
+    def has_critic(self) -> bool:
+        """Advantages come from one."""
+        return self.experience.estimator is Estimator.GAE
+
+    @property
+    def reads_actor(self) -> bool:
+        """Log-probabilities are needed before the one step that computes them anyway."""
+        steps = self.train.epochs * self.train.mini_batches
+        return steps > 1 or self.kl.coefficient > 0 or self.experience.mismatch is not None
+
+    @property
+    def has_reference(self) -> bool:
+        """Something measures the divergence from it."""
+        return self.kl.coefficient > 0 or self.policy.kl_coefficient > 0
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a file; raises as `read_into`."""
+    return read_into(path, Recipe)
+
+
+def read_into(path: Path, kind: type[Told]) -> Told:
+    """The fields of a YAML file as a record.
+
+    Raises:
+        NotFound: no such file.
+        UserError: it is no YAML, or a field is unknown, missing or wrong; names the nearest known field.
+    """
+    if not path.is_file():
+        raise NotFound(f"there is no recipe {path}")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{path} must hold fields, each with its value")
+    _check_names(raw, kind, "")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg'].lower()}", where) from error
+
+
+def _check_names(raw: Mapping[str, Any], kind: Any, where: str) -> None:
+    """Raises UserError for a field that `kind` does not have."""
+    known = typing.get_type_hints(kind)
+    names = [each.name for each in fields(kind)]
+    for name, value in raw.items():
+        full = f"{where}{name}"
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1, 0.4)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(names)}"
+            raise UserError(f"the recipe has an unknown field {full}: {hint}", full)
+        nested = next((k for k in (known[name], *typing.get_args(known[name])) if is_dataclass(k)), None)
+        if nested is not None and isinstance(value, Mapping):
+            _check_names(value, nested, f"{full}.")

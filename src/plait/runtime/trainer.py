@@ -1,0 +1,247 @@
+"""`Trainer`: the models of an alignment on the ranks of a crew, and the schedules that they run by.
+
+The Actor and the reference go through the ranks forwards, the Critic and the reward model backwards, so that
+each fills the others' bubbles. What is computed does not depend on the schedule, to the bit.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from plait.runtime.crew import Crew
+from plait.runtime.recipe import Fusion
+from plait.runtime.rows import batched
+from plait.search.pipelines.builders import one_after_another, zero_bubble
+from plait.search.pipelines.find import ScheduleSearch, greedy, searched
+from plait.search.pipelines.rendezvous import programs
+from plait.spec.errors import EngineFailure
+from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule, Program
+from plait.training.batch import Sample
+from plait.training.losses import ValueLossConfig
+from plait.training.objectives import PolicyConfig
+from plait.training.orders import (
+    Experience,
+    Export,
+    Found,
+    ModelPlan,
+    Order,
+    Read,
+    Reply,
+    Rows,
+    Save,
+    Train,
+    Trained,
+    TrainPairs,
+    Written,
+)
+from plait.training.pipeline import Ran
+from plait.training.readings import Want
+
+WANTS = {
+    "actor": Want.LOGPROBS,
+    "reference": Want.LOGPROBS,
+    "critic": Want.VALUES,
+    "reward": Want.SCORE,
+}
+SEARCH = ScheduleSearch(moves=50_000)
+"""As long as a second or so; limited in moves, so that it can be repeated."""
+KEPT = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""Files of a model's folder besides its weights."""
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass
+class Timeline:
+    """What every rank did, order by order."""
+
+    rows: list[tuple[str, tuple[str, ...], int, Ran]] = field(default_factory=list)
+    """Order, its models, rank, action."""
+
+    def add(self, order: str, models: Sequence[str], replies: Sequence[Reply]) -> None:
+        """Note what the ranks answered."""
+        for rank, reply in enumerate(replies):
+            if isinstance(reply, Found | Trained):
+                self.rows.extend((order, tuple(models), rank, ran) for ran in reply.ran)
+
+    def save(self, path: Path) -> None:
+        """Write a trace that ui.perfetto.dev opens: a process for each rank, waiting and actions apart."""
+        events = []
+        for order, models, rank, ran in self.rows:
+            action = ran.action
+            title = f"{models[action.model]} {action.kind.value}{action.micro_batch}"
+            place = {"pid": rank, "tid": 0, "ph": "X"}
+            times = {"ts": ran.begin_ns / 1e3, "dur": (ran.end_ns - ran.begin_ns) / 1e3}
+            events.append({"name": title, "cat": order, **place, **times})
+            if ran.waited_ns > 1000:
+                times = {"ts": (ran.begin_ns - ran.waited_ns) / 1e3, "dur": ran.waited_ns / 1e3}
+                events.append({"name": f"wait for {title}", "cat": "idle", **place, **times, "tid": 1})
+        path.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}))
+
+
+class Trainer:
+    """See the module."""
+
+    def __init__(
+        self, crew: Crew, fusion: Fusion, micro_batch: int, temperature: float, *, split: bool = False
+    ) -> None:
+        """
+        Args:
+            crew: started.
+            micro_batch: samples.
+            temperature: that they are drawn at.
+            split: backwards are B and W.
+        """
+        self.crew, self.fusion, self.split = crew, fusion, split
+        self.micro_batch, self.temperature = micro_batch, temperature
+        self.timeline = Timeline()
+        self._plans = {plan.name: plan for plan in crew.config.models}
+        self._times: dict[tuple[str, int, Kind], float] = {}
+        """Seconds of an action, as last measured."""
+        self._schedules: dict[tuple[tuple[str, ...], int], tuple[Program, ...]] = {}
+
+    async def read(self, models: Sequence[str], samples: Sequence[Sample]) -> dict[str, Rows]:
+        """What models say of samples, in their order."""
+        if not models:
+            return {}
+        rows = tuple(tuple(row) for row in batched(samples, self.micro_batch))
+        problem = self._problem(models, len(rows), train=False)
+        wants = tuple(WANTS[name] for name in models)
+        lowered = programs(problem, greedy(problem))
+        order = Read((), tuple(models), wants, rows, self.temperature)
+        replies = await self._each(order, lowered)
+        self.timeline.add("read", models, replies)
+        found = {
+            name: rows
+            for reply in replies
+            if isinstance(reply, Found)
+            for name, rows in reply.readings.items()
+        }
+        return {name: tuple(row for batch in found[name] for row in batch) for name in models}
+
+    async def train(
+        self,
+        models: Sequence[str],
+        rows: Sequence[Experience],
+        policy: PolicyConfig,
+        value: ValueLossConfig,
+    ) -> dict[str, float]:
+        """One optimiser step of each model on a mini-batch; figures by `model/figure`."""
+        batches = tuple(tuple(row) for row in batched(rows, self.micro_batch))
+        order = Train((), tuple(models), batches, policy, value)
+        replies = await self._each(order, self._programs(tuple(models), len(batches)))
+        self._learn(models, replies)
+        self.timeline.add("train", models, replies)
+        return _figures(replies)
+
+    async def train_pairs(self, model: str, samples: Sequence[Sample]) -> dict[str, float]:
+        """One optimiser step of a reward model; the chosen sample of each pair comes first."""
+        batches = tuple(tuple(row) for row in batched(samples, 2 * self.micro_batch))
+        order = TrainPairs((), model, batches)
+        replies = await self._each(order, self._programs((model,), len(batches)))
+        self.timeline.add("pairs", (model,), replies)
+        return _figures(replies)
+
+    async def export(self, model: str, source: Path, folder: Path) -> dict[str, str]:
+        """Write a model as transformers reads it; the checksum of each file's weights in memory.
+
+        Args:
+            source: folder of configuration and tokenizer.
+        """
+        _copy_rest(source, folder)
+        files, weights = _written(await self.crew.order(Export(model, str(folder))))
+        index = {"metadata": {}, "weight_map": weights}
+        (folder / INDEX).write_text(json.dumps(index))
+        return files
+
+    async def save(self, folder: Path) -> dict[str, str]:
+        """Write everything that is trained; checksums by file."""
+        files, _ = _written(await self.crew.order(Save(str(folder))))
+        return files
+
+    async def _each(self, order: Read | Train | TrainPairs, lowered: Sequence[Program]) -> list[Reply]:
+        """Every rank gets the order with its own program."""
+        orders: list[Order] = [replace(order, program=program) for program in lowered]
+        return await self.crew.orders(orders)
+
+    def _programs(self, models: tuple[str, ...], count: int) -> tuple[Program, ...]:
+        """Of a training step; searched anew once times are known."""
+        key = (models, count)
+        if key not in self._schedules:
+            problem = self._problem(models, count, train=True)
+            lowered = programs(problem, self._schedule(problem))
+            if not self._measured(models):
+                return lowered
+            self._schedules[key] = lowered
+        return self._schedules[key]
+
+    def _schedule(self, problem: PipelineProblem) -> PipelineSchedule:
+        if self.fusion is Fusion.OFF or len(problem.models) == 1:
+            return zero_bubble(problem) if self.split else one_after_another(problem)
+        return greedy(problem) if self.fusion is Fusion.GREEDY else searched(problem, SEARCH).schedule
+
+    def _measured(self, models: Sequence[str]) -> bool:
+        return all((name, 0, Kind.B) in self._times for name in models)
+
+    def _problem(self, models: Sequence[str], count: int, *, train: bool) -> PipelineProblem:
+        pipelines = []
+        for name in models:
+            plan = self._plans[name]
+            forward_s, backward_s, weight_s = (
+                tuple(self._time(plan, stage, kind) for stage in range(len(plan.ranks))) for kind in Kind
+            )
+            pipelines.append(
+                PipelinedModel(
+                    count,
+                    plan.ranks,
+                    forward_s,
+                    backward_s if train else (),
+                    weight_s if train and self.split else None,
+                    name=name,
+                )
+            )
+        return PipelineProblem(self.crew.config.ranks, tuple(pipelines))
+
+    def _time(self, plan: ModelPlan, stage: int, kind: Kind) -> float:
+        """Measured, or presumed: a layer is a unit, a whole backward two."""
+        presumed = plan.layers[stage] * (2.0 if kind is Kind.B and not self.split else 1.0)
+        return self._times.get((plan.name, stage, kind), presumed)
+
+    def _learn(self, models: Sequence[str], replies: Sequence[Reply]) -> None:
+        """Take the mean times of a step's actions."""
+        found: dict[tuple[str, int, Kind], list[int]] = {}
+        for reply in replies:
+            for ran in reply.ran if isinstance(reply, Trained) else ():
+                key = (models[ran.action.model], ran.action.stage, ran.action.kind)
+                found.setdefault(key, []).append(ran.end_ns - ran.begin_ns)
+        self._times |= {key: sum(times) / len(times) / 1e9 for key, times in found.items()}
+
+
+def _copy_rest(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for pattern in KEPT:
+        for path in source.glob(pattern):
+            if path.name != INDEX:
+                shutil.copy(path, folder)
+
+
+def _figures(replies: Sequence[Reply]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for reply in replies:
+        assert isinstance(reply, Trained), f"a rank answered {type(reply).__name__}"
+        for model, figures in reply.figures.items():
+            found |= {f"{model}/{key}": value for key, value in figures.items()}
+        found |= {f"{model}/norm": norm for model, norm in reply.norms.items()}
+    return found
+
+
+def _written(replies: Sequence[Reply]) -> tuple[dict[str, str], dict[str, str]]:
+    files: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    for reply in replies:
+        if not isinstance(reply, Written):
+            raise EngineFailure(f"a rank answered {type(reply).__name__} where files were to be written")
+        files |= reply.files
+        weights |= reply.weights
+    return files, weights

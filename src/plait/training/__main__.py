@@ -1,0 +1,49 @@
+"""`python -m plait.training`: one rank of a trainer. Its configuration is the first frame on stdin, orders
+follow, replies go to stdout; when stdin closes it leaves."""
+
+import os
+import sys
+
+import msgspec
+import torch
+
+from plait.spec.errors import PlaitError
+from plait.training.orders import Failed, Leave, RankConfig, Ready, Reply, encoded, order_of, read_frame
+from plait.training.rank import TrainingRank
+
+
+def main() -> int:
+    """Returns the exit status."""
+    replies = os.fdopen(os.dup(1), "wb")
+
+    def say(reply: Reply) -> None:
+        replies.write(encoded(reply))
+        replies.flush()
+
+    os.dup2(2, 1)  # what libraries print must not come between replies
+    body = read_frame(sys.stdin.buffer)
+    if body is None:
+        return 1
+    config = msgspec.msgpack.decode(body, type=RankConfig)
+    torch.set_num_threads(config.threads)
+    try:
+        rank = TrainingRank(config)
+        say(Ready(rank.weight_bytes))
+        while (body := read_frame(sys.stdin.buffer)) is not None:
+            order = order_of(body)
+            if isinstance(order, Leave):
+                return 0
+            say(rank.carry_out(order))
+    except PlaitError as error:
+        say(Failed(str(error), ours=error.status >= 500))
+        return 2
+    except RuntimeError as error:  # torch: another rank is gone, or memory is
+        say(Failed(f"rank {config.rank}: {error}"))
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # threads of the group may still wait for those who are gone

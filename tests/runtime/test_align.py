@@ -1,0 +1,222 @@
+"""Alignments of tiny models from end to end: fused and serial learn the same, resumed runs go on exactly."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plait.runtime import align_setup
+from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
+from plait.runtime.prompts import Prompts
+from plait.runtime.recipe import Recipe, read_recipe
+from plait.runtime.reward_model import read_pairs_recipe
+from plait.spec.errors import EngineFailure, UserError
+from plait.text.tokenizer import Tokenizer
+from tests.tiny import tiny_folder
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+REWARD = """
+def vowels(prompts, completions, **_):
+    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
+
+def broken(prompts, completions, **_):
+    return [float("nan") for _ in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A tiny model, prompts and a reward function."""
+    root = tmp_path_factory.mktemp("align")
+    tiny_folder(root, "llama", initializer_range=0.05).rename(root / "model")
+    rows = [json.dumps({"prompt": f"say {word}"}) for word in ("apple", "pear", "plum", "fig", "date")]
+    (root / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    (root / "reward.py").write_text(REWARD)
+    return root
+
+
+def recipe(root: Path, **changes) -> Recipe:
+    """PPO on the tiny model, with changes of whole sections."""
+    raw = {
+        "models": {"actor": "model", "reward_function": "reward.py:vowels"},
+        "data": {"path": "prompts.jsonl"},
+        "iterations": 2,
+        "seed": 3,
+        "rollout": {"prompts": 4, "samples": 2, "max_tokens": 8},
+        "train": {"micro_batch": 2, "mini_batches": 2, "actor": {"lr": 1e-3}, "critic": {"lr": 1e-3}},
+        "kl": {"coefficient": 0.05},
+    }
+    for section, values in changes.items():
+        raw[section] = raw[section] | values if isinstance(values, dict) and section in raw else values
+    path = root / "recipe.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return read_recipe(path)
+
+
+def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
+    """Run it; the metrics without times."""
+
+    async def run() -> None:
+        async with open_alignment(told, root, out, **options) as alignment:
+            await alignment.run()
+
+    asyncio.run(run())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, train={"fusion": "off"}))
+    fused = align(
+        workplace, tmp_path / "fused", recipe(workplace, train={"fusion": "search", "split_backward": True})
+    )
+    assert serial == fused
+    assert len(serial) == 2
+    assert abs(serial[0]["actor/first_ratio"] - 1) < 1e-5
+    assert serial[1]["rollout_gap"] < 1e-4  # the generator has the trainer's new weights
+    assert (tmp_path / "fused" / "actor" / "config.json").is_file()
+    weights = [sorted((tmp_path / name / "actor").glob("*.safetensors")) for name in ("serial", "fused")]
+    assert [a.read_bytes() for a in weights[0]] == [b.read_bytes() for b in weights[1]]
+    assert json.loads((tmp_path / "fused" / "timeline.json").read_text())["traceEvents"]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_resumed_run_is_the_run_that_was_not_stopped(workplace, tmp_path):
+    whole = align(workplace, tmp_path / "whole", recipe(workplace))
+    first = recipe(workplace, iterations=1)
+    align(workplace, tmp_path / "parts", first)
+    resumed = align(workplace, tmp_path / "parts", recipe(workplace), resume=True)
+    assert resumed == whole
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
+    async def run() -> None:
+        async with open_alignment(recipe(workplace), workplace, tmp_path / "killed") as alignment:
+            alignment.trainer.crew.processes[1].kill()
+            await alignment.run()
+
+    with pytest.raises(EngineFailure, match="rank 1 ended"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rolout": {}}, "did you mean rollout"),
+        ({"train": {"mikro_batch": 2}}, "did you mean train.micro_batch"),
+        ({"train": {"ranks": 1}}, "2 or more"),
+        ({"models": {"reward": "model"}}, "exactly one"),
+        ({"train": {"mini_batches": 3}}, "mini-batches"),
+        ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "samples to 2"),
+        ({"iterations": "many"}, "iterations"),
+        ({"models": {"reward_function": "reward.py:broken"}}, "finite"),
+        ({"models": {"reward_function": "reward.py:absent"}}, "no function"),
+        ({"models": {"actor": "nowhere"}}, "nowhere"),
+        ({"data": {"path": "absent.jsonl"}}, "no data set"),
+        ({"data": {"path": "empty.jsonl"}}, "no prompt"),
+        ({"data": {"prompt": "question"}}, "column question"),
+        ({"rollout": {"max_tokens": 600}}, "context of 512"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said):
+    (workplace / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=said):
+        align(workplace, tmp_path / "never", recipe(workplace, **changes))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_model_with_another_tokenizer_is_refused(workplace, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(workplace / "model", other)
+    raw = json.loads((other / "tokenizer.json").read_text())
+    raw["added_tokens"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="another tokenizer"):
+        check_tokenizers({"actor": workplace / "model", "reward": other})
+
+
+def test_too_little_memory_is_foretold(workplace, monkeypatch):
+    monkeypatch.setattr(align_setup, "_free_bytes", lambda: 1_000_000)
+    told = recipe(workplace)
+    with pytest.raises(UserError, match=r"0.0 GB are free"):
+        check_memory(told, model_folders(told, workplace))
+
+
+def test_prompts_of_an_iteration_follow_from_the_seed(workplace):
+    prompts = Prompts(
+        workplace / "prompts.jsonl", recipe(workplace).data, Tokenizer.load(workplace / "model")
+    )
+    drawn = [prompt.given for at in range(5) for prompt in prompts.of(at, 3, seed=1)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:10]) == sorted(drawn[10:])
+    assert drawn[3:6] == [prompt.given for prompt in prompts.of(1, 3, seed=1)]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
+    rollout = {"instances": 2, "max_tokens": 24}
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout))
+    tail = {"tail": {"tail_share": 0.5, "kept": 1}}
+    fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
+    assert serial == fused
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "reinforce++-baseline"])
+def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, estimator):
+    told = recipe(
+        workplace,
+        iterations=1,
+        experience={"estimator": estimator},
+        policy={"kl_coefficient": 0.01, "temperature": 0.9},
+        train={"recompute": True},
+    )
+    (row,) = align(workplace, tmp_path / "run", told)
+    assert row["actor/norm"] > 0
+    assert not any(key.startswith("critic/") for key in row)
+    assert abs(row["actor/first_ratio"] - 1) < 1e-5
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_reward_model_scores_and_starts_the_critic(workplace, tmp_path):
+    models = {"actor": "model", "reward": "model"}
+    told = recipe(workplace, models=models | {"reward_function": None}, iterations=1)
+    (row,) = align(workplace, tmp_path / "run", told)
+    assert row["critic/norm"] > 0
+    assert row["score"] != 0
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_killed_generator_changes_nothing(workplace, tmp_path):
+    """Its samples are drawn again elsewhere, or by the worker that takes its place with the same weights."""
+    told = recipe(workplace, rollout={"instances": 2, "max_tokens": 24})
+    wanted = align(workplace, tmp_path / "whole", told)
+
+    async def run() -> None:
+        async with open_alignment(told, workplace, tmp_path / "hurt") as alignment:
+            victim = alignment.engine.fleet.members[0]
+            steps = iter(range(1_000_000))
+            loop = asyncio.get_running_loop()
+            kills = []
+
+            def look(*_: object) -> None:
+                if next(steps) == 40:
+                    kills.append(loop.create_task(victim.kill()))
+
+            alignment.engine.watch(look)
+            await alignment.run()
+            assert kills
+
+    asyncio.run(run())
+    rows = [json.loads(line) for line in (tmp_path / "hurt" / "metrics.jsonl").read_text().splitlines()]
+    got = [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+    assert got == wanted
+
+
+def test_the_recipes_that_ship_can_be_read():
+    for path in sorted(RECIPES.glob("*.yaml")):
+        assert read_pairs_recipe(path) if path.name.startswith("reward") else read_recipe(path)

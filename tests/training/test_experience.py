@@ -1,0 +1,64 @@
+"""From judged samples to experience, against closed forms."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from plait.spec.errors import UserError
+from plait.training.advantages import GaeConfig
+from plait.training.batch import Sample
+from plait.training.experience import Estimator, ExperienceConfig, Judged, experiences
+from plait.training.rewards import ScoreConfig
+
+PLAIN = ExperienceConfig(gae=GaeConfig(1.0, 1.0), whiten_advantages=False)
+
+
+def judged(id: int, score: float, length: int = 3, **changes) -> Judged:
+    sample = Sample(id, id // 2, (1, 2), tuple(range(5, 5 + length)), True, logprobs=(-1.0,) * length)
+    return Judged(
+        sample,
+        score,
+        old=(-1.0,) * length,
+        reference=changes.get("reference", (-1.5,) * length),
+        values=changes.get("values", (0.25,) * length),
+    )
+
+
+def test_rewards_less_values_are_ppos_advantages():
+    """Without discount an advantage is what is still to come, less the value."""
+    made, figures = experiences([judged(0, 2.0), judged(1, 1.0, length=2)], PLAIN, kl_coefficient=0.1)
+    assert made[0].advantages == pytest.approx([2 - 0.15 - 0.25, 2 - 0.10 - 0.25, 2 - 0.05 - 0.25])
+    assert made[1].returns == pytest.approx([1 - 0.10, 1 - 0.05])
+    assert figures["score"] == 1.5
+    assert figures["kl"] == pytest.approx(0.5)
+    assert figures["rollout_gap"] == 0
+
+
+def test_groups_are_compared_with_themselves():
+    config = ExperienceConfig(estimator=Estimator.GRPO)
+    made, _ = experiences([judged(0, 1.0), judged(1, 0.0), judged(2, 5.0), judged(3, 5.0)], config, 0.0)
+    assert [round(each.advantages[0], 3) for each in made] == [0.707, -0.707, 0, 0]
+
+
+def test_groups_that_teach_nothing_can_be_left_out():
+    config = ExperienceConfig(estimator=Estimator.GRPO, drop_uninformative=True)
+    rows = [judged(0, 1.0), judged(1, 0.0), judged(2, 5.0), judged(3, 5.0)]
+    made, figures = experiences(rows, config, 0.0)
+    assert [each.sample.id for each in made] == [0, 1]
+    assert figures["kept"] == 0.5
+    with pytest.raises(UserError, match="nothing can be learned"):
+        experiences(rows[2:], config, 0.0)
+
+
+def test_scores_follow_the_rules_before_they_are_rewards():
+    config = replace(PLAIN, score=ScoreConfig(clip=1.0, missing_eos_penalty=0.5))
+    cut = judged(0, 9.0)
+    cut = replace(cut, sample=replace(cut.sample, finished=False), reference=(), values=(0.0,) * 3)
+    made, _ = experiences([cut], config, 0.0)
+    assert made[0].returns == pytest.approx([0.5] * 3)
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(UserError, match="sample 1 has a score"):
+        experiences([judged(0, 1.0), judged(1, math.nan)], PLAIN, 0.0)
