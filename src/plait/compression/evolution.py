@@ -39,7 +39,7 @@ def evolve(
     population_PD = fit(first_PD)
     score_P = score(population_PD)
     for _ in range(config.generations):
-        child_ND = fit(_children(space, population_PD, score_P, config, rng))
+        child_ND = fit(breed(space, population_PD, score_P, config, rng))
         joined_ND = np.concatenate([population_PD[np.argsort(-score_P)[: config.elite]], child_ND])
         joined_N = np.concatenate([np.sort(score_P)[::-1][: config.elite], score(child_ND)])
         order_P = np.argsort(-joined_N, kind="stable")[: config.population]
@@ -47,10 +47,10 @@ def evolve(
     return population_PD, score_P
 
 
-def _children(
+def breed(
     space: Space, population_PD: Ints, score_P: Floats, config: EvolutionConfig, rng: np.random.Generator
 ) -> Ints:
-    """One child for each place of the population."""
+    """One child for each place of the population, by tournament, even crossover and mutation."""
     shape = (config.population, len(space))
     drawn = rng.integers(0, len(population_PD), size=(2, config.population, config.tournament))
     best = np.take_along_axis(drawn, score_P[drawn].argmax(-1)[..., None], -1)[..., 0]
