@@ -27,9 +27,8 @@ class PredictorConfig:
     """What the ensemble is made of."""
 
     members: tuple[tuple[FeatureConfig, ProcessConfig], ...] = (
-        (FeatureConfig(), ProcessConfig()),
-        (FeatureConfig(), ProcessConfig(smooth=False)),
-        (FeatureConfig(aggregates=False), ProcessConfig()),
+        (FeatureConfig(), ProcessConfig(clip=2.0)),
+        (FeatureConfig(), ProcessConfig(smooth=False, clip=2.0)),
     )
     """Views and processes."""
     sharpness: float = 0.05

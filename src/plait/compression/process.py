@@ -1,8 +1,9 @@
 """`GaussianProcess`: a linear model and a smooth remainder, each with a scale for every feature.
 
 Covariance of two policies: constant + sum of (s_f x_f)(s_f x'_f) + a^2 exp(-1/2 sum of r_f^2 (x_f - x'_f)^2).
-Scales s and r of the features of one kind share a centre; how far each may leave it is a prior's width. All
-are found by ascending the marginal likelihood (Rasmussen and Williams, chapter 5), whose gradient is exact.
+Scales s and r of the features of one kind share a centre. Most stay near it, a few may leave it far behind,
+for the prior has heavy tails (it is Cauchy's). All are found by ascending the marginal likelihood
+(Rasmussen and Williams, chapter 5), whose gradient is exact.
 Legend: N labels, F features, K kinds, B policies.
 """
 
@@ -20,8 +21,11 @@ class ProcessConfig:
 
     smooth: bool = True
     """With the smooth remainder; else the linear model alone, which is a ridge regression."""
-    width: float = 0.5
-    """Standard deviation of a feature's log scale around that of its kind."""
+    width: float = 0.3
+    """Width of the prior of a feature's log scale around that of its kind."""
+    clip: float = np.inf
+    """Labels farther from their median than so many standard deviations are drawn in to that: a network that
+    collapsed says little about how the others differ."""
     steps: int = 80
     """Steps of the ascent."""
     rate: float = 0.08
@@ -42,12 +46,13 @@ class GaussianProcess:
     """Fitted once; features and targets are standardised by the caller."""
 
     def __init__(self, x_NF: Floats, y_N: Floats, kind_F: Ints, config: ProcessConfig) -> None:
-        self.x_NF, self.y_N, self.config = x_NF, y_N, config
-        self.scales = _fit(x_NF, y_N, kind_F, config)
+        middle, far = np.median(y_N), config.clip * y_N.std()
+        self.x_NF, self.y_N, self.config = x_NF, np.clip(y_N, middle - far, middle + far), config
+        self.scales = _fit(x_NF, self.y_N, kind_F, config)
         covariance_NN, _ = _covariance(x_NF, x_NF, self.scales, config.smooth)
         covariance_NN[np.diag_indices_from(covariance_NN)] += np.exp(2 * self.scales.noise)
         self.inverse_NN = np.linalg.inv(covariance_NN)
-        self.alpha_N = self.inverse_NN @ y_N
+        self.alpha_N = self.inverse_NN @ self.y_N
 
     def left_out(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation that each label would be predicted with, were it left out."""
@@ -111,17 +116,14 @@ def _fit(x_NF: Floats, y_N: Floats, kind_F: Ints, config: ProcessConfig) -> Scal
     centre = -0.5 * np.log(features)
     cuts = np.cumsum([kinds, kinds, features, features])
     theta = np.concatenate([np.full(2 * kinds, centre), np.zeros(2 * features), [-1.0, -1.5]])
-    precision = np.concatenate(
-        [np.full(2 * kinds, 0.1), np.full(2 * features, 1 / config.width**2), np.full(2, 0.2)]
-    )
     member_KF = np.eye(kinds)[:, kind_F]
     adam = Adam(config.rate)
     for _ in range(config.steps):
-        linear_F, radial_F, gradient = _slopes(x_NF, y_N, _scales(theta, cuts, kind_F), config)
-        kind_slopes = [member_KF @ linear_F, member_KF @ radial_F]
-        theta = theta - adam.step(
-            np.concatenate([*kind_slopes, linear_F, radial_F, gradient]) + precision * theta
-        )
+        linear_F, radial_F, rest = _slopes(x_NF, y_N, _scales(theta, cuts, kind_F), config)
+        likelihood = [member_KF @ linear_F, member_KF @ radial_F, linear_F, radial_F, rest]
+        own = theta[2 * kinds : -2]
+        prior = [0.1 * theta[: 2 * kinds], 2 * own / (config.width**2 + own**2), 0.2 * theta[-2:]]
+        theta = theta - adam.step(np.concatenate(likelihood) + np.concatenate(prior))
     return _scales(theta, cuts, kind_F)
 
 
