@@ -46,24 +46,26 @@ class Features:
 
     def __call__(self, z_BD: Floats) -> Floats:
         """Features (B, F)."""
-        return self.with_slopes(z_BD)[0]
-
-    def with_slopes(self, z_BD: Floats) -> tuple[Floats, Floats]:
-        """Features (B, F) and their derivatives (B, F, D) by z."""
         value_BD = self.space.values(z_BD)
-        own_BD, slope_BD = np.empty_like(value_BD), np.empty_like(value_BD)
+        own_BD, found = np.empty_like(value_BD), []
         for knob, columns in zip(self.knobs, self.columns, strict=True):
-            own_BD[:, columns], slope_BD[:, columns] = self._own(knob, value_BD[:, columns])
-        whole_BDD = slope_BD[:, :, None] * np.eye(len(self.space))
-        columns_BF, slopes_BFD = [own_BD], [whole_BDD]
-        if self.config.aggregates:
-            for knob, columns in zip(self.knobs, self.columns, strict=True):
-                for total_B, part_BC in _aggregates(knob, value_BD[:, columns]):
-                    slope = np.zeros_like(value_BD)
-                    slope[:, columns] = part_BC
-                    columns_BF.append(total_B[:, None])
-                    slopes_BFD.append(slope[:, None])
-        return np.concatenate(columns_BF, 1), np.concatenate(slopes_BFD, 1) * self.space.span_D
+            own_BD[:, columns], _ = self._own(knob, value_BD[:, columns])
+            if self.config.aggregates:
+                found += [total_B for total_B, _ in _aggregates(knob, value_BD[:, columns])]
+        return np.concatenate([own_BD, *(total_B[:, None] for total_B in found)], 1)
+
+    def pull(self, z_BD: Floats, by_feature_BF: Floats) -> Floats:
+        """Derivatives by z (B, D) of something whose derivatives by features are known."""
+        value_BD = self.space.values(z_BD)
+        slope_BD, place = np.empty_like(value_BD), len(self.space)
+        for knob, columns in zip(self.knobs, self.columns, strict=True):
+            _, own_BC = self._own(knob, value_BD[:, columns])
+            slope_BD[:, columns] = own_BC * by_feature_BF[:, columns]
+            if self.config.aggregates:
+                for _, part_BC in _aggregates(knob, value_BD[:, columns]):
+                    slope_BD[:, columns] += part_BC * by_feature_BF[:, place : place + 1]
+                    place += 1
+        return slope_BD * self.space.span_D
 
     def _own(self, knob: Knob, value_BC: Floats) -> tuple[Floats, Floats]:
         if not self.config.physical:

@@ -52,21 +52,21 @@ class OptimiserConfig:
 
     kappa: float = 0.5
     """Standard deviations that are taken off the mean."""
-    starts: int = 16
+    starts: int = 8
     """Ascents in one batch."""
-    steps: int = 150
+    steps: int = 60
     """Steps of each."""
-    rate: float = 0.02
+    rate: float = 0.03
     """Size of a step, as a share of a gene's range."""
     momentum: float = 0.9
     """Decay of the first moment; 0 is no momentum."""
     barrier: bool = True
     """Without it an ascent ends where it first meets a limit."""
-    cooling: float = 0.96
+    cooling: float = 0.9
     """The barrier's heat falls by this factor each step, from 1."""
     coldest: float = 1e-3
     """Lowest heat, in spreads of the labels."""
-    straight_through: float = 0.3
+    straight_through: float = 0.0
     """Share of the steps, the last ones, in which the gradient is taken at the nearest levels."""
     trust: float | None = None
     """Largest deviation of the prediction, in spreads of the labels; None: kappa alone holds it down."""

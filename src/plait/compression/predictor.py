@@ -131,11 +131,9 @@ class _Member:
         return self.process.covariance(self._read(z_AD), self._read(z_BD))
 
     def slopes(self, z_BD: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        x_BF, x_BFD = self.features.with_slopes(z_BD)
-        mean_B, std_B, mean_BF, std_BF = self.process.slopes((x_BF - self.centre_F) / self.spread_F)
-        scaled_BFD = x_BFD / self.spread_F[:, None]
-        mean_BD = np.einsum("bf,bfd->bd", mean_BF, scaled_BFD)
-        return mean_B, std_B, mean_BD, np.einsum("bf,bfd->bd", std_BF, scaled_BFD)
+        mean_B, std_B, mean_BF, std_BF = self.process.slopes(self._read(z_BD))
+        mean_BD, std_BD = (self.features.pull(z_BD, by_BF / self.spread_F) for by_BF in (mean_BF, std_BF))
+        return mean_B, std_B, mean_BD, std_BD
 
 
 def _mixed(weight_M: Floats, mean_MB: Floats, std_MB: Floats) -> tuple[Floats, Floats]:

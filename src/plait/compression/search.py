@@ -1,7 +1,7 @@
 """`Search`: from nothing to a policy for any budget: measure, learn, choose, measure.
 
-A search is a function of its settings and of measurements, and measurements are kept (`evaluator.py`). So it is
-resumed by running it again: what was measured is read, and the same policies are chosen in the same order.
+A search is a function of its settings and of measurements, and measurements are kept (`evaluator.py`). So it
+is resumed by running it again: what was measured is read, and the same policies are chosen in the same order.
 """
 
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from plait.compression.best import BestConfig, Found, best_policy
 from plait.compression.evaluator import Evaluator, Fidelity, Label
 from plait.compression.evolution import fit_to
-from plait.compression.optimiser import Budget, check
+from plait.compression.optimiser import Budget, OptimiserConfig, check
 from plait.compression.predictor import Predictor, PredictorConfig
 from plait.compression.selection import SelectionConfig, seed_design, select
 from plait.compression.space import Floats, Ints, Space
@@ -38,7 +38,7 @@ class SearchConfig:
     seed: int = 0
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    best: BestConfig = field(default_factory=BestConfig)
+    best: BestConfig = field(default_factory=lambda: BestConfig(OptimiserConfig(starts=16), finalists=8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class Search:
     def learn(self, budgets: Sequence[Budget]) -> Predictor:
         """Measure until only the finalists' measurements are left, and fit.
 
-        Half of every batch are policies from which the predictor learns most; half are those that it takes for
-        best, at budgets up to the one that is asked for, where it must not be wrong.
+        Half of every batch are policies from which the predictor learns most; half are those that it takes
+        for best within the budgets, where it must not be wrong.
 
         Raises:
             UserError: no policy meets the budgets, or a measurement failed.

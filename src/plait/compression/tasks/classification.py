@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.compression.evaluator import Fidelity
 from plait.compression.graph import CutConfig, Network, prune, trace
-from plait.compression.quantisers import QuantLayer, quantise, reestimate
+from plait.compression.quantisers import quantise, reestimate
 from plait.compression.tasks.images import Images, floats, load
 from plait.compression.tasks.networks import NetworkConfig, logits, make
 from plait.compression.tasks.train import TrainConfig, evaluate, train
@@ -52,7 +53,7 @@ class Classification:
     cache: Path | None = None
     """Where decoded images are kept."""
 
-    @property
+    @cached_property
     def protocol(self) -> str:
         """A hash of all settings and of the reference's weights."""
         told = {
@@ -111,9 +112,9 @@ class Classifier:
         self.reference = make(task.network)
         try:
             self.reference.load_state_dict(load_file(task.reference))
-        except Exception as error:
+        except (RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"{task.reference} cannot be read as this network's weights ({error}): remove it to train anew",
+                f"{task.reference} does not hold this network's weights ({error}): remove it to train anew",
                 "model",
             ) from error
         self.reference.eval()
@@ -143,35 +144,3 @@ class Classifier:
         """Accuracy in percent (`score`) and cross-entropy on the validation images."""
         accuracy, loss = evaluate(self.build(policy, fidelity, seed), self.validation)
         return {"score": 100 * accuracy, "loss": loss}
-
-
-def save(module: nn.Module, path: Path) -> int:
-    """Write a quantised network: weights as packed whole numbers, the rest as floats. Returns bytes written."""
-    tensors = {}
-    quantised = {name: part for name, part in module.named_modules() if isinstance(part, QuantLayer)}
-    packed = {f"{name}.layer.weight" for name, part in quantised.items() if part.weight_step is not None}
-    for name, tensor in module.state_dict().items():
-        if name not in packed:
-            tensors[name] = tensor.contiguous()
-    for name, part in quantised.items():
-        if part.weight_step is not None:
-            codes = part.codes()
-            tensors[f"{name}.layer.weight_packed"] = pack(codes, int(part.weight_bits))
-            tensors[f"{name}.layer.weight_shape"] = torch.tensor(codes.shape)
-    save_file(tensors, path, metadata={"format": "pt"})
-    return path.stat().st_size
-
-
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """int8 codes as bytes without gaps, the lowest bit first, zero in their middle."""
-    raised = codes.flatten().to(torch.int16) + 2 ** (bits - 1)
-    planes = (raised[:, None] >> torch.arange(bits, dtype=torch.int16) & 1).flatten()
-    filled = nn.functional.pad(planes, (0, -len(planes) % 8)).view(-1, 8)
-    return (filled << torch.arange(8, dtype=torch.int16)).sum(1).to(torch.uint8)
-
-
-def unpack(packed: torch.Tensor, bits: int, shape: torch.Size) -> torch.Tensor:
-    """The codes that `pack` packed."""
-    planes = (packed[:, None].to(torch.int16) >> torch.arange(8, dtype=torch.int16) & 1).flatten()
-    whole = planes[: shape.numel() * bits].view(-1, bits) << torch.arange(bits, dtype=torch.int16)
-    return (whole.sum(1) - 2 ** (bits - 1)).to(torch.int8).view(shape)
