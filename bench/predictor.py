@@ -81,7 +81,7 @@ def theirs(labels: Labels, rows: Ints) -> Fitted:
 def accuracy_lines(labels: Labels, seeds: range, quick: bool) -> list[claim.Claim]:
     """All lines of one network."""
     found = np.array([pooled(labels, lambda rows: ours(labels, rows), seed) for seed in seeds])
-    error, tau, covered = found.mean(0)
+    error, tau, covered = found.mean(0).tolist()
     most, least = BARS[labels.name]
     lines = [
         claim.at_most(f"{labels.name}: squared error, points^2", error, most),
@@ -102,7 +102,7 @@ def accuracy_lines(labels: Labels, seeds: range, quick: bool) -> list[claim.Clai
 
 def within(name: str, value: float, low: float, high: float) -> claim.Claim:
     """A share that must be neither too small nor too large; its bar is the smaller."""
-    return claim.Claim(name, value, low, low <= value <= high)
+    return claim.Claim(name, float(value), low, bool(low <= value <= high))
 
 
 def curve(labels: Labels, acquisition: Acquisition, seed: int) -> Floats:

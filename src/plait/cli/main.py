@@ -8,6 +8,7 @@ from rich.console import Console
 from plait import __version__
 from plait.cli.bench import bench
 from plait.cli.chat import chat
+from plait.cli.compress import compress
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
 from plait.cli.plan import plan
@@ -42,6 +43,7 @@ def root(
 app.command()(serve)
 app.command()(pull)
 app.command()(quantize)
+app.command()(compress)
 app.command()(chat)
 app.command()(demo)
 app.command()(profile)

@@ -72,12 +72,13 @@ def _starts(
     rng: np.random.Generator,
     known_ND: Ints | None,
 ) -> Floats:
-    """The best feasible known policy, the best uniform one, and random ones, all drawn inside the budgets."""
-    groups = [space.uniform(), *([] if known_ND is None else [known_ND])]
-    first = []
-    for group_ND in groups:
+    """The best uniform policy, the best of the known ones (up to half of all), and random ones; all drawn
+    inside the budgets."""
+    groups = [(space.uniform(), 1), *([] if known_ND is None else [(known_ND, count // 2)])]
+    first: list[Ints] = []
+    for group_ND, most in groups:
         fits_ND = group_ND[(shares(budgets, space.z_of(group_ND)) <= 1).all(0)]
         if len(fits_ND):
-            first.append(fits_ND[score(fits_ND).argmax()])
+            first += list(fits_ND[np.argsort(-score(fits_ND), kind="stable")[:most]])
     random_ND = space.sample(rng, count - len(first))
     return shrink(budgets, space.z_of(np.stack([*first, *random_ND])))

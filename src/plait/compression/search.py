@@ -5,7 +5,7 @@ is resumed by running it again: what was measured is read, and the same policies
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from plait.compression.best import BestConfig, Found, best_policy
 from plait.compression.evaluator import Evaluator, Fidelity, Label
 from plait.compression.evolution import fit_to
-from plait.compression.optimiser import Budget, OptimiserConfig, check
+from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
 from plait.compression.predictor import Predictor, PredictorConfig
 from plait.compression.selection import SelectionConfig, seed_design, select
 from plait.compression.space import Floats, Ints, Space
@@ -54,8 +54,15 @@ class Chosen:
 class Search:
     """Labels of one space as they are measured, and what they say."""
 
-    def __init__(self, space: Space, evaluator: Evaluator, config: SearchConfig) -> None:
-        self.space, self.evaluator, self.config = space, evaluator, config
+    def __init__(
+        self,
+        space: Space,
+        evaluator: Evaluator,
+        config: SearchConfig,
+        noted: Callable[["Search"], None] = lambda search: None,
+    ) -> None:
+        """`noted` is called after each batch of measurements."""
+        self.space, self.evaluator, self.config, self.noted = space, evaluator, config, noted
         self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
         self.score_N: Floats = np.empty(0)
 
@@ -89,12 +96,16 @@ class Search:
         rng = np.random.default_rng(self.config.seed)
         found = self.best(predictor, budgets, rng)
         self.measure(self._fresh(found.index_ND)[: self.config.finalists])
-        used_KN = np.stack([b.cost(self.space.z_of(self.index_ND))[0] / b.limit for b in budgets])
-        score_N = np.where((used_KN <= 1).all(0), self.score_N, -np.inf)
-        top = int(score_N.argmax())
+        top = self.best_measured(budgets)
+        assert top is not None, "finalists are feasible, and they were measured"
         mean_N, std_N = predictor.predict(self.space.z_of(self.index_ND[top : top + 1]))
         policy = self.space.decode(self.index_ND[top])
-        return Chosen(policy, float(mean_N[0]), float(std_N[0]), float(score_N[top]))
+        return Chosen(policy, float(mean_N[0]), float(std_N[0]), float(self.score_N[top]))
+
+    def best_measured(self, budgets: Sequence[Budget]) -> int | None:
+        """The number of the best measured policy within the budgets, if there is any."""
+        fits_N = (shares(budgets, self.space.z_of(self.index_ND)) <= 1).all(0)
+        return int(np.where(fits_N, self.score_N, -np.inf).argmax()) if fits_N.any() else None
 
     def best(self, predictor: Predictor, budgets: Sequence[Budget], rng: np.random.Generator) -> Found:
         """What the predictor takes for best."""
@@ -110,6 +121,7 @@ class Search:
         labels = self.evaluator.measure(policies, self.config.fidelity, self.config.seed)
         self.index_ND = np.concatenate([self.index_ND, index_ND])
         self.score_N = np.concatenate([self.score_N, [label.metric["score"] for label in labels]])
+        self.noted(self)
         return labels
 
     def _fresh(self, index_ND: Ints) -> Ints:
