@@ -19,9 +19,7 @@ from seernet_labels import FOLDER, Labels, mobilenetv2, resnet18, resnet20
 from torch import nn
 
 from plait.compression.agreement import kendall_tau
-from plait.compression.features import FeatureConfig
-from plait.compression.predictor import NINETY, Predictor, PredictorConfig
-from plait.compression.process import ProcessConfig
+from plait.compression.predictor import NINETY, Predictor
 from plait.compression.selection import Acquisition, SelectionConfig, pick
 from plait.compression.space import Floats, Ints
 
@@ -30,8 +28,6 @@ BARS = {"ResNet-20": (0.125, 0.780), "ResNet-18": (1.05, 0.655), "MobileNetV2": 
 FOLDS = 5
 HELD_OUT, FIRST, BATCH, MOST = 80, 30, 10, 200
 """Of label efficiency: labels never learnt from, labels at the start, labels a batch, labels at the end."""
-ONE = PredictorConfig(members=((FeatureConfig(), ProcessConfig(clip=2.0, steps=60)),))
-"""While labels are being chosen one member is enough."""
 Fitted = Callable[[Floats], tuple[Floats, Floats]]
 
 
@@ -112,7 +108,7 @@ def curve(labels: Labels, acquisition: Acquisition, seed: int) -> Floats:
     held, pool = order[:HELD_OUT], order[HELD_OUT:]
     learnt, errors = list(pool[:FIRST]), []
     while True:
-        predictor = Predictor(labels.space, labels.z_ND[learnt], labels.accuracy_N[learnt], ONE)
+        predictor = Predictor(labels.space, labels.z_ND[learnt], labels.accuracy_N[learnt])
         errors.append(np.square(predictor.predict(labels.z_ND[held])[0] - labels.accuracy_N[held]).mean())
         if len(learnt) >= MOST:
             return np.array(errors)
@@ -124,7 +120,10 @@ def curve(labels: Labels, acquisition: Acquisition, seed: int) -> Floats:
 
 
 def efficiency_lines(labels: Labels, seeds: range, quick: bool) -> list[claim.Claim]:
-    """How many labels are needed."""
+    """How many labels are needed: with 100, and chosen ones beside random ones at equal error.
+
+    The share saved is a mean over errors that 80, 100, ... 200 random labels reach; with its least and most.
+    """
     kinds = [Acquisition.RANDOM, Acquisition.REDUCTION]
     kinds += [] if quick else [Acquisition.DEVIATION, Acquisition.NEIGHBOUR]
     error = {kind: np.mean([curve(labels, kind, seed) for seed in seeds], 0) for kind in kinds}
@@ -132,12 +131,11 @@ def efficiency_lines(labels: Labels, seeds: range, quick: bool) -> list[claim.Cl
     hundred = float(error[Acquisition.RANDOM][counts == 100][0])
     lines = [claim.at_most(f"{labels.name}: squared error with 100 random labels", hundred, 0.190)]
     for kind in kinds[1:]:
-        saved = [saving(counts, error[Acquisition.RANDOM], error[kind], at) for at in (120, 160, 200)]
-        told = f"{labels.name}: labels saved by {kind} where random has 120, 160, 200"
-        if kind is Acquisition.REDUCTION:
-            lines.append(claim.Claim(told, min(saved), 0.25, min(saved) >= 0.25, (min(saved), max(saved))))
-        else:
-            lines.append(claim.reported(told, min(saved), (min(saved), max(saved))))
+        saved = [saving(counts, error[Acquisition.RANDOM], error[kind], at) for at in range(80, MOST + 1, 20)]
+        told, spread = f"{labels.name}: share of labels saved by {kind}", (min(saved), max(saved))
+        mean = float(np.mean(saved))
+        bar = 0.25 if kind is Acquisition.REDUCTION else None
+        lines.append(claim.Claim(told, mean, bar, bar is None or mean >= bar, spread))
     return lines
 
 

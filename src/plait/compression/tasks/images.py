@@ -66,7 +66,7 @@ def load(source: Path, pixels: int, limit: int, cache: Path | None = None) -> Im
     if not decoded:
         raise UserError(f"{source} holds no images", "data")
     made = Images(
-        torch.from_numpy(np.stack([image for image, _ in decoded])),
+        torch.from_numpy(np.ascontiguousarray(np.stack([image for image, _ in decoded]))),
         torch.tensor([label for _, label in decoded]),
     )
     if kept:
