@@ -116,7 +116,7 @@ def study(task: Classification, scale: Scale) -> Study:
 def searched(known: Study, seed: int) -> tuple[Search, Chosen, float]:
     """The search of this project, its choice and its seconds."""
     labels = known.scale.labels
-    config = SearchConfig(labels=labels, first=labels // 3, batch=max(4, labels // 8), seed=seed)
+    config = SearchConfig(labels=labels, first=max(8, labels // 3), batch=max(4, labels // 8), seed=seed)
     search = Search(known.space, known.evaluator(), config)
     begin = time.perf_counter()
     chosen = search.choose(search.learn([known.budget]), [known.budget])
@@ -284,7 +284,7 @@ def lines(known: Study) -> list[claim.Claim]:
 def main() -> None:
     """Measure all lines."""
     options = claim.arguments(__doc__)
-    scale = Scale(labels=14, held_out=8, seeds=1) if options.quick else Scale(labels=60, held_out=40, seeds=3)
+    scale = Scale(labels=16, held_out=8, seeds=1) if options.quick else Scale(labels=60, held_out=40, seeds=3)
     if not DATA.exists():
         raise SystemExit(f"the images are not at {DATA}")
     parts = [line for task in tasks(options.quick) for line in lines(study(task, scale))]

@@ -77,6 +77,17 @@ def test_left_out_predictions_are_those_of_a_process_without_the_label():
         process.x_NF, process.y_N, process.inverse_NN, process.alpha_N = whole
 
 
+def test_a_linear_process_is_the_same_as_weights_and_as_covariances():
+    z_ND, y_N = labels(60)
+    x_NF, y_N = z_ND - z_ND.mean(0), (y_N - y_N.mean()) / y_N.std()
+    kinds = np.zeros(len(SPACE), dtype=np.int64)
+    process = GaussianProcess(x_NF, y_N, kinds, ProcessConfig(smooth=False))
+    x_BF = np.random.default_rng(1).normal(size=(5, len(SPACE)))
+    as_weights = process.predict(x_BF)
+    process.weights = None
+    np.testing.assert_allclose(process.predict(x_BF), as_weights, rtol=1e-6)
+
+
 def test_predictions_are_good_and_intervals_hold_what_they_say(predictor: Predictor):
     z_ND, y_N = labels(400, seed=1)
     mean_N, std_N = predictor.predict(z_ND)

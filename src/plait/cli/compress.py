@@ -55,7 +55,7 @@ def compress(
         seed=seed,
         cache=out,
     )
-    search = SearchConfig(labels=labels, first=max(10, labels // 3), seed=seed)
+    search = SearchConfig(labels=labels, first=max(8, labels // 3), seed=seed)
     budgets = tuple(_budget(text) for text in budget)
     report = compress_network(CompressConfig(task, out, budgets, target, search, processes))
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

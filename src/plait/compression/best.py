@@ -15,7 +15,7 @@ class BestConfig:
     """How a policy is looked for."""
 
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    finalists: int = 2
+    finalists: int = 3
     """Ascents that are rounded, of those that promise most."""
 
 

@@ -53,6 +53,8 @@ class GaussianProcess:
         covariance_NN[np.diag_indices_from(covariance_NN)] += np.exp(2 * self.scales.noise)
         self.inverse_NN = np.linalg.inv(covariance_NN)
         self.alpha_N = self.inverse_NN @ self.y_N
+        # Without the remainder all is said by as many weights as there are features: fewer than labels.
+        self.weights = None if config.smooth else self._as_weights()
 
     def left_out(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation that each label would be predicted with, were it left out."""
@@ -61,6 +63,8 @@ class GaussianProcess:
 
     def predict(self, x_BF: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a label at x."""
+        if self.weights is not None:
+            return self.weights.predict(x_BF)[:2]
         cross_BN, _ = _covariance(x_BF, self.x_NF, self.scales, self.config.smooth)
         own_B = self._own(x_BF) - ((cross_BN @ self.inverse_NN) * cross_BN).sum(1)
         return cross_BN @ self.alpha_N, np.sqrt(np.maximum(own_B, 1e-12))
@@ -76,6 +80,8 @@ class GaussianProcess:
 
     def slopes(self, x_BF: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Mean and standard deviation at x, and their derivatives (B, F) by x."""
+        if self.weights is not None:
+            return self.weights.predict(x_BF)
         cross_BN, radial_BN = _covariance(x_BF, self.x_NF, self.scales, self.config.smooth)
         solved_BN = cross_BN @ self.inverse_NN
         std_B = np.sqrt(np.maximum(self._own(x_BF) - (solved_BN * cross_BN).sum(1), 1e-12))
@@ -83,6 +89,12 @@ class GaussianProcess:
         own_BF = 2 * linear_F * x_BF
         back = [self._pull(weight_BN, x_BF, radial_BN) for weight_BN in (self.alpha_N[None], solved_BN)]
         return cross_BN @ self.alpha_N, std_B, back[0], (own_BF - 2 * back[1]) / (2 * std_B[:, None])
+
+    def _as_weights(self) -> "_Weights":
+        prior_G = np.append(1.0, np.exp(2 * self.scales.linear_F))
+        gain_GN = prior_G[:, None] * _with_one(self.x_NF).T
+        spread_GG = np.diag(prior_G) - gain_GN @ self.inverse_NN @ gain_GN.T
+        return _Weights(gain_GN @ self.alpha_N, spread_GG, float(np.exp(2 * self.scales.noise)))
 
     def _own(self, x_BF: Floats) -> Floats:
         amplitude = np.exp(2 * self.scales.amplitude) if self.config.smooth else 0.0
@@ -92,11 +104,30 @@ class GaussianProcess:
     def _pull(self, weight_BN: Floats, x_BF: Floats, radial_BN: Floats) -> Floats:
         """Derivative by x of the covariance with all labels, weighted."""
         linear_BF = np.exp(2 * self.scales.linear_F) * (weight_BN @ self.x_NF)
-        if not self.config.smooth:
-            return linear_BF
         pull_BN = weight_BN * radial_BN
         apart_BF = x_BF * pull_BN.sum(1, keepdims=True) - pull_BN @ self.x_NF
         return linear_BF - np.exp(2 * self.scales.radial_F) * apart_BF
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A linear process as weights of a constant and the features (G), normally distributed."""
+
+    mean_G: Floats
+    spread_GG: Floats
+    noise: float
+
+    def predict(self, x_BF: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Mean and standard deviation at x, and their derivatives by x."""
+        x_BG = _with_one(x_BF)
+        spread_BG = x_BG @ self.spread_GG
+        std_B = np.sqrt((spread_BG * x_BG).sum(1) + self.noise)
+        mean_BF = np.tile(self.mean_G[1:], (len(x_BF), 1))
+        return x_BG @ self.mean_G, std_B, mean_BF, spread_BG[:, 1:] / std_B[:, None]
+
+
+def _with_one(x_BF: Floats) -> Floats:
+    return np.concatenate([np.ones((len(x_BF), 1)), x_BF], 1)
 
 
 def _covariance(x_BF: Floats, x_NF: Floats, scales: Scales, smooth: bool) -> tuple[Floats, Floats]:

@@ -14,9 +14,10 @@ from plait.compression.best import BestConfig, Found, best_policy
 from plait.compression.evaluator import Evaluator, Fidelity, Label
 from plait.compression.evolution import fit_to
 from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
-from plait.compression.predictor import Predictor, PredictorConfig
+from plait.compression.predictor import FEWEST, Predictor, PredictorConfig
 from plait.compression.selection import SelectionConfig, seed_design, select
 from plait.compression.space import Floats, Ints, Space
+from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,17 @@ class Search:
         config: SearchConfig,
         noted: Callable[["Search"], None] = lambda search: None,
     ) -> None:
-        """`noted` is called after each batch of measurements."""
+        """`noted` is called after each batch of measurements.
+
+        Raises:
+            UserError: the labels do not suffice for a predictor and finalists.
+        """
+        least = FEWEST + config.finalists
+        if config.first < FEWEST or config.labels < config.first + config.finalists:
+            raise UserError(
+                f"{config.labels} labels, {config.first} of them first, are too few: take {least} or more",
+                "labels",
+            )
         self.space, self.evaluator, self.config, self.noted = space, evaluator, config, noted
         self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
         self.score_N: Floats = np.empty(0)
