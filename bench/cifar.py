@@ -20,6 +20,7 @@ import claim
 import numpy as np
 import torch
 
+from plait.compression.agreement import kendall_tau
 from plait.compression.baselines import random_near
 from plait.compression.complexity import Products, at_levels, bops
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
@@ -123,10 +124,10 @@ def searched(known: Study, seed: int) -> tuple[Search, Chosen, float]:
     return search, chosen, time.perf_counter() - begin
 
 
-def measured(known: Study, index_ND: Ints, seed: int) -> Floats:
+def measured(known: Study, index_ND: Ints, seed: int, fidelity: Fidelity = Fidelity.L1) -> Floats:
     """Validation accuracies, percent."""
     policies = [known.space.decode(index_D) for index_D in index_ND]
-    found = known.evaluator().measure(policies, Fidelity.L1, seed)
+    found = known.evaluator().measure(policies, fidelity, seed)
     return np.array([label.metric["score"] for label in found])
 
 
@@ -210,16 +211,20 @@ def one_round(known: Study, seed: int) -> tuple[Round, Search]:
     return found, search
 
 
-def honesty(known: Study, search: Search) -> tuple[float, float]:
-    """On policies held out: the mean absolute error of predictions, and the share within 90 % intervals."""
+def honesty(known: Study, search: Search) -> tuple[float, float, float]:
+    """On policies held out: the mean absolute error of predictions, the share within 90 % intervals, and how
+    far labels without training (L0) agree with those after a short one (Kendall's tau)."""
     rng = np.random.default_rng(77)
     half = known.scale.held_out // 2
     near_ND = random_near(known.space, [Budget(known.cost, known.budget.limit * 1.3)], half, rng)
     wide_ND = random_near(known.space, [known.budget], known.scale.held_out - half, rng)
     index_ND = np.concatenate([near_ND, wide_ND])
     mean_N, std_N = search.predictor().predict(known.space.z_of(index_ND))
-    off_N = mean_N - measured(known, index_ND, search.config.seed)
-    return float(np.abs(off_N).mean()), float((np.abs(off_N) <= NINETY * std_N).mean())
+    seed = search.config.seed
+    label_N = measured(known, index_ND, seed)
+    off_N = mean_N - label_N
+    tau = kendall_tau(measured(known, index_ND, seed, Fidelity.L0), label_N)
+    return float(np.abs(off_N).mean()), float((np.abs(off_N) <= NINETY * std_N).mean()), tau
 
 
 def size_and_speed(known: Study, chosen: Ints) -> list[claim.Claim]:
@@ -257,7 +262,7 @@ def lines(known: Study) -> list[claim.Claim]:
     rounds = [one_round(known, seed) for seed in range(known.scale.seeds)]
     name = f"{known.task.network.name}:"
     mean = {field: float(np.mean([getattr(r, field) for r, _ in rounds])) for field in Round.__annotations__}
-    off, covered = honesty(known, rounds[0][1])
+    off, covered, tau = honesty(known, rounds[0][1])
     best = rounds[0][1]
     fits_N = at_levels(known.cost, known.space, best.index_ND) <= known.budget.limit
     top_D = best.index_ND[np.where(fits_N, best.score_N, -np.inf).argmax()]
@@ -277,6 +282,7 @@ def lines(known: Study) -> list[claim.Claim]:
         told("seconds of the search", [r.seconds for r, _ in rounds]),
         claim.at_most(f"{name} predicted less measured, held out, mean", off, 0.7),
         claim.Claim(f"{name} held out within 90 % intervals", covered, 0.80, 0.80 <= covered <= 0.97),
+        told("Kendall's tau of labels without and with training", [tau]),
         *size_and_speed(known, top_D),
     ]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.compression.space import Space
@@ -31,6 +31,7 @@ def spaces(draw: st.DrawFn) -> Space:
     return Space(units, [Tie(tuple(Slot(name, knob) for name in names))])
 
 
+@settings(deadline=None)
 @given(spaces(), st.integers(0, 2**32 - 1))
 def test_views_agree(space: Space, seed: int):
     rng = np.random.default_rng(seed)
@@ -46,6 +47,7 @@ def test_views_agree(space: Space, seed: int):
             assert len({policy.choice(slot.unit).value(slot.knob) for slot in tie.slots}) == 1
 
 
+@settings(deadline=None)
 @given(spaces(), st.integers(0, 2**32 - 1))
 def test_neighbours_differ_in_one_gene_by_one_level(space: Space, seed: int):
     (index_D,) = space.sample(np.random.default_rng(seed), 1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -21,6 +21,7 @@ from plait.compression.stored import pack, save, unpack
 from plait.compression.tasks.networks import NetworkConfig, logits, make
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(0, 2**31))
 def test_values_lie_on_the_grid_and_within_half_a_step(bits: int, seed: int):
     x = torch.randn(200, generator=torch.Generator().manual_seed(seed))
@@ -32,6 +33,7 @@ def test_values_lie_on_the_grid_and_within_half_a_step(bits: int, seed: int):
         assert ((codes * step - x).abs()[inside] <= step * 0.5001).all()
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(0, 2**31))
 def test_steps_err_no_more_than_the_largest_value_would_say(bits: int, seed: int):
     rows = torch.randn(4, 300, generator=torch.Generator().manual_seed(seed))
@@ -72,6 +74,7 @@ def test_whole_numbers_give_what_training_saw(layer: nn.Module, bits: int):
         torch.testing.assert_close(quantised.integer_forward(x), expected, atol=1e-5, rtol=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(0, 2**31))
 def test_packing_loses_nothing(bits: int, count: int, seed: int):
     half = 2 ** (bits - 1)
