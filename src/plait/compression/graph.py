@@ -32,9 +32,9 @@ class CutConfig:
     multiple: int = 8
     """Channels kept are a multiple of this; odd counts are slower than even ones on every machine."""
     fixed_bits: float = 8.0
-    """Of layers that are not searched: the first, the last, and those named in `skip`."""
-    skip: tuple[str, ...] = field(default=())
-    """Further layers whose bits are fixed."""
+    """Of layers that are not searched: the first, the last, and those named in `answers`."""
+    answers: tuple[str, ...] = field(default=())
+    """Layers, apart from the last, whose outputs are the network's: never cut, and their bits are fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def trace(module: nn.Module, example: Tensor, forward: Forward, config: CutConfi
         raise Unsupported("the network has no convolution and no linear layer", "model")
     names = {layer: name for name, layer in module.named_modules()}
     graph = build(module, example, forward)
-    last = found[-1].layer
-    groups, fed_by = _groups(graph, [seen.layer for seen in found], last, names)
-    fixed = {names[found[0].layer], names[last], *config.skip}
+    answers = {*config.answers, names[found[-1].layer]}
+    groups, fed_by = _groups(graph, [seen.layer for seen in found], answers, names)
+    fixed = {names[found[0].layer], *answers}
     layers = []
     for seen in found:
         name = names[seen.layer]
@@ -73,7 +73,7 @@ def trace(module: nn.Module, example: Tensor, forward: Forward, config: CutConfi
                 outputs=seen.outputs,
                 channels=seen.layer.weight.shape[0],
                 unit=None if name in fixed else name,
-                cut_by=name if seen.layer is not last else None,
+                cut_by=None if name in answers else name,
                 fed_by=fed_by.get(name),
                 depthwise=_depthwise(seen.layer),
                 fixed_bits=config.fixed_bits,
@@ -153,10 +153,11 @@ def _observe(module: nn.Module, example: Tensor, forward: Forward) -> list[_Seen
 
 
 def _groups(
-    graph: tp.DependencyGraph, found: Sequence[nn.Module], last: nn.Module, names: dict[nn.Module, str]
+    graph: tp.DependencyGraph, found: Sequence[nn.Module], answers: set[str], names: dict[nn.Module, str]
 ) -> tuple[tuple[tuple[str, ...], ...], dict[str, str]]:
     """Groups of names, in order, and for each layer the first of the group that feeds it."""
-    groups, fed_by, placed = [], {}, {id(last)}
+    groups, fed_by = [], {}
+    placed = {id(layer) for layer in found if names[layer] in answers}
     order = {id(layer): number for number, layer in enumerate(found)}
     for layer in found:
         if id(layer) in placed:
@@ -169,8 +170,8 @@ def _groups(
                 (writers if writes else readers).append(target)
         members = sorted({id(part): part for part in writers}.values(), key=lambda part: order[id(part)])
         placed |= {id(part) for part in members}
-        if last in members:
-            continue  # its outputs are the answer
+        if any(names[part] in answers for part in members):
+            continue
         groups.append(tuple(names[part] for part in members))
         fed_by |= {names[part]: groups[-1][0] for part in readers}
     return tuple(groups), fed_by

@@ -5,7 +5,6 @@ set and norms estimated anew on training images; then it is trained as far as it
 reference as teacher, and measured on the validation images. Test images are for what was chosen in the end.
 """
 
-import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from plait.compression.apply import compressed
 from plait.compression.evaluator import Fidelity
-from plait.compression.graph import CutConfig, Network, prune, trace
-from plait.compression.quantisers import quantise, reestimate
+from plait.compression.graph import CutConfig, Network, trace
 from plait.compression.tasks.images import Images, floats, load
 from plait.compression.tasks.networks import NetworkConfig, logits, make
 from plait.compression.tasks.train import TrainConfig, evaluate, train
@@ -127,14 +126,9 @@ class Classifier:
     def build(self, policy: CompressionPolicy, fidelity: Fidelity, seed: int) -> nn.Module:
         """The compressed network, trained as far as the fidelity says."""
         task = self.task
-        module = copy.deepcopy(self.reference)
-        prune(module, task.example(), logits, self.network, policy)
-        quantise(module, self.network, policy)
         count = min(task.calibration_images, len(self.train_images))
         batches = floats(self.train_images.pixels_NCHW[:count]).split(128)
-        with torch.no_grad():
-            module.eval()(batches[0])  # sets activations' steps
-        reestimate(module, list(batches))
+        module = compressed(self.reference, logits, self.network, policy, batches)
         told = {Fidelity.L0: None, Fidelity.L1: task.short, Fidelity.L2: task.full}[fidelity]
         if told is not None and told.images:
             train(module, self.train_images, told, seed, self.reference)

@@ -4,6 +4,7 @@ Legend: B images of a batch, N images, C channels, H height, W width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,14 +31,18 @@ class TrainConfig:
     """Pixels by which an image is moved at most, to either side; half of all are mirrored."""
     teach: float = 0.0
     """Share of the loss that is the divergence from a teacher's answers; the rest is cross-entropy."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
     warmth: float = 4.0
     """Temperature of both in that divergence."""
 
 
-def train(
-    module: nn.Module, data: Images, config: TrainConfig, seed: int, teacher: nn.Module | None = None
-) -> None:
-    """Train in place; images, their order and changes depend on `seed` alone.
+LossOf = Callable[[Tensor, torch.Generator], Tensor]
+"""The loss of some examples, by number; changes to them are drawn from the generator."""
+
+
+def descend(module: nn.Module, examples: int, loss_of: LossOf, config: TrainConfig, seed: int) -> None:
+    """Train in place; examples, their order and changes depend on `seed` alone.
 
     Raises:
         UserError: the loss stopped being a number.
@@ -51,16 +56,29 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = config.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         while len(order) < config.batch:
-            order = torch.cat([order, torch.randperm(len(data), generator=generator)])
+            order = torch.cat([order, torch.randperm(examples, generator=generator)])
         chosen, order = order[: config.batch], order[config.batch :]
-        images_BCHW = changed(data.pixels_NCHW[chosen], config.shift, generator)
-        loss = _loss(module, images_BCHW, data.classes_N[chosen], config, teacher)
+        loss = loss_of(chosen, generator)
         optimiser.zero_grad()
         loss.backward()
+        if config.clip:
+            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         optimiser.step()
-        if step % 20 == 19 and not math.isfinite(loss.item()):
+        if (step % 20 == 19 or step == steps - 1) and not math.isfinite(loss.item()):
             raise UserError("the loss is no number any more: train with a smaller rate", "rate")
     module.eval()
+
+
+def train(
+    module: nn.Module, data: Images, config: TrainConfig, seed: int, teacher: nn.Module | None = None
+) -> None:
+    """Train a classifier in place, with a teacher's answers if there is one."""
+
+    def loss_of(chosen: Tensor, generator: torch.Generator) -> Tensor:
+        images_BCHW = changed(data.pixels_NCHW[chosen], config.shift, generator)
+        return _loss(module, images_BCHW, data.classes_N[chosen], config, teacher)
+
+    descend(module, len(data), loss_of, config, seed)
 
 
 @torch.no_grad()
