@@ -9,6 +9,7 @@ from plait import __version__
 from plait.cli.align import align
 from plait.cli.bench import bench
 from plait.cli.chat import chat
+from plait.cli.compress import compress
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
 from plait.cli.plan import plan
@@ -46,6 +47,7 @@ app.command()(align)
 app.command()(reward)
 app.command()(pull)
 app.command()(quantize)
+app.command()(compress)
 app.command()(chat)
 app.command()(demo)
 app.command()(profile)

@@ -1,0 +1,141 @@
+"""`Search`: from nothing to a policy for any budget: measure, learn, choose, measure.
+
+A search is a function of its settings and of measurements, and measurements are kept (`evaluator.py`). So it
+is resumed by running it again: what was measured is read, and the same policies are chosen in the same order.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plait.compression.best import BestConfig, Found, best_policy
+from plait.compression.evaluator import Evaluator, Fidelity, Label
+from plait.compression.evolution import fit_to
+from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
+from plait.compression.predictor import FEWEST, Predictor, PredictorConfig
+from plait.compression.selection import SelectionConfig, seed_design, select
+from plait.compression.space import Floats, Ints, Space
+from plait.spec.errors import UserError
+from plait.spec.policy import CompressionPolicy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """What is measured and how much of it."""
+
+    labels: int = 60
+    """Measurements in all, finalists among them."""
+    first: int = 20
+    """Of them the first design's."""
+    batch: int = 8
+    """Policies chosen between two fits."""
+    finalists: int = 4
+    """Best policies of each budget that are measured before one is chosen."""
+    fidelity: Fidelity = Fidelity.L1
+    seed: int = 0
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    best: BestConfig = field(default_factory=lambda: BestConfig(OptimiserConfig(starts=16), finalists=8))
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The best policy that was measured within the budgets."""
+
+    policy: CompressionPolicy
+    predicted: float
+    deviation: float
+    measured: float
+
+
+class Search:
+    """Labels of one space as they are measured, and what they say."""
+
+    def __init__(
+        self,
+        space: Space,
+        evaluator: Evaluator,
+        config: SearchConfig,
+        noted: Callable[["Search"], None] = lambda search: None,
+    ) -> None:
+        """`noted` is called after each batch of measurements.
+
+        Raises:
+            UserError: the labels do not suffice for a predictor and finalists.
+        """
+        least = FEWEST + config.finalists
+        if config.first < FEWEST or config.labels < config.first + config.finalists:
+            raise UserError(
+                f"{config.labels} labels, {config.first} of them first, are too few: take {least} or more",
+                "labels",
+            )
+        self.space, self.evaluator, self.config, self.noted = space, evaluator, config, noted
+        self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
+        self.score_N: Floats = np.empty(0)
+
+    def learn(self, budgets: Sequence[Budget]) -> Predictor:
+        """Measure until only the finalists' measurements are left, and fit.
+
+        Half of every batch are policies from which the predictor learns most; half are those that it takes
+        for best within the budgets, where it must not be wrong.
+
+        Raises:
+            UserError: no policy meets the budgets, or a measurement failed.
+        """
+        check(self.space, budgets)
+        rng = np.random.default_rng(self.config.seed)
+        fit = fit_to(self.space, [Budget(b.cost, b.limit * 1.3) for b in budgets], rng)
+        self.measure(seed_design(self.space, self.config.first, fit, rng))
+        room = self.config.labels - self.config.finalists
+        while len(self.index_ND) < room:
+            predictor = self.predictor()
+            count = min(self.config.batch, room - len(self.index_ND))
+            promising_ND = self._fresh(self.best(predictor, budgets, rng).index_ND)[: count // 2]
+            known_ND = np.concatenate([self.index_ND, promising_ND])
+            rest = count - len(promising_ND)
+            learnt_ND = select(predictor, rest, fit, self.config.selection, rng, known_ND)
+            self.measure(np.concatenate([promising_ND, learnt_ND]))
+            log.info("%d labels, best %.2f", len(self.score_N), self.score_N.max())
+        return self.predictor()
+
+    def choose(self, predictor: Predictor, budgets: Sequence[Budget]) -> Chosen:
+        """Measure the finalists for the budgets; the best of all measured policies that meet them."""
+        rng = np.random.default_rng(self.config.seed)
+        found = self.best(predictor, budgets, rng)
+        self.measure(self._fresh(found.index_ND)[: self.config.finalists])
+        top = self.best_measured(budgets)
+        assert top is not None, "finalists are feasible, and they were measured"
+        mean_N, std_N = predictor.predict(self.space.z_of(self.index_ND[top : top + 1]))
+        policy = self.space.decode(self.index_ND[top])
+        return Chosen(policy, float(mean_N[0]), float(std_N[0]), float(self.score_N[top]))
+
+    def best_measured(self, budgets: Sequence[Budget]) -> int | None:
+        """The number of the best measured policy within the budgets, if there is any."""
+        fits_N = (shares(budgets, self.space.z_of(self.index_ND)) <= 1).all(0)
+        return int(np.where(fits_N, self.score_N, -np.inf).argmax()) if fits_N.any() else None
+
+    def best(self, predictor: Predictor, budgets: Sequence[Budget], rng: np.random.Generator) -> Found:
+        """What the predictor takes for best."""
+        return best_policy(self.space, predictor, budgets, self.config.best, rng, self.index_ND)
+
+    def predictor(self) -> Predictor:
+        """Fitted to all labels so far."""
+        return Predictor(self.space, self.space.z_of(self.index_ND), self.score_N, self.config.predictor)
+
+    def measure(self, index_ND: Ints) -> list[Label]:
+        """Measure policies (or read that they were) and learn of them."""
+        policies = [self.space.decode(index_D) for index_D in index_ND]
+        labels = self.evaluator.measure(policies, self.config.fidelity, self.config.seed)
+        self.index_ND = np.concatenate([self.index_ND, index_ND])
+        self.score_N = np.concatenate([self.score_N, [label.metric["score"] for label in labels]])
+        self.noted(self)
+        return labels
+
+    def _fresh(self, index_ND: Ints) -> Ints:
+        """Those that were not measured yet."""
+        known = set(map(tuple, self.index_ND))
+        return index_ND[[tuple(index_D) not in known for index_D in index_ND]]

@@ -1,0 +1,115 @@
+"""`compress_network`: an image classifier, searched, trained and written, for `plait compress`."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from plait.compression.complexity import Cost, at_levels, bops, macs, weight_bytes
+from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
+from plait.compression.graph import Network
+from plait.compression.optimiser import Budget
+from plait.compression.search import Search, SearchConfig
+from plait.compression.space import Space
+from plait.compression.stored import save
+from plait.compression.targets import TARGETS, restrict
+from plait.compression.tasks.classification import Classification
+from plait.compression.tasks.train import evaluate
+from plait.spec.errors import UserError
+
+log = logging.getLogger(__name__)
+
+COSTS = {"bops": bops, "macs": macs, "size": weight_bytes}
+"""Budgets by name; each is a share of what the network has at 32 bits with all its channels."""
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """What `plait compress` was told of an image classifier."""
+
+    task: Classification
+    out: Path
+    """Folder for the labels, the best policy so far and the network in the end."""
+    budgets: tuple[tuple[str, float], ...]
+    """Names of `COSTS` and shares between 0 and 1."""
+    target: str = "simulated"
+    """One of `TARGETS`."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    processes: int = 1
+    """Measurements at a time."""
+
+
+def compress_network(config: CompressConfig) -> dict[str, Any]:
+    """Search, train and write; run again after an interruption, it goes on. Returns what report.json says.
+
+    Raises:
+        UserError: no policy meets a budget (names the nearest), an unknown name, data that cannot be read.
+    """
+    if config.target not in TARGETS:
+        raise UserError(f"no target is named {config.target}: choose one of {', '.join(TARGETS)}", "target")
+    config.out.mkdir(parents=True, exist_ok=True)
+    network = config.task.traced()
+    network = replace(
+        network, space=restrict(network.space.units, network.space.ties, TARGETS[config.target])
+    )
+    budgets = [read_budget(network, name, share) for name, share in config.budgets]
+    config.task.pretrain()
+    labels = Labels(config.out / "labels.jsonl")
+    evaluator = Evaluator(config.task, network.space.digest, labels, EvaluatorConfig(config.processes))
+    search = Search(
+        network.space, evaluator, config.search, lambda so_far: _note(so_far, budgets, config.out)
+    )
+    chosen = search.choose(search.learn(budgets), budgets)
+    classifier = config.task.open()
+    module = classifier.build(chosen.policy, Fidelity.L2, config.search.seed)
+    accuracy, _ = evaluate(module, classifier.test)
+    before, _ = evaluate(classifier.reference, classifier.test)
+    index_D = network.space.encode(chosen.policy)
+    report = {
+        "network": config.task.network.name,
+        "target": config.target,
+        "policy": json.loads(chosen.policy.json()),
+        "test_accuracy": {"reference": before, "compressed": accuracy},
+        "search": {"predicted": chosen.predicted, "deviation": chosen.deviation, "measured": chosen.measured},
+        "shares": {b.cost.name: _share(network, b.cost, index_D) for b in budgets},
+        "labels": len(search.score_N),
+        "bytes": save(module, config.out / "network.safetensors"),
+        "reference_bytes": config.task.reference.stat().st_size,
+    }
+    (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def read_budget(network: Network, name: str, share: float) -> Budget:
+    """A budget as a share of the whole network's cost.
+
+    Raises:
+        UserError: no cost has that name, or the share is none.
+    """
+    if name not in COSTS:
+        raise UserError(f"no cost is named {name}: choose one of {', '.join(COSTS)}", "budget")
+    if not 0 < share < 1:
+        raise UserError(f"{name}={share:g} is no share between 0 and 1 of the whole network's", "budget")
+    return Budget(COSTS[name](network.space, network.layers), share * _whole(network, name))
+
+
+def _whole(network: Network, name: str) -> float:
+    """What the network costs at 32 bits."""
+    bare = Space([])
+    layers = [replace(x, unit=None, cut_by=None, fed_by=None, fixed_bits=32.0) for x in network.layers]
+    return float(at_levels(COSTS[name](bare, layers), bare, bare.count_D)[0])
+
+
+def _share(network: Network, cost: Cost, index_D: Any) -> float:
+    return float(at_levels(cost, network.space, index_D)[0]) / _whole(network, cost.name)
+
+
+def _note(search: Search, budgets: Sequence[Budget], out: Path) -> None:
+    """Keep the best policy so far, whatever comes."""
+    best = search.best_measured(budgets)
+    if best is not None:
+        partial = out / "best.json.partial"
+        partial.write_text(search.space.decode(search.index_ND[best]).json() + "\n")
+        partial.rename(out / "best.json")

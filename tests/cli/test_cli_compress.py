@@ -1,0 +1,72 @@
+"""`plait compress` cuts a network for real, goes on where it was, and tells what would work."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the compress extra")
+pytest.importorskip("torch_pruning", reason="needs the compress extra")
+
+from PIL import Image
+from typer.testing import CliRunner
+
+from plait.cli.main import app
+from plait.spec.errors import UserError
+from plait.spec.policy import CompressionPolicy
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes, dark and bright."""
+    root = tmp_path_factory.mktemp("compress")
+    rng = np.random.default_rng(0)
+    for label, light in enumerate((60, 160)):
+        (root / "images" / str(label)).mkdir(parents=True)
+        for number in range(60):
+            pixels = rng.integers(light - 50, light + 50, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / str(label) / f"{number}.png")
+    return root
+
+
+def run(root, *more: str, budgets=("bops=0.02",)):
+    told = ["--train", str(root / "images"), "--test", str(root / "images"), "--out", str(root / "out")]
+    told += ["--pixels", "8", "--classes", "2", "--width", "0.0625", "--epochs", "4", "--labels", "14"]
+    told += ["--train-images", "80", "--validation-images", "40", "--test-images", "60", *more]
+    told += [part for budget in budgets for part in ("--budget", budget)]
+    return CliRunner().invoke(app, ["compress", "vgg-small", *told], catch_exceptions=True)
+
+
+def test_a_network_is_compressed_and_again_from_its_labels(images):
+    done = run(images, budgets=("bops=0.02", "size=0.2"))
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report == json.loads((images / "out" / "report.json").read_text())
+    assert report["shares"]["bops"] <= 0.02
+    assert report["shares"]["size"] <= 0.2
+    assert report["bytes"] == (images / "out" / "network.safetensors").stat().st_size
+    policy = CompressionPolicy.parse((images / "out" / "best.json").read_text())
+    assert json.loads(policy.json()) == report["policy"]
+    labels = (images / "out" / "labels.jsonl").read_text()
+    assert len(labels.splitlines()) == report["labels"] <= 14
+    again = run(images, budgets=("bops=0.02", "size=0.2"))
+    assert json.loads(again.stdout) == report
+    assert (images / "out" / "labels.jsonl").read_text() == labels
+
+
+@pytest.mark.parametrize(
+    ("more", "budgets", "match"),
+    [
+        ((), ("bops=0.00001",), "no policy has bops below .* ask for more"),
+        ((), ("watts=0.5",), "choose one of bops, macs, size"),
+        ((), ("bops=1.5",), "no share between 0 and 1"),
+        ((), ("bops",), "write it like bops=0.03"),
+        (("--target", "abacus"), ("bops=0.1",), "choose one of simulated"),
+        (("--target", "int8"), ("bops=0.001",), "no policy has bops below"),
+    ],
+)
+def test_what_cannot_be_done_is_told(images, more, budgets, match):
+    found = run(images, *more, budgets=budgets)
+    assert isinstance(found.exception, UserError), found.output
+    assert re.search(match, str(found.exception))
