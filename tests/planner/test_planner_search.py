@@ -16,7 +16,7 @@ from plait.planner.fluid import Fluid
 from plait.planner.placed import placed
 from plait.planner.plans import Plan, Plans
 from plait.planner.probe import Probe, Trial, tried
-from plait.planner.race import Fate
+from plait.planner.race import Entry, Fate
 from plait.planner.search import Algorithm, Policy, Search, SearchConfig
 from plait.spec.cluster import Link, Role
 from plait.spec.slo import Slo
@@ -99,6 +99,25 @@ def test_every_candidate_has_one_fate_and_the_best_is_that_of_trying_all():
 def test_the_same_seed_finds_the_same_in_any_number_of_heats():
     first, second = search().run(), search().run()
     assert first == second
+
+
+def test_runs_of_different_lengths_begin_alike_and_large_candidates_have_longer_ones():
+    looked = search(config=replace(QUICK, most_requests=2000))
+    assert looked.probe.requests(3, 500)[:200] == looked.probe.requests(3, 200)
+    one, three = (Candidate((Part(Role.MIXED, Plan(1, 1), count),)) for count in (1, 3))
+    assert QUICK.requests <= looked.count(one) <= looked.count(three) <= 2000
+    assert looked.bound_hz(three) > looked.bound_hz(one) > 0
+
+
+def test_a_candidate_that_only_chance_put_behind_is_measured():
+    looked = search()
+    plain, lucky = (Candidate((Part(Role.MIXED, Plan(1, 1), count),)) for count in (2, 1))
+    race = looked._race()
+    race._short_hz = {plain: 12.0, lucky: 5.9}
+    race.measured[plain] = Entry(plain, 20.0, 12.0, 11.0, 12.5, 480, 1)
+    assert race.hopeful() == (lucky, 5.9), "with a share more it would need one device, not two"
+    race._short_hz[lucky] = 3.0
+    assert race.hopeful() is None
 
 
 @pytest.mark.parametrize("policy", [Policy.COLOCATED, Policy.DISAGGREGATED, Policy.HYBRID])

@@ -1,13 +1,17 @@
 """Decisions about groups, one at a time; that they are sound together is for tests/properties to say."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from plait.search.batching import Width
 from plait.serving.admission import AdmissionConfig
 from plait.serving.allocation import longest_chunk, most_useful, worth_pausing
 from plait.serving.batcher import BatcherConfig
 from plait.serving.elasticity import ElasticConfig
-from plait.serving.groups import groups_of
+from plait.serving.groups import Group, groups_of
 from plait.serving.live import Live
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.serving.slack import slack_ns
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End
 from plait.spec.event import Arrived, StepDone, WorkerUp
@@ -133,3 +137,55 @@ def test_decodes_pause_for_prompts_that_wait_long_but_not_for_nothing():
     assert worth_pausing([job], WIDTHS, 0, 1, [1000.0], 1e9)
     assert not worth_pausing([job], WIDTHS, 1, 0, [1000.0], 1e9)
     assert not worth_pausing([job], WIDTHS, 0, 1, [10.0] * 50, 1.0)
+
+
+def test_rows_that_decode_ride_in_the_prompts_of_their_instances():
+    cell = Cell(instances=1, chunk_ns=200_000.0)
+    (first,) = cell.arrive(0, 10, output=8)
+    (decode,) = cell.answer(first)
+    (both,) = cell.arrive(1, 10, output=2)
+    cell.answer(decode)
+    assert [row.request for row in both.rows] == [1]
+    assert both.again == (0,), "it takes its next token beside the prompt"
+    cell.finish()
+    assert cell.ends == [1, 0]
+    assert cell.manager.quiet
+
+
+def test_prompts_take_the_instances_of_rows_that_are_ahead_of_their_objective():
+    """By lengths alone a long prompt waits for many short answers; with an objective, only for late ones."""
+    wait = {"instances": 1, "decode_ns": 1.0, "chunk_ns": 1e6}
+    for tpot_ns, goes in ((0.0, False), (1e7, True), (2.0, False)):
+        cell = Cell(**wait, tpot_ns=tpot_ns)
+        for id in range(8):
+            cell.arrive(id, 1, output=20)
+        while any(not live.drawn for live in cell.manager.lives.values()):
+            cell.answer(next(iter(cell.steps.values())))
+        cell.now += 1000  # a step took long: late by an objective of 2 ns
+        made = cell.arrive(100, 500)
+        made += cell.answer(next(iter(cell.steps.values())))
+        assert any(row.request == 100 for step in made for row in step.rows) is goes
+        cell.finish()
+        assert cell.manager.quiet
+
+
+def test_others_that_want_instances_make_wide_groups_dear():
+    for price, members in ((0.0, 3), (5.0, 1)):
+        cell = Cell(price=price)
+        cell.manager.ensemble.computing[0] = 1
+        (step,) = cell.arrive(0, 300)
+        assert len(step.group) == members
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1), st.integers(0, 10_000))
+def test_waiting_for_its_slack_keeps_a_row_to_its_objective(rows, now):
+    lives = {}
+    for id, (output, drawn) in enumerate(rows):
+        live = Live(Request(id, 10, output + drawn), id)
+        live.drawn, live.planned, live.since_ns = drawn, 9 + drawn, 0
+        lives[id] = live
+    group, tpot_ns, decode_ns = Group((0,), lives), 100.0, 10.0
+    waited_ns = slack_ns(group, now, tpot_ns, decode_ns, 1.0)
+    for live in lives.values():
+        end_ns = now + waited_ns + live.undrawn * decode_ns
+        assert end_ns <= (live.drawn + live.undrawn) * tpot_ns + 1e-6
