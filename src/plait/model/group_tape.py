@@ -28,8 +28,8 @@ from plait.model.tape import CannotRecord, Recorder, Tape
 
 log = logging.getLogger(__name__)
 
-QUERIES = (0, 4, 16, 64, 256)
-"""Queries of others that get a tape of their own: idle ones cost next to nothing."""
+QUERIES = (0, *(1 << n for n in range(9)))
+"""Queries of others that get a tape of their own."""
 Compute = Callable[[StepInputs | None, Together], Tensor]
 """A step as `Model` computes it: logits of the wanted tokens."""
 

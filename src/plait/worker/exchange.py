@@ -21,14 +21,12 @@ from plait.model.dialogue import Script
 from plait.spec.errors import ServiceError
 from plait.worker.channel import Attach, Channel, LinkError, connect
 from plait.worker.config import LinkConfig, Way
-from plait.worker.dialogue import SharedDialogue
+from plait.worker.dialogue import LOOK_S, SharedDialogue
 from plait.worker.passage import Inlet, Outlet, Receiver, Sender, Shared, make_inlet, make_outlet
 from plait.worker.wire import Source
 
 FIRST_S = 0.002
 """A wait for a new link looks this often whether more can be sent."""
-LOOK_S = 0.02
-"""A wait looks this often whether its peers are alive."""
 
 
 class GroupError(ServiceError):
@@ -72,7 +70,7 @@ class Exchange:
             self._turn = step + 1  # turns are positive
         self._peers, self._begun = tuple(peers), True
         self._sends, self._kept = [], []
-        self._spin = len(os.sched_getaffinity(0)) >= len(peers)
+        self._spin = (os.cpu_count() or 1) >= len(peers)
 
     def push(self, member: int, x: Tensor) -> None:
         """Send a dense tensor, which must stay as it is until the next `settle` returns."""
@@ -135,21 +133,18 @@ class Exchange:
                 end = self._outlet(member) if outgoing else self._inlet(member)
                 assert isinstance(end, Shared), "a dialogue is for those who are near"
                 ends[member, outgoing] = end
-        return SharedDialogue(self, script, ends)
+        return SharedDialogue(self, script, ends, self._turn, spin=self._spin)
 
-    def carry(self, flows_F: exchange.Flows, members: list[int], *, wait: bool = True) -> None:
-        """Move what can be moved of flows to and from members; return when all is, if it is waited for.
+    def carry(self, flows_F: exchange.Flows, members: list[int], state: int) -> None:
+        """Return when flows to and from members are done, of which an attempt gave `state`.
 
         Raises:
             GroupError: a member is gone or does not come.
         """
-        state = exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=LOOK_S if wait else 0)
-        past_s = time.monotonic() + self._patience_s if state != exchange.DONE else 0.0
+        past_s = time.monotonic() + self._patience_s
         while state != exchange.DONE:
             if state >= 0:
                 raise self._error(members[state], "has given the step up")
-            if not wait:
-                return
             self._watch_all(flows_F, members, [], past_s)
             state = exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=LOOK_S)
 
