@@ -139,7 +139,7 @@ class Ensemble:
     # ---- steps -----------------------------------------------------------------------------------
 
     def compute(
-        self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int
+        self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int, why: str = ""
     ) -> Made | None:
         """A step in which instances compute the next known tokens of requests together. None: there is no
         room for them on these.
@@ -147,6 +147,7 @@ class Ensemble:
         Args:
             counts: how many tokens of each.
             members: they include all that keep some of a request already.
+            why: the reason, in words.
         """
         group = tuple(sorted(members))
         kept = retain(
@@ -170,7 +171,7 @@ class Ensemble:
             live.opened = True
         for instance in group:
             self.computing[instance] = self.computing.get(instance, 0) + 1
-        made = self._made(step, group, rows, (), opened, lives)
+        made = self._made(step, group, rows, (), opened, lives, why=why)
         made[1].prompts = True
         return made
 
@@ -268,6 +269,7 @@ class Ensemble:
         opened: Sequence[int],
         lives: Sequence[Live],
         context: int = 0,
+        why: str = "",
     ) -> Made:
         seats = tuple(self.seats[member] for member in group)
         closed = dict.fromkeys(id for seat in seats for id in seat.closed if id not in self.lives)
@@ -275,7 +277,9 @@ class Ensemble:
             # One that is here again was closed at this member, but may be known to others of this group.
             seat.closed = [id for id in seat.closed if id in self.lives]
         ids = tuple([live.id for live in again])
-        made = Step(step, group, tuple(rows), ids, tuple(opened), tuple(closed), context, self._model)
+        made = Step(
+            step, group, tuple(rows), ids, tuple(opened), tuple(closed), context, self._model, why=why
+        )
         return made, Flight(seats, tuple(lives))
 
     def landed(self, flight: Flight) -> None:
