@@ -70,6 +70,7 @@ class Exchange:
             self._turn = step + 1  # turns are positive
         self._peers, self._begun = tuple(peers), True
         self._sends, self._kept = [], []
+        # Not the cores that this process may use: members that are pinned have one each.
         self._spin = (os.cpu_count() or 1) >= len(peers)
 
     def push(self, member: int, x: Tensor) -> None:
