@@ -16,7 +16,7 @@ from statistics import median
 
 import claim
 import numpy as np
-from llama_world import INSTANCES, SHARE, TIMES, groups, scales, slots, widths
+from llama_world import INSTANCES, SHARE, TIMES, alone_ns, groups, scales, slots, widths
 
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
@@ -84,7 +84,7 @@ def served(rows: Sequence[TraceRow]) -> list[RequestRecord]:
     config = ManagerConfig(
         admission=AdmissionConfig(max_queue=1 << 20, max_rows=1024),
         batcher=BatcherConfig(prefix_cache=False),
-        elastic=ElasticConfig(widths()),
+        elastic=ElasticConfig(widths(), decode_ns=20e6, tpot_ns=TIMES * alone_ns(1, 1)[1]),
     )
     placement = Placement(tuple(Instance(i, Role.ELASTIC) for i in range(INSTANCES)))
     recorder = Recorder()

@@ -94,14 +94,15 @@ State take(Flow& f, int64_t turn) {
   return kMoves;
 }
 
-// Lets the core rest: watches first, then lets others have it, then sleeps.
+// Lets the core rest: watches first, then lets others have it, then sleeps. Whoever has a core of his own does not
+// give it away for as long as a peer is usually late: what else runs there would keep it for milliseconds.
 void relax(int64_t idle, bool spin) {
-  constexpr int64_t kSpins = 64, kYields = 4096;
-  if (idle > kYields) return std::this_thread::sleep_for(std::chrono::microseconds(50));
+  constexpr int64_t kSpins = 4096, kYields = 4096;
+  if (idle > (spin ? 4 : 1) * kYields) return std::this_thread::sleep_for(std::chrono::microseconds(50));
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
-  if (!spin || idle % kSpins == 0) std::this_thread::yield();
+  if (!spin || idle % kSpins == kSpins - 1) std::this_thread::yield();
 }
 
 // Moves what can be moved: flows of one passage one after another. Gives -1 when all are done, -2 when

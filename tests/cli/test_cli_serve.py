@@ -54,3 +54,11 @@ def test_replanning_needs_a_cluster_and_objectives(alone):
     result = CliRunner().invoke(app, ["serve", "tiny", *alone])
     assert isinstance(result.exception, UserError)
     assert "go together" in str(result.exception)
+
+
+def test_elastic_instances_are_all_of_them(tmp_path: Path):
+    placement = _placement(None, 3, 0, 0, tp=2, elastic=True)
+    assert [(each.role, each.tp) for each in placement.instances] == [(Role.ELASTIC, 2)] * 3
+    for path, prefill in ((tmp_path / "placement.yaml", 0), (None, 1)):
+        with pytest.raises(UserError, match="leave out"):
+            _placement(path, 2, prefill, 1, elastic=True)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from plait.model.model import Model, ModelConfig
+from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
 from plait.runtime.fleet import FleetConfig
 from plait.runtime.launch import LocalLauncher
@@ -16,10 +18,12 @@ from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.errors import EngineFailure, Unsupported
 from plait.spec.event import WorkerLost
+from plait.spec.sampling import SamplingParams, TokenLogprob
 from plait.spec.step import Step
 from tests.runtime.test_parallel import FAMILIES, FLEET, SIZES, asks, check, tokens_of
 from tests.scale import scaled, seed
 from tests.tiny import tiny_folder
+from tests.worker.test_group_steps import CLOSE, whole
 
 WIDTHS = tuple(Width(n, 1e4 * n, 1e6 / n, 1e4 / n) for n in range(1, 5))
 """Groups are worth their while for all but the shortest prompts."""
@@ -50,6 +54,43 @@ async def test_groups_draw_the_tokens_of_transformers(count, tp, tmp_path):
     finally:
         await engine.close()
     assert max(degrees) > 1
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("count", "tp"), [(4, 1), (2, 2)])
+async def test_log_probabilities_are_those_of_one_process(count, tp, tmp_path):
+    """To 1e-5 of the largest logit, of prompts and of what is drawn, however instances are divided."""
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    wish = {"temperature": 0, "ignore_eos": True, "logprobs": 3, "prompt_logprobs": 3}
+    rng, worst = random.Random(seed()), 0.0
+    work = [
+        Ask(ask.prompt, SamplingParams(max_tokens=ask.sampling.max_tokens, **wish))
+        for ask in asks(rng, scaled(200) + 6)
+    ]
+    engine = engine_of(folder, count, tp, slots=96)
+    await engine.start()
+    try:
+        said = await asyncio.gather(*(_said(engine, ask) for ask in work))
+    finally:
+        await engine.close()
+    alone = Model(ModelConfig(str(folder), slots=256, page=16, exact=True))
+    for ask, (tokens, found) in zip(work, said, strict=True):
+        theirs_TV = whole(alone, ask.prompt + tokens)
+        size, log_TV = float(theirs_TV.abs().max()), theirs_TV.double().log_softmax(-1)
+        assert len(found) == len(ask.prompt) - 1 + len(tokens)
+        for at, entry in enumerate(found):
+            for token, logprob in ((entry.token, entry.logprob), *entry.top):
+                worst = max(worst, abs(logprob - float(log_TV[at, token])) / size)
+    print(f"{len(work)} requests, log-probabilities within {worst:.1e} of the largest logit")
+    assert worst <= CLOSE
+
+
+async def _said(engine: Engine, ask: Ask) -> tuple[tuple[int, ...], list[TokenLogprob]]:
+    """What a request draws, and the log-probabilities of its prompt and of that."""
+    pieces = [piece async for piece in engine.submit(ask)]
+    prompt = [entry for piece in pieces for entry in piece.prompt_logprobs]
+    own = [entry for piece in pieces for entry in piece.logprobs]
+    return tuple(token for piece in pieces for token in piece.tokens), prompt + own
 
 
 @pytest.mark.timeout(1800)

@@ -1,11 +1,12 @@
 """Decisions about groups, one at a time; that they are sound together is for tests/properties to say."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.search.batching import Width
 from plait.serving.admission import AdmissionConfig
-from plait.serving.allocation import longest_chunk, most_useful, worth_pausing
+from plait.serving.allocation import filled, longest_chunk, most_useful, worth_pausing
 from plait.serving.batcher import BatcherConfig
 from plait.serving.elasticity import ElasticConfig
 from plait.serving.groups import Group, groups_of
@@ -14,6 +15,7 @@ from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.serving.slack import slack_ns
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End
+from plait.spec.errors import UserError
 from plait.spec.event import Arrived, StepDone, WorkerUp
 from plait.spec.request import Request
 from plait.spec.step import Step
@@ -189,3 +191,32 @@ def test_waiting_for_its_slack_keeps_a_row_to_its_objective(rows, now):
     for live in lives.values():
         end_ns = now + waited_ns + live.undrawn * decode_ns
         assert end_ns <= (live.drawn + live.undrawn) * tpot_ns + 1e-6
+
+
+def test_sizes_that_nobody_measured_keep_no_prompt_waiting():
+    one, four = WIDTHS[0], WIDTHS[3]
+    assert [width.instances for width in filled((four, one), 5)] == [1, 2, 3, 4, 5]
+    assert [width.beta for width in filled((four, one), 5)] == [1000.0] * 3 + [250.0] * 2
+    cell = Cell(instances=3, slots=256, widths=(one, four))
+    (step,) = cell.arrive(0, 600)  # it needs three instances, of which there are never four
+    assert step.group == (0, 1, 2)
+    cell.finish()
+    assert cell.ends == [0]
+    with pytest.raises(UserError, match="one instance alone"):
+        ElasticConfig(widths=(four,))
+
+
+def test_steps_of_prompts_say_why_they_have_their_group():
+    cell = Cell(slots=4096, chunk_ns=200_000.0)
+    (first,) = cell.arrive(0, 900)
+    assert first.why.startswith("a prompt of ")
+    assert " on 4 of 4 instances" in first.why
+    (rest, *_) = cell.answer(first)
+    assert "behind" in rest.why
+    cell.finish()
+    busy = Cell(instances=1)
+    (step,) = busy.arrive(0, 32, output=64)
+    (decode,) = busy.answer(step)
+    (prompt,) = busy.arrive(1, 32)
+    assert "slows 1 that decode there" in prompt.why
+    assert not decode.why

@@ -83,3 +83,28 @@ def test_groups_compute_in_bf16(tmp_path):
     gap, own = (ours_V - exact_V).abs().max(), (theirs_V - exact_V).abs().max()
     assert CLOSE < gap <= 2 * own + 1e-2 * exact_V.abs().max()
     assert torch.isfinite(ours_V).all()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_groups_keep_keys_of_int8(dtype, tmp_path):
+    """Scales pass in the ring with what they scale, and are read where others ask."""
+    folder, size = tiny_folder(tmp_path, "llama"), 3
+    rng = random.Random(seed())
+    tokens = tuple(rng.randrange(VOCAB) for _ in range(LENGTH))
+    keep = [Keep(2, 0, 90), Keep(0, 90, LENGTH - 90)]
+    kept = {"slots": 512, "page": 16, "exact": False, "dtype": dtype, "kv_dtype": "int8"}
+    with Band(folder, size, **kept) as band:
+        (draw,) = band.run(prefill(1, 0, tokens, keep, size), (Opened(0, tokens, LENGTH, GREEDY, ()),))
+        longer = (*tokens, *draw.tokens)
+        spans = tuple(Span(i, 0, (Extent(0, 224 if i == 0 else 96),)) for i in (0, 2))
+        row = Row(0, LENGTH, 1, 1, False, True, spans, 0, tuple(keep))
+        band.run(Step(2, (0, 1, 2), (row,), opened=(0,)), (Opened(0, longer, LENGTH, GREEDY, ()),))
+        logits = [player.executor.logits for player in band.players]
+        ours = [logits[(LENGTH - 1) % size][0, LENGTH], logits[0][0, LENGTH + 1]]
+        alone = Model(band.players[0].executor.model.config)
+        theirs = whole(alone, longer)[-2:]
+    exact = whole(Model(ModelConfig(str(folder), slots=512, page=16, exact=True)), longer)[-2:]
+    for ours_V, theirs_V, exact_V in zip(ours, theirs, exact, strict=True):
+        gap, own = (ours_V - exact_V).norm(), (theirs_V - exact_V).norm()
+        assert CLOSE * exact_V.norm() < gap <= 2 * own + 1e-2 * exact_V.norm()

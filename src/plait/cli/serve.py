@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 
 from plait.cost.catalog import cost_named
+from plait.cost.scaling_base import ScalingBase
 from plait.planner.errand import Errand
 from plait.planner.monitor import Monitor
 from plait.runtime.away import away
@@ -27,7 +28,7 @@ from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Link, Placement
+from plait.spec.cluster import Instance, Link, Placement, Role
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.placement import read_placement
@@ -51,6 +52,12 @@ PlacementFile = Annotated[
 Prefill = Annotated[int, typer.Option(min=0, help="Instances that only compute prompts; with --decode.")]
 Decode = Annotated[
     int, typer.Option(min=0, help="Instances that only decode. What --instances has beyond both does both.")
+]
+Elastic = Annotated[
+    bool, typer.Option("--elastic", help="All instances compute steps in groups, formed anew for each step.")
+]
+Scaling = Annotated[
+    Path | None, typer.Option(help="With --elastic: times of groups, written by plait profile --groups.")
 ]
 Overlap = Annotated[
     bool, typer.Option("--overlap", help="Move KV layer by layer behind the step that writes it.")
@@ -111,6 +118,8 @@ def serve(
     placement: PlacementFile = None,
     prefill: Prefill = 0,
     decode: Decode = 0,
+    elastic: Elastic = False,
+    scaling: Scaling = None,
     overlap: Overlap = False,
     threads: Threads = 1,
     dtype: Dtype = "auto",
@@ -152,7 +161,7 @@ def serve(
         default_timeout_s=timeout,
         drain_s=drain,
     )
-    roles = _placement(placement, instances, prefill, decode, tp, pp)
+    roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
     manager = ManagerConfig(
         model=name or model,
         page=page,
@@ -176,14 +185,28 @@ def serve(
         cluster=cluster,
         pace=cost_named(pace) if pace else None,
         pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
+        scaling=None if scaling is None else ScalingBase.load(scaling),
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
     uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
 
 
 def _placement(
-    path: Path | None, instances: int, prefill: int, decode: int, tp: int = 1, pp: int = 1
+    path: Path | None,
+    instances: int,
+    prefill: int,
+    decode: int,
+    tp: int = 1,
+    pp: int = 1,
+    *,
+    elastic: bool = False,
 ) -> Placement:
+    if elastic:
+        if path is not None or prefill or decode:
+            raise UserError(
+                "--elastic makes all --instances elastic: leave out --placement, --prefill and --decode"
+            )
+        return Placement(tuple(Instance(i, Role.ELASTIC, tp, pp) for i in range(instances)))
     if path is None:
         equal = Placement.disaggregated(prefill, decode, max(0, instances - prefill - decode))
         return Placement(tuple(replace(each, tp=tp, pp=pp) for each in equal.instances))

@@ -3,6 +3,8 @@
 Legend: F flows.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ FLOW = np.dtype(
 """Bytes on their way: of which passage and which way, from or to where, how many, and how many are done."""
 DONE, LATE = -1, -2
 Flows = NDArray[np.void]
+Mover = Callable[[int, int, int, bool, float], int]
 
 
 def available() -> bool:
@@ -35,11 +38,17 @@ def exchange(flows_F: Flows, turn: int, *, spin: bool, within_s: float) -> int:
     Returns:
         DONE, LATE, or the index of a flow whose other end has abandoned the turn.
     """
+    assert flows_F.dtype == FLOW, "flows as this module lays them out"
+    return mover()(flows_F.ctypes.data, len(flows_F), turn, spin, within_s)
+
+
+def mover() -> Mover:
+    """What `exchange` calls, for those who exchange often and know what they do: (address of flows, how many,
+    turn, spin, within_s) -> state."""
     native = choose().native
     assert native is not None, "there is no reference that shares memory"
-    assert flows_F.dtype == FLOW, "flows as this module lays them out"
-    state: int = native.aside.exchange(flows_F.ctypes.data, len(flows_F), turn, spin, within_s)
-    return state
+    body: Mover = native.aside.exchange
+    return body
 
 
 def pass_turn(passage: int, turn: int, *, writer: bool) -> None:

@@ -53,15 +53,15 @@ class DecodeTapes:
         recorded = self._tapes.get(size) or self._record(size, inputs)
         if recorded is None:
             return None
-        self._fill(recorded.inputs, inputs)
+        fill(recorded.inputs, inputs, self._pool)
         recorded.tape.play()
         logits_LV = recorded.logits_BV[:rows]
         return logits_LV if len(inputs.wanted_L) == rows else logits_LV[inputs.wanted_L]
 
     def _record(self, size: int, inputs: StepInputs) -> Recorded | None:
         """Record the tape of a size, and check it against the forward that it was recorded from."""
-        static = self._static(size)
-        self._fill(static, inputs)
+        static = idle_inputs(size, self._pages, self._pool)
+        fill(static, inputs, self._pool)
         recorder = Recorder(self._native, self._threads)
         try:
             with torch.inference_mode(), recorder:
@@ -86,27 +86,33 @@ class DecodeTapes:
         log.warning("decode steps go without tapes: %s", reason)
         self._able = False
 
-    def _static(self, size: int) -> StepInputs:
-        page, spare = self._pool.page, self._pool.spare
-        return StepInputs(
-            tokens_T=torch.zeros(size, dtype=torch.int64),
-            positions_T=torch.zeros(size, dtype=torch.int64),
-            slots_T=torch.full((size,), spare, dtype=torch.int32),
-            starts_R=torch.arange(size + 1, dtype=torch.int32),
-            lens_R=torch.ones(size, dtype=torch.int32),
-            rows_R=torch.arange(size, dtype=torch.int32),
-            tables_RP=torch.full((size, self._pages), spare // page, dtype=torch.int32),
-            wanted_L=torch.arange(size),
-        )
 
-    def _fill(self, static: StepInputs, inputs: StepInputs) -> None:
-        rows, page, spare = len(inputs.rows_R), self._pool.page, self._pool.spare
-        pages = -(-int(inputs.lens_R.max()) // page)
-        static.tokens_T[:rows], static.tokens_T[rows:] = inputs.tokens_T, 0
-        static.positions_T[:rows], static.positions_T[rows:] = inputs.positions_T, 0
-        static.slots_T[:rows], static.slots_T[rows:] = inputs.slots_T, spare
-        static.lens_R[:rows], static.lens_R[rows:] = inputs.lens_R, 1
-        torch.index_select(
-            inputs.tables_RP[:, :pages], 0, inputs.rows_R.long(), out=static.tables_RP[:rows, :pages]
-        )
-        static.tables_RP[rows:, 0] = spare // page
+def idle_inputs(size: int, pages: int, pool: KvPool) -> StepInputs:
+    """A decode step of rows that nobody owns, at addresses that stay."""
+    return StepInputs(
+        tokens_T=torch.zeros(size, dtype=torch.int64),
+        positions_T=torch.zeros(size, dtype=torch.int64),
+        slots_T=torch.full((size,), pool.spare, dtype=torch.int32),
+        starts_R=torch.arange(size + 1, dtype=torch.int32),
+        lens_R=torch.ones(size, dtype=torch.int32),
+        rows_R=torch.arange(size, dtype=torch.int32),
+        tables_RP=torch.full((size, pages), pool.spare // pool.page, dtype=torch.int32),
+        wanted_L=torch.arange(size),
+    )
+
+
+def fill(static: StepInputs, inputs: StepInputs, pool: KvPool) -> None:
+    """Put a decode step in place of the first rows; the others are idle."""
+    rows = len(inputs.rows_R)
+    static.tokens_T[:rows], static.tokens_T[rows:] = inputs.tokens_T, 0
+    static.positions_T[:rows], static.positions_T[rows:] = inputs.positions_T, 0
+    static.slots_T[:rows], static.slots_T[rows:] = inputs.slots_T, pool.spare
+    static.lens_R[:rows], static.lens_R[rows:] = inputs.lens_R, 1
+    fill_tables(static.tables_RP[:rows], inputs.tables_RP, inputs.rows_R, inputs.lens_R, pool.page)
+    static.tables_RP[rows:, 0] = pool.spare // pool.page
+
+
+def fill_tables(static_RP: Tensor, tables_RP: Tensor, rows_R: Tensor, lens_R: Tensor, page: int) -> None:
+    """Put the tables of some rows, as far as they are used, in their order."""
+    pages = -(-int(lens_R.max()) // page)
+    torch.index_select(tables_RP[:, :pages], 0, rows_R.long(), out=static_RP[:, :pages])

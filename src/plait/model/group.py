@@ -23,6 +23,7 @@ from torch import Tensor
 
 from plait.kernels import attention as kernels
 from plait.kernels import transfer
+from plait.model.dialogue import Dialogue, Script
 
 Parts = list[tuple[Tensor, Tensor]]
 """Outputs [T, H, D] float32 with their log-sum-exps [T, H]."""
@@ -41,6 +42,12 @@ class Peers(Protocol):
 
     def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
         """Return when all is on its way, and dense tensors are filled with what members sent."""
+
+    def near(self, told: Sequence[int], heard: Sequence[int]) -> bool:
+        """Whether there can be a dialogue in which some members are told something and others heard."""
+
+    def dialogue(self, script: Script) -> Dialogue:
+        """A step with members that are near, laid out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ class GroupAttention:
         parts: Parts = []
         if group.attends:
             assert own is not None, "own keys are for own tokens"
-            parts.append(self._partial(q_THD, kv_BKXE, form, (*own, group.places_T)))
+            parts.append(self.partial(q_THD, kv_BKXE, form, (*own, group.places_T)))
         self._serve(q_THD.shape[2], kv_BKXE, form, group.service, peers, together.tables_RP)
         parts += self._answers(q_THD, group.questions, peers)
         if group.stripes is not None:
@@ -185,7 +192,7 @@ class GroupAttention:
         out_THD, lse_TH = parts[0] if len(parts) == 1 else _merged(parts)
         return out_THD.to(q_THD.dtype), lse_TH
 
-    def _partial(
+    def partial(
         self,
         q_THD: Tensor,
         kv_BKXE: Tensor,
@@ -194,6 +201,13 @@ class GroupAttention:
         page: int | None = None,
         mask: tuple[int, int] = (0, 1),
     ) -> tuple[Tensor, Tensor]:
+        """Attention to some keys: output [T, H, D] float32 and log-sum-exp [T, H].
+
+        Args:
+            step: tables, rows, starts, lengths and places, as `paged_partial` takes them.
+            page: of the tables; None: the pool's.
+            mask: position of the first key, and positions between two.
+        """
         page = self._page if page is None else page
         return kernels.paged_partial(
             q_THD, kv_BKXE, *step, page, *mask, form.scale, form.softcap, self._threads
@@ -219,7 +233,7 @@ class GroupAttention:
         ]
         peers.settle(queries)
         step = (tables_RP, service.rows_R, service.starts_R, service.lens_R, service.places_Q)
-        out_QHD, lse_QH = self._partial(q_QHD, kv_BKXE, form, step)
+        out_QHD, lse_QH = self.partial(q_QHD, kv_BKXE, form, step)
         answers = zip(service.counts, out_QHD.split(counts), lse_QH.split(counts), strict=True)
         for (member, _), out, lse in answers:
             peers.push(member, out)
@@ -253,7 +267,7 @@ class GroupAttention:
             if stripes.tokens and chunk.blocks:
                 lanes = kernels.lanes_of(kv_BKXE, q_THD.shape[2])
                 step = (chunk.tables_RP, stripes.rows_R, stripes.starts_R, chunk.lens_R, stripes.places_S)
-                part = self._partial(q_SHD, own, form, step, lanes, (at, members))
+                part = self.partial(q_SHD, own, form, step, lanes, (at, members))
                 total = part if total is None else _merged([total, part])
             if not last:
                 there = data[: stripes.chunks[(at - 1) % members].blocks * block_bytes]

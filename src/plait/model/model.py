@@ -15,6 +15,7 @@ from plait.model.config import ModelConfig
 from plait.model.decode import DecodeTapes
 from plait.model.graph import CudaGraphs, DecodeGraphs
 from plait.model.group import GroupAttention, GroupInputs, Peers, Together
+from plait.model.group_tape import GroupTapes, Size
 from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module, take_quantisation
 from plait.model.load_shard import load_share
@@ -75,6 +76,7 @@ class Model:
         self.group = GroupAttention(config.page, config.threads)
         """Attention of steps that several instances compute."""
         self._tapes: DecodeTapes | DecodeGraphs | None = None
+        self._group_tapes: GroupTapes | None = None
         if self.device.type == "cuda":
             from plait.kernels.triton import registered  # Triton is an extra
 
@@ -87,6 +89,9 @@ class Model:
             self._tapes = DecodeGraphs(self._compute, CudaGraphs(), self.pool, self.max_len)
         elif native is not None and not config.exact and (world is None or world.plays):
             self._tapes = DecodeTapes(self._compute, native, self.pool, self.max_len, config.threads)
+            self._group_tapes = GroupTapes(
+                self._compute_together, self.group, native, self.pool, self.max_len, config.threads
+            )
 
     def _install(self, dtype: torch.dtype, quantised: dict[str, QuantisedWeight]) -> None:
         config, module, kernels = self.config, self.module, self.kernels
@@ -174,6 +179,11 @@ class Model:
         return self._compute(staged(inputs, self.pool.page, self.device))
 
     @property
+    def tapes_of_groups(self) -> tuple[Size, ...]:
+        """Sizes of decode steps of groups that are played from a tape."""
+        return () if self._group_tapes is None else self._group_tapes.sizes
+
+    @property
     def refusal_of_groups(self) -> str | None:
         """Why this model cannot be computed by several instances together; None if it can."""
         if self.device.type != "cpu":
@@ -195,13 +205,23 @@ class Model:
         Raises:
             whatever `peers` raise when one of them is gone.
         """
-        self._current.together = Together(group, peers, tables_RP, self.group)
+        if self._group_tapes is not None:
+            layer = self._layers[0]
+            assert layer.form is not None, "a layer that never ran"
+            form = layer.form, layer.size
+            logits_LV = self._group_tapes.play(inputs, group, tables_RP, peers, form)
+            if logits_LV is not None:
+                return logits_LV
+        return self._compute_together(inputs, Together(group, peers, tables_RP, self.group))
+
+    def _compute_together(self, inputs: StepInputs | None, together: Together) -> Tensor:
+        self._current.together = together
         try:
             if inputs is not None:
                 return self._compute(inputs)
             with torch.inference_mode():
                 for layer in self._layers:
-                    layer.visit(self._current.together)
+                    layer.visit(together)
             return torch.empty(0, self.vocab)
         finally:
             self._current.together = None

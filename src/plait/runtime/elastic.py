@@ -1,9 +1,13 @@
 """What elastic instances can do together, and what is presumed of it before anything was measured."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from plait.cost.scaling_base import ScalingBase
 from plait.search.batching import Width
-from plait.spec.cluster import Instance
+from plait.serving.elasticity import ElasticConfig
+from plait.spec.cluster import Instance, Role
+from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
 
 FLOPS_PER_NS = 100.0
@@ -34,3 +38,18 @@ def presumed_widths(shape: ModelShape, instances: Sequence[Instance]) -> tuple[W
     token_ns, square_ns = shape.flops_per_token / rate, shape.flops_per_pair / 2 / rate
     sizes = range(1, len(instances) + 1)
     return tuple(Width(n, ALONE_NS * n, token_ns / n, square_ns / n) for n in sizes)
+
+
+def measured(base: ScalingBase, config: ElasticConfig, instances: Sequence[Instance]) -> ElasticConfig:
+    """How elastic instances decide by measured times.
+
+    Raises:
+        UserError: instances of this tp were not measured.
+    """
+    elastic = [each for each in instances if each.role is Role.ELASTIC]
+    if not elastic:
+        raise UserError(
+            "times of groups are for elastic instances: add --elastic, or leave them out", "scaling"
+        )
+    tp = elastic[0].tp
+    return replace(config, widths=base.widths(tp), decode_ns=base.decode_ns(tp))

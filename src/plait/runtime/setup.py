@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait.cost.cost import Cost
+from plait.cost.scaling_base import ScalingBase
 from plait.model.config import ModelConfig, Rank, dtype_of
 from plait.model.hub import resolve
 from plait.model.share import share_of
 from plait.runtime.driver import Fleet
-from plait.runtime.elastic import presumed_widths, refusal_of_groups
+from plait.runtime.elastic import measured, presumed_widths, refusal_of_groups
 from plait.runtime.engine import Engine, EngineConfig, max_len_of, shape_of
 from plait.runtime.fleet import FleetConfig, WorkerFleet
 from plait.runtime.launch import Launcher, LocalLauncher
@@ -56,6 +57,8 @@ class ServeConfig:
     """Deliver answers no earlier than this cost model says."""
     pace_link: Link | None = None
     """What moves between instances of a paced run travel on; None: they take as long as they do."""
+    scaling: ScalingBase | None = None
+    """Measured times of groups, by which elastic instances decide; None: those of `manager`, or presumed."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """How many workers, and when one counts as lost; its placement is that of `manager`."""
     tp: int = 1
@@ -107,7 +110,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
         folder=folder,
         name=name,
         max_len=max_len,
-        manager=_deep_enough(_wide_enough(config.manager, placement, shape), placement),
+        manager=_deep_enough(_wide_enough(config, placement, shape), placement),
         journal=config.journal,
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )
@@ -155,12 +158,17 @@ def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
     return placement
 
 
-def _wide_enough(manager: ManagerConfig, placement: Placement, shape: ModelShape) -> ManagerConfig:
-    """With times of groups of every size, where nothing else is said."""
-    if manager.elastic.widths != ElasticConfig().widths:
+def _wide_enough(config: ServeConfig, placement: Placement, shape: ModelShape) -> ManagerConfig:
+    """With times of groups: those that were measured, else those that the manager has, else presumed ones."""
+    manager, base = config.manager, config.scaling
+    if base is not None:
+        elastic = measured(base, manager.elastic, placement.instances)
+    elif manager.elastic.widths != ElasticConfig().widths:
         return manager
-    widths = presumed_widths(shape, placement.instances)
-    return replace(manager, elastic=replace(manager.elastic, widths=widths))
+    else:
+        widths = presumed_widths(shape, placement.instances)
+        elastic = replace(manager.elastic, widths=widths)
+    return replace(manager, elastic=elastic)
 
 
 def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:

@@ -100,20 +100,20 @@ async def _cells(
         for count in (1, grid.repeats):
             entries.clear()
             for _ in range(count):
-                await _continue(engine, rng, 1, tokens, 1)
+                await continued(engine, rng, 1, tokens, 1)
         found.append(_median("prefill", 1, tokens, entries))
         said(f"prefill of {tokens} tokens: {found[-1][0].ns / 1e6:.2f} ms")
     for context in grid.contexts:
         for rows in grid.batches:
             for count in (2, grid.steps):
                 entries.clear()
-                await _continue(engine, rng, rows, context, count + 1)
+                await continued(engine, rng, rows, context, count + 1)
             found.append(_median("decode", rows, context, entries))
             said(f"decode of {rows} rows with {context} tokens each: {found[-1][0].ns / 1e6:.2f} ms")
     return found
 
 
-async def _continue(engine: Engine, rng: np.random.Generator, rows: int, tokens: int, output: int) -> None:
+async def continued(engine: Engine, rng: np.random.Generator, rows: int, tokens: int, output: int) -> None:
     """Draw `output` tokens for each of `rows` random prompts, all at once."""
     prompts = rng.integers(shape_of(engine.config.folder).vocab, size=(rows, tokens)).tolist()
     wish = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)

@@ -5,6 +5,7 @@ that is done sooner gains the time / length; a decode of `length` tokens that pa
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from plait.search.batching import Job, Width
@@ -17,6 +18,17 @@ def fastest_ns(widths: Sequence[Width], instances: int, linear: float, square: f
         if width.instances <= instances:
             best_ns = min(best_ns, width.alpha + width.beta * linear + width.gamma * square)
     return best_ns
+
+
+def filled(widths: Sequence[Width], most: int) -> tuple[Width, ...]:
+    """Times of groups of every size up to `most`, ascending: a size that is not among `widths` counts as the
+    next smaller one, whose instances it could leave to do it alone. One instance must be among them."""
+    found: list[Width] = []
+    known = {width.instances: width for width in widths}
+    for size in range(1, most + 1):
+        width = known.get(size) or replace(found[-1], instances=size)
+        found.append(width)
+    return tuple(found)
 
 
 def most_useful(

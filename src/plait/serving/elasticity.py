@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 from plait.search.batching import Batch, Job, Width, best_plan, coarse_cuts
 from plait.serving.admission import Admission
-from plait.serving.allocation import fastest_ns, longest_chunk, most_useful, worth_pausing
+from plait.serving.allocation import fastest_ns, filled, longest_chunk, most_useful, worth_pausing
 from plait.serving.ensemble import Ensemble, Made
 from plait.serving.flights import Flights
 from plait.serving.groups import Group
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
+from plait.serving.reasons import of_batch, of_chunk
 from plait.serving.slack import slack_ns
+from plait.spec.errors import UserError
 
 WORTH = 3.0
 """Fixed times of a step with prompts that such a step takes at least, were rows to wait for more of them."""
@@ -30,7 +32,8 @@ class ElasticConfig:
     """How elastic instances decide. Times are nanoseconds of the model on the instances there are."""
 
     widths: tuple[Width, ...] = (Width(1, 0.0, 1.0, 0.0),)
-    """The scaling information base: time of a prefill on groups of each size (LoongServe, section 5.4)."""
+    """The scaling information base: time of a prefill on groups of each size (LoongServe, section 5.4). A
+    size that is left out counts as the next smaller one; that of one instance must be there."""
     decode_ns: float = 30e6
     """A decode step, about; what a prompt waits for that waits for decoding rows to end."""
     chunk_ns: float = 1e9
@@ -48,6 +51,10 @@ class ElasticConfig:
     cuts: int = 600
     """Places at which the batching programme may cut; with fewer requests than that it is exact."""
 
+    def __post_init__(self) -> None:
+        if min((width.instances for width in self.widths), default=0) != 1:
+            raise UserError("times of groups must begin with those of one instance alone", "widths")
+
 
 class Elasticity:
     """Decides; `Ensemble` carries out."""
@@ -59,6 +66,8 @@ class Elasticity:
         self.config = config
         self.ensemble = ensemble
         self.masters = Masters(config.master_rows, ensemble, ledger)
+        self.widths = config.widths
+        """Of every number of instances that there may be."""
         self._ledger = ledger
         self._admission = admission
         self._depth = depth
@@ -70,6 +79,8 @@ class Elasticity:
         ensemble = self.ensemble
         if not ensemble.seats:
             return
+        if len(self.widths) != len(ensemble.seats):
+            self.widths = filled(self.config.widths, len(ensemble.seats))
         if ensemble.partial or (len(self._admission) and ensemble.free()):
             yield from self._prompts(flights)
         if not len(self._admission):
@@ -140,7 +151,7 @@ class Elasticity:
     def _candidates(self) -> list[Live]:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
-        config, widths = self._admission.config, self.config.widths
+        config, widths = self._admission.config, self.widths
         room, free = self._room(), len(self.ensemble.free())
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
@@ -195,7 +206,7 @@ class Elasticity:
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
         if self.config.tpot_ns:
-            first_ns = fastest_ns(self.config.widths, 1, jobs[0].linear, jobs[0].square)
+            first_ns = fastest_ns(self.widths, 1, jobs[0].linear, jobs[0].square)
             seats += self._patient(min(first_ns, self.config.chunk_ns))
             groups.clear()
         for group in sorted(groups, key=self._used):
@@ -203,7 +214,7 @@ class Elasticity:
             have = len(seats) if fits else 0
             more = len(free.intersection(group.members)) + len(seats) - have
             lengths = [live.known + live.undrawn * self._share for live in group.lives.values()]
-            if not worth_pausing(jobs, self.config.widths, have, more, lengths, self._wait_ns(group)):
+            if not worth_pausing(jobs, self.widths, have, more, lengths, self._wait_ns(group)):
                 break
             seats += [ensemble.seats[member] for member in group.members if member in free]
         room = sum(ensemble.unused(seat.instance) for seat in seats)
@@ -241,7 +252,7 @@ class Elasticity:
             times = 1 + self.config.price * busy * (width.instances - 1)
             return Width(width.instances, width.alpha * times, width.beta * times, width.gamma * times)
 
-        return tuple([by(width) for width in self.config.widths])
+        return tuple([by(width) for width in self.widths])
 
     def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
         """Compute a batch; one long prompt alone only as far as it may keep its instances busy."""
@@ -249,11 +260,13 @@ class Elasticity:
         members = [seat.instance for seat in seats[batch.left : batch.right]]
         counts = [live.known for live in lives]
         if len(lives) == 1:
-            width = next(each for each in self.config.widths if each.instances == len(members))
+            width = next(each for each in self.widths if each.instances == len(members))
             counts = [longest_chunk(width, self._within_ns(members, width), 0, counts[0])]
+        slowed = sum(len(g.lives) for g in self.ensemble.groups if any(i in members for i in g.members))
         for live in lives:
             self.ensemble.enter(live)
-        made = self.ensemble.compute(lives, counts, members, step)
+        why = of_batch(counts, len(members), len(seats), slowed, self.config.tpot_ns > 0, self.widths)
+        made = self.ensemble.compute(lives, counts, members, step, why)
         if made is None:  # pages round up: there is not quite room
             for live in lives:
                 self.ensemble.unseat(live)
@@ -277,12 +290,14 @@ class Elasticity:
         square = left * (left + 2 * cached)
         useful = most_useful(self._priced(), most, left, square, self.config.hysteresis)
         members = holders + others[: max(0, useful - len(holders))]
-        able = [each for each in self.config.widths if each.instances <= len(members)]
+        able = [each for each in self.widths if each.instances <= len(members)]
         width = max(able, key=lambda each: each.instances)
         chunk = longest_chunk(width, self._within_ns(members, width), cached, left)
-        made = ensemble.compute([live], [chunk], members, step)
-        if made is None:  # what decodes there has grown meanwhile
-            made = ensemble.compute([live], [chunk], holders + others, step)
+        why = of_chunk(chunk, left, cached, len(members), most - len(members), self.widths)
+        made = ensemble.compute([live], [chunk], members, step, why)
+        if made is None:
+            why = f"what decodes there has grown; {chunk:,} of {left:,} tokens left go to all idle instances"
+            made = ensemble.compute([live], [chunk], holders + others, step, why)
         if made is not None:
             yield made
         elif not ensemble.decoding and len(ensemble.partial) > 1:

@@ -154,7 +154,7 @@ class Ensemble:
     # ---- steps -----------------------------------------------------------------------------------
 
     def compute(
-        self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int
+        self, lives: Sequence[Live], counts: Sequence[int], members: Iterable[int], step: int, why: str = ""
     ) -> Made | None:
         """A step in which instances compute the next known tokens of requests together; rows that decode on
         these alone take one more token in it. None: there is no room for the prompts on these.
@@ -162,6 +162,7 @@ class Ensemble:
         Args:
             counts: how many tokens of each.
             members: they include all that keep some of a request already.
+            why: the reason, in words.
         """
         group = tuple(sorted(members))
         kept = retain(
@@ -190,7 +191,7 @@ class Ensemble:
         for instance in group:
             self.computing[instance] = self.computing.get(instance, 0) + 1
         riders.rows[:0], riders.grown[:0], riders.opened[:0] = rows, lives, opened
-        made = self._made(step, group, riders)
+        made = self._made(step, group, riders, why)
         made[1].prompts = True
         return made
 
@@ -277,7 +278,7 @@ class Ensemble:
             return None
         return [Span(instance, first, extents)] if extents else []
 
-    def _made(self, step: int, group: tuple[int, ...], found: Decodes) -> Made:
+    def _made(self, step: int, group: tuple[int, ...], found: Decodes, why: str = "") -> Made:
         seats = tuple(self.seats[member] for member in group)
         closed = dict.fromkeys(id for seat in seats for id in seat.closed if id not in self.lives)
         for seat in seats:
@@ -285,7 +286,7 @@ class Ensemble:
             seat.closed = [id for id in seat.closed if id in self.lives]
         again, opened = tuple([live.id for live in found.again]), tuple(found.opened)
         rows, context = tuple(found.rows), found.context
-        made = Step(step, group, rows, again, opened, tuple(closed), context, self._model)
+        made = Step(step, group, rows, again, opened, tuple(closed), context, self._model, why=why)
         return made, Flight(seats, (*found.grown, *found.again))
 
     def landed(self, flight: Flight) -> None:

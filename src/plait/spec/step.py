@@ -82,6 +82,9 @@ class Step:
     """Sum over `again` of the tokens that each row attends to, its own included."""
     model: str = ""
     weights_version: int = 0
+    why: str = ""
+    """In words, for the journal: why it has this group, and who waits meanwhile. Empty where nothing was to
+    be decided."""
 
     @property
     def new_tokens(self) -> int:

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from plait.kernels import exchange
 from plait.kernels.transfer import Bytes
+from plait.model.dialogue import Script
 from plait.spec.errors import ServiceError
 from plait.worker.channel import Attach, Channel, LinkError, connect
 from plait.worker.config import LinkConfig, Way
-from plait.worker.passage import Inlet, Outlet, Receiver, Sender, make_inlet, make_outlet
+from plait.worker.dialogue import LOOK_S, SharedDialogue
+from plait.worker.passage import Inlet, Outlet, Receiver, Sender, Shared, make_inlet, make_outlet
 from plait.worker.wire import Source
 
 FIRST_S = 0.002
 """A wait for a new link looks this often whether more can be sent."""
-LOOK_S = 0.02
-"""A wait looks this often whether its peers are alive."""
 
 
 class GroupError(ServiceError):
@@ -70,7 +70,8 @@ class Exchange:
             self._turn = step + 1  # turns are positive
         self._peers, self._begun = tuple(peers), True
         self._sends, self._kept = [], []
-        self._spin = len(os.sched_getaffinity(0)) >= len(peers)
+        # Not the cores that this process may use: members that are pinned have one each.
+        self._spin = (os.cpu_count() or 1) >= len(peers)
 
     def push(self, member: int, x: Tensor) -> None:
         """Send a dense tensor, which must stay as it is until the next `settle` returns."""
@@ -116,6 +117,37 @@ class Exchange:
         for member, inlet, into in slow:
             self._take(member, inlet, into)
         self._sends, self._kept = [], []
+
+    def near(self, told: Sequence[int], heard: Sequence[int]) -> bool:
+        """Whether the links to some members, and from others, are there and are memory that is shared."""
+        ends = [self._outlets.get(self._peer(member).identity) for member in told]
+        return all(isinstance(end, Shared) for end in (*ends, *map(self._inlet, heard)))
+
+    def dialogue(self, script: Script) -> SharedDialogue:
+        """Lay a step out with members that are `near`; nothing else may be pushed in it."""
+        ends: dict[tuple[int, bool], Shared] = {}
+        for outgoing, pieces in (
+            (True, script.asks + script.answers),
+            (False, script.questions + script.replies),
+        ):
+            for member in dict.fromkeys(piece.member for piece in pieces):
+                end = self._outlet(member) if outgoing else self._inlet(member)
+                assert isinstance(end, Shared), "a dialogue is for those who are near"
+                ends[member, outgoing] = end
+        return SharedDialogue(self, script, ends, self._turn, spin=self._spin)
+
+    def carry(self, flows_F: exchange.Flows, members: list[int], state: int) -> None:
+        """Return when flows to and from members are done, of which an attempt gave `state`.
+
+        Raises:
+            GroupError: a member is gone or does not come.
+        """
+        past_s = time.monotonic() + self._patience_s
+        while state != exchange.DONE:
+            if state >= 0:
+                raise self._error(members[state], "has given the step up")
+            self._watch_all(flows_F, members, [], past_s)
+            state = exchange.exchange(flows_F, self._turn, spin=self._spin, within_s=LOOK_S)
 
     def _found(
         self, wanted: list[tuple[int, Tensor]], slow: list[tuple[int, Receiver, Bytes]]
@@ -217,7 +249,7 @@ class Exchange:
         self, flows_F: exchange.Flows, members: list[int], wanted: list[tuple[int, Tensor]], past_s: float
     ) -> None:
         """Raise if a member that is waited for is gone, or it is too late."""
-        waiting = [m for m, flow in zip(members, flows_F, strict=True) if flow["count"] != flow["done"]]
+        waiting = [m for m, flow in zip(members, flows_F, strict=False) if flow["count"] != flow["done"]]
         waiting += [member for member, _ in wanted]
         for member in dict.fromkeys(waiting):
             for each in [member] if member >= 0 else self._others():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plait.model.dialogue import Dialogue, Script
 from plait.model.model import Model
 from plait.model.world import Tag, World, WorldError
 from plait.spec.sampling import Draw
@@ -27,8 +28,9 @@ class Faltering:
     """The way to the other members, for one column of several. Where it breaks, this column goes on for
     nothing: the others wait for its sums."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange, self.room, self.layer = exchange, exchange.room, -1
+    def __init__(self, exchange: Exchange, world: World) -> None:
+        self._exchange, self._world, self.room, self.layer = exchange, world, exchange.room, -1
+        self._dialogue: Dialogue | None = None
         self.failed: GroupError | None = None
 
     def push(self, member: int, x: Tensor) -> None:
@@ -38,6 +40,34 @@ class Faltering:
     def settle(self, receives: Sequence[tuple[int, Tensor]] = ()) -> None:
         """See `plait.model.group.Peers`. Once it has failed, tensors are left as they are."""
         self._try(lambda: self._exchange.settle(receives))
+
+    def near(self, told: Sequence[int], heard: Sequence[int]) -> bool:
+        """See `plait.model.group.Peers`. All columns say the same: they sum equal numbers of rows."""
+        found = [False]
+        self._try(lambda: found.append(self._exchange.near(told, heard)))
+        return self._world.sum(torch.tensor([float(found[-1])])).item() == self._world.rank.tp
+
+    def dialogue(self, script: Script) -> "Faltering":
+        """See `plait.model.group.Peers`."""
+        self._dialogue = self._exchange.dialogue(script)
+        return self
+
+    def ask(self, layer: int) -> None:
+        """See `plait.model.dialogue.Dialogue`; so the others."""
+        self._say(lambda dialogue: dialogue.ask(layer), layer)
+
+    def hear(self, layer: int) -> None:
+        """See `ask`."""
+        self._say(lambda dialogue: dialogue.hear(layer), layer)
+
+    def answer(self, layer: int) -> None:
+        """See `ask`."""
+        self._say(lambda dialogue: dialogue.answer(layer), layer)
+
+    def _say(self, what: Callable[[Dialogue], None], layer: int) -> None:
+        dialogue, self.layer = self._dialogue, layer
+        assert dialogue is not None
+        self._try(lambda: what(dialogue))
 
     def _try(self, exchange: Callable[[], None]) -> None:
         if self.failed is not None:
@@ -81,7 +111,7 @@ class MemberExecutor(Executor):
 
     def _forward_together(self, plan: GroupPlan, exchange: Exchange) -> Tensor:
         """All columns give the step up, or none: who cannot go on says so once the others have computed."""
-        peers = Faltering(exchange)
+        peers = Faltering(exchange, self.world)
         try:
             logits_LV = self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, peers)
             failed = bool(self.world.sum(torch.tensor([float(peers.failed is not None)])).item())
