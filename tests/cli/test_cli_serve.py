@@ -53,7 +53,7 @@ def test_processes_are_those_of_every_instance_or_of_each_in_the_file(tmp_path: 
 def test_replanning_needs_a_cluster_and_objectives(alone):
     result = CliRunner().invoke(app, ["serve", "tiny", *alone])
     assert isinstance(result.exception, UserError)
-    assert "go together" in str(result.exception)
+    assert "--slo" in str(result.exception)
 
 
 def test_elastic_instances_are_all_of_them(tmp_path: Path):

@@ -26,6 +26,7 @@ from plait.server.config import ServerConfig
 from plait.server.lifespan import serve as answer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
+from plait.serving.elasticity import ElasticConfig
 from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Instance, Link, Placement, Role
@@ -102,7 +103,9 @@ ReplanCluster = Annotated[
     Path | None,
     typer.Option("--replan", help="Change roles when the workload does; YAML of this cluster. With --slo."),
 ]
-Objectives = Annotated[str | None, typer.Option(help="With --replan: such as ttft=200ms,tpot=50ms.")]
+Objectives = Annotated[
+    str | None, typer.Option(help="With --replan or elastic instances: such as ttft=200ms,tpot=50ms.")
+]
 Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
 
 
@@ -152,15 +155,7 @@ def serve(
     began = time.monotonic()
     words = "%(asctime)s %(name)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
-    server = ServerConfig(
-        host=host,
-        port=port,
-        api_keys=tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(","))),
-        overload_status=overload_status,
-        rate_limit_per_minute=rate_limit,
-        default_timeout_s=timeout,
-        drain_s=drain,
-    )
+    server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain)
     roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
     manager = ManagerConfig(
         model=name or model,
@@ -169,6 +164,7 @@ def serve(
         handover=HandoverConfig(overlap=overlap),
         admission=AdmissionConfig(max_queue=max_queue, max_rows=max_rows, output_share=output_share),
         batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
+        elastic=ElasticConfig(tpot_ns=Slo.parse(slo).tpot_ns if slo else 0.0),
     )
     config = ServeConfig(
         model=model,
@@ -188,7 +184,27 @@ def serve(
         scaling=None if scaling is None else ScalingBase.load(scaling),
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
-    uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
+    uvloop.run(_run(config, server, began, _replan(replan, slo, cost, roles)))
+
+
+def _server(
+    host: str,
+    port: int,
+    api_key: list[str] | None,
+    overload_status: int,
+    rate_limit: int | None,
+    timeout_s: float | None,
+    drain_s: float,
+) -> ServerConfig:
+    return ServerConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or filter(None, os.environ.get("PLAIT_API_KEY", "").split(","))),
+        overload_status=overload_status,
+        rate_limit_per_minute=rate_limit,
+        default_timeout_s=timeout_s,
+        drain_s=drain_s,
+    )
 
 
 def _placement(
@@ -232,9 +248,11 @@ class _Replan:
         return Replanner(engine, Monitor(), partial(away, errand))
 
 
-def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
-    if (cluster is None) != (slo is None):
-        raise UserError("--replan and --slo go together: name a cluster file and objectives, or neither")
+def _replan(cluster: Path | None, slo: str | None, cost: str, roles: Placement) -> _Replan | None:
+    if cluster and not slo:
+        raise UserError("--replan keeps to objectives: name them with --slo")
+    if slo and not cluster and all(each.role is not Role.ELASTIC for each in roles.instances):
+        raise UserError("--slo is for --replan and for elastic instances: add either, or leave it out")
     return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 
 
