@@ -117,7 +117,7 @@ def parts(pairs: dict[tuple[str, float], Pair]) -> list[claim.Claim]:
 
 def main() -> None:
     options = claim.arguments(__doc__)
-    seconds = 6.0 if options.quick else 40.0
+    seconds = 6.0 if options.quick else 24.0
     loads = [mixed(rate, seconds, options.seed + at) for at, rate in enumerate(RATES)]
     pairs = {}
     with tempfile.TemporaryDirectory() as root:

@@ -31,7 +31,7 @@ async def test_what_is_measured_is_what_elastic_instances_decide_by(tmp_path):
         assert {(16, 0), (32, 0), (8, 32), (32, 32), (32, 64)} <= sizes
     placement = Placement(tuple(Instance(i, Role.ELASTIC) for i in range(3)))
     manager = ManagerConfig(page=16, placement=placement)
-    elastic = replace(config, scaling=base, kv_tokens=256, manager=manager, fleet=replace(FLEET, instances=3))
+    elastic = replace(config, scaling=base, kv_tokens=192, manager=manager, fleet=replace(FLEET, instances=3))
     engine = open_engine(elastic)
     known: ElasticConfig = engine.core.config.elastic
     assert known.widths == base.widths(1)
