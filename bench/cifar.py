@@ -64,16 +64,13 @@ class Study:
     cost: Products
     budget: Budget
     scale: Scale
+    evaluator: Evaluator
+    """Measures in two processes, or reads what was measured."""
 
     @property
     def space(self) -> Space:
         """Policies of the network."""
         return self.classifier.network.space
-
-    def evaluator(self) -> Evaluator:
-        """Measures in two processes, or reads what was measured."""
-        labels = Labels(RUNS / f"{self.task.network.name}-{self.task.protocol}.jsonl")
-        return Evaluator(self.task, self.space.digest, labels, EvaluatorConfig(processes=2))
 
 
 def tasks(quick: bool) -> list[Classification]:
@@ -111,14 +108,16 @@ def study(task: Classification, scale: Scale) -> Study:
     network = classifier.network
     cost = bops(network.space, network.layers)
     whole = sum(layer.macs for layer in network.layers) / 1e9 * 32 * 32
-    return Study(task, classifier, cost, Budget(cost, scale.share * whole), scale)
+    labels = Labels(RUNS / f"{task.network.name}-{task.protocol}.jsonl")
+    evaluator = Evaluator(task, network.space.digest, labels, EvaluatorConfig(processes=2))
+    return Study(task, classifier, cost, Budget(cost, scale.share * whole), scale, evaluator)
 
 
 def searched(known: Study, seed: int) -> tuple[Search, Chosen, float]:
     """The search of this project, its choice and its seconds."""
     labels = known.scale.labels
     config = SearchConfig(labels=labels, first=max(8, labels // 3), batch=max(4, labels // 8), seed=seed)
-    search = Search(known.space, known.evaluator(), config)
+    search = Search(known.space, known.evaluator, config)
     begin = time.perf_counter()
     chosen = search.choose(search.learn([known.budget]), [known.budget])
     return search, chosen, time.perf_counter() - begin
@@ -127,7 +126,7 @@ def searched(known: Study, seed: int) -> tuple[Search, Chosen, float]:
 def measured(known: Study, index_ND: Ints, seed: int, fidelity: Fidelity = Fidelity.L1) -> Floats:
     """Validation accuracies, percent."""
     policies = [known.space.decode(index_D) for index_D in index_ND]
-    found = known.evaluator().measure(policies, fidelity, seed)
+    found = known.evaluator.measure(policies, fidelity, seed)
     return np.array([label.metric["score"] for label in found])
 
 

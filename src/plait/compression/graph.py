@@ -90,10 +90,10 @@ def build(module: nn.Module, example: Tensor, forward: Forward) -> tp.Dependency
 
 
 def kept(channels: int, ratio: float, multiple: int) -> int:
-    """Channels that are left of so many: a whole multiple, and never none."""
-    if channels <= multiple:
+    """Channels that are left of so many: a whole multiple and never none, or all of them."""
+    if channels <= multiple or not ratio:
         return channels
-    return max(multiple, round(channels * (1 - ratio) / multiple) * multiple)
+    return min(channels, max(multiple, round(channels * (1 - ratio) / multiple) * multiple))
 
 
 def prune(
