@@ -173,6 +173,7 @@ def _groups(
         if any(names[part] in answers for part in members):
             continue
         groups.append(tuple(names[part] for part in members))
+        readers += [part for part in members if _depthwise(part)]  # they read what they write
         fed_by |= {names[part]: groups[-1][0] for part in readers}
     return tuple(groups), fed_by
 
