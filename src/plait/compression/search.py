@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plait.compression.best import BestConfig, Found, best_policy
+from plait.compression.complexity import Cost
 from plait.compression.evaluator import Evaluator, Fidelity, Label
 from plait.compression.evolution import fit_to
 from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
@@ -121,6 +122,14 @@ class Search:
     def best(self, predictor: Predictor, budgets: Sequence[Budget], rng: np.random.Generator) -> Found:
         """What the predictor takes for best."""
         return best_policy(self.space, predictor, budgets, self.config.best, rng, self.index_ND)
+
+    def front(self, predictor: Predictor, cost: Cost, count: int) -> list[tuple[float, Found]]:
+        """What the predictor takes for best at `count` limits of one cost, from just above the least to the
+        whole. Nothing is measured."""
+        ends, _ = cost(np.stack([np.zeros(len(self.space)), np.ones(len(self.space))]))
+        rng = np.random.default_rng(self.config.seed)
+        limits = np.geomspace(1.05 * ends[0], ends[1] * 1.001, count)
+        return [(float(limit), self.best(predictor, [Budget(cost, limit)], rng)) for limit in limits]
 
     def predictor(self) -> Predictor:
         """Fitted to all labels so far."""
