@@ -46,6 +46,10 @@ def test_a_network_is_compressed_and_again_from_its_labels(images):
     assert report["shares"]["bops"] <= 0.02
     assert report["shares"]["size"] <= 0.2
     assert report["bytes"] == (images / "out" / "network.safetensors").stat().st_size
+    shares = [point["share"] for point in report["front"]]
+    assert shares == sorted(shares)
+    for point in report["front"]:
+        assert point["interval"][0] < point["predicted"] < point["interval"][1]
     policy = CompressionPolicy.parse((images / "out" / "best.json").read_text())
     assert json.loads(policy.json()) == report["policy"]
     labels = (images / "out" / "labels.jsonl").read_text()

@@ -141,7 +141,7 @@ def test_both_forms_of_annotation_say_the_same(task, tmp_path):
 
 
 def test_what_cannot_be_read_is_told(task, tmp_path):
-    with pytest.raises(UserError, match="none of dark"):
+    with pytest.raises(UserError, match="has an object bright: choose classes dark"):
         read_voc(task.data, "val", 64, ("dark",))
     with pytest.raises(UserError, match=r"there is no .*nowhere\.txt"):
         read_voc(task.data, "nowhere", 64, CLASSES)

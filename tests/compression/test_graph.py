@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from plait.compression.complexity import at_levels, bops, macs, weight_bytes
-from plait.compression.graph import CutConfig, Network, prune, trace, weakest
+from plait.compression.graph import CutConfig, Network, kept, prune, trace, weakest
 from plait.compression.space import Space
 from plait.compression.tasks.networks import NetworkConfig, logits, make
 from plait.spec.errors import Unsupported, UserError
@@ -139,6 +139,15 @@ def test_channels_kept_are_whole_multiples():
             counts = [channels[gene.slots[0].unit] * (1 - ratio) for ratio in gene.levels]
             assert all(count % 8 == 0 for count in counts)
             assert len(set(counts)) == len(counts)
+
+
+@pytest.mark.parametrize("channels", [1, 8, 12, 20, 64])
+def test_no_more_channels_are_kept_than_there_are(channels: int):
+    assert kept(channels, 0.0, 8) == channels
+    for ratio in (0.1, 0.25, 0.5, 0.9):
+        left = kept(channels, ratio, 8)
+        assert 0 < left <= channels
+        assert left == channels or left % 8 == 0
 
 
 def test_bytes_of_a_whole_network():

@@ -42,7 +42,7 @@ def test_slopes_of_features_equal_differences(config: FeatureConfig):
     features = Features(SPACE, config)
     z_BD = np.random.default_rng(0).uniform(0.05, 0.95, (5, len(SPACE)))
     weight_F = np.random.default_rng(1).normal(size=len(features.groups))
-    found_BD = features.pull(z_BD, np.tile(weight_F, (5, 1)))
+    (found_BD,) = features.pull(z_BD, np.tile(weight_F, (1, 5, 1)))
     for gene in range(len(SPACE)):
         moved = 1e-6 * np.eye(len(SPACE))[gene]
         difference_B = (features(z_BD + moved) - features(z_BD - moved)) @ weight_F / 2e-6

@@ -34,13 +34,15 @@ def random_near(
     Levels are drawn evenly; then random genes go down while a limit is overstepped, up while there is room.
     """
     index_ND = fit_to(space, budgets, rng)(space.sample(rng, count))
-    for row_D in index_ND:
-        for gene in rng.permutation(len(space)).tolist() * 2:
-            if shares(budgets, space.z_of(row_D[None])).max() >= near:
-                break
-            row_D[gene] += row_D[gene] < space.count_D[gene] - 1
-            if shares(budgets, space.z_of(row_D[None])).max() > 1:
-                row_D[gene] -= 1
+    order_ND = np.concatenate([rng.random((count, len(space))).argsort(1) for _ in range(2)], 1)
+    for gene_N in order_ND.T:
+        raised_ND = index_ND.copy()
+        raised_ND[np.arange(count), gene_N] += 1
+        fits_N = raised_ND[np.arange(count), gene_N] < space.count_D[gene_N]
+        raised_ND = np.minimum(raised_ND, space.count_D - 1)
+        fits_N &= (shares(budgets, space.z_of(raised_ND)) <= 1).all(0)
+        low_N = shares(budgets, space.z_of(index_ND)).max(0) < near
+        index_ND = np.where((fits_N & low_N)[:, None], raised_ND, index_ND)
     return index_ND
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
@@ -194,15 +194,18 @@ class Evaluator:
             measurer = self.task.open()
             yield from (_measured(measurer, policy, fidelity, seed) for policy in policies)
             return
-        count = min(self.config.processes, len(policies))
-        with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-            running: set[Future[tuple[CompressionPolicy, dict[str, float], float]]] = {
-                pool.submit(_measure_there, self.task, policy, fidelity, seed) for policy in policies
-            }
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+        running: set[Future[tuple[CompressionPolicy, dict[str, float], float]]] = {
+            self._pool.submit(_measure_there, self.task, policy, fidelity, seed) for policy in policies
+        }
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        """Processes that keep the task open; they end with the evaluator."""
+        return ProcessPoolExecutor(self.config.processes, get_context("spawn"))
 
 
 def _measured(

@@ -5,7 +5,7 @@ the loss of accuracy is linear to first order. What layers keep multiplies along
 log(1 - ratio). Aggregates speak of the network as a whole, for each knob: of ratios the means of themselves,
 log(1 - ratio) and 1 / (1 - ratio)^2, and the products of neighbours; of bits the means of themselves,
 log(2^b - 1), 4^-b and 16^-b. The steepest tell how many layers stand where losses are no longer linear.
-Legend: B policies, D genes, F features.
+Legend: B policies, D genes, C genes of one knob, F features.
 """
 
 from dataclasses import dataclass
@@ -54,18 +54,19 @@ class Features:
                 found += [total_B for total_B, _ in _aggregates(knob, value_BD[:, columns])]
         return np.concatenate([own_BD, *(total_B[:, None] for total_B in found)], 1)
 
-    def pull(self, z_BD: Floats, by_feature_BF: Floats) -> Floats:
-        """Derivatives by z (B, D) of something whose derivatives by features are known."""
+    def pull(self, z_BD: Floats, by_feature_MBF: Floats) -> Floats:
+        """Derivatives by z (M, B, D) of M things whose derivatives by features are known."""
         value_BD = self.space.values(z_BD)
-        slope_BD, place = np.empty_like(value_BD), len(self.space)
+        slope_MBD, place = np.empty((len(by_feature_MBF), *value_BD.shape)), len(self.space)
         for knob, columns in zip(self.knobs, self.columns, strict=True):
             _, own_BC = self._own(knob, value_BD[:, columns])
-            slope_BD[:, columns] = own_BC * by_feature_BF[:, columns]
+            part_MBC = own_BC * by_feature_MBF[..., columns]
             if self.config.aggregates:
-                for _, part_BC in _aggregates(knob, value_BD[:, columns]):
-                    slope_BD[:, columns] += part_BC * by_feature_BF[:, place : place + 1]
+                for _, each_BC in _aggregates(knob, value_BD[:, columns]):
+                    part_MBC += each_BC * by_feature_MBF[..., place : place + 1]
                     place += 1
-        return slope_BD * self.space.span_D
+            slope_MBD[..., columns] = part_MBC
+        return slope_MBD * self.space.span_D
 
     def _own(self, knob: Knob, value_BC: Floats) -> tuple[Floats, Floats]:
         if not self.config.physical:

@@ -90,10 +90,10 @@ def build(module: nn.Module, example: Tensor, forward: Forward) -> tp.Dependency
 
 
 def kept(channels: int, ratio: float, multiple: int) -> int:
-    """Channels that are left of so many: a whole multiple, and never none."""
-    if channels <= multiple:
+    """Channels that are left of so many: a whole multiple and never none, or all of them."""
+    if channels <= multiple or not ratio:
         return channels
-    return max(multiple, round(channels * (1 - ratio) / multiple) * multiple)
+    return min(channels, max(multiple, round(channels * (1 - ratio) / multiple) * multiple))
 
 
 def prune(
@@ -173,6 +173,7 @@ def _groups(
         if any(names[part] in answers for part in members):
             continue
         groups.append(tuple(names[part] for part in members))
+        readers += [part for part in members if _depthwise(part)]  # they read what they write
         fed_by |= {names[part]: groups[-1][0] for part in readers}
     return tuple(groups), fed_by
 

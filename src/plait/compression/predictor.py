@@ -7,6 +7,7 @@ deviation has to be stretched for 90 % of them to lie within their 90 % interval
 Legend: N labels, B policies, D genes, M members.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,16 @@ class Predictor:
             raise UserError(f"a predictor needs at least {FEWEST} labels, all of them numbers", "labels")
         self.space, self.centre, self.spread = space, float(y_N.mean()), float(y_N.std()) or 1.0
         target_N = (y_N - self.centre) / self.spread
-        self.members = [_Member(space, z_ND, target_N, *member) for member in config.members]
-        left_MN, std_MN = (np.array(part) for part in zip(*(m.left_out() for m in self.members), strict=True))
+        # Members that read the same features share one view, which is read once.
+        views = list(dict.fromkeys(view for view, _ in config.members))
+        self.views = [_View(space, z_ND, view) for view in views]
+        x_VNF = [view.read(z_ND) for view in self.views]
+        self.view_M = [views.index(view) for view, _ in config.members]
+        self.processes = [
+            GaussianProcess(x_VNF[v], target_N, self.views[v].kind_F, process)
+            for v, (_, process) in zip(self.view_M, config.members, strict=True)
+        ]
+        left_MN, std_MN = _stacked(process.left_out() for process in self.processes)
         self.weight_M = _weights(left_MN, target_N, config.sharpness)
         left_N, mixed_N = _mixed(self.weight_M, left_MN, std_MN)
         share = min(1.0, 0.9 * (len(y_N) + 1) / len(y_N))
@@ -71,8 +80,7 @@ class Predictor:
 
     def predict(self, z_BD: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a measurement at z."""
-        found = [member.predict(z_BD) for member in self.members]
-        mean_MB, std_MB = (np.array(part) for part in zip(*found, strict=True))
+        mean_MB, std_MB = _stacked(p.predict(x_BF) for p, x_BF in self._read(z_BD))
         mean_B, std_B = _mixed(self.weight_M, mean_MB, std_MB)
         return mean_B * self.spread + self.centre, std_B * self.stretch * self.spread
 
@@ -81,59 +89,58 @@ class Predictor:
 
         In spreads of the labels, without the stretch: for comparing policies, not for intervals.
         """
-        found = [member.covariance(z_AD, z_BD) for member in self.members]
-        cross_MAB, own_MB = (np.array(part) for part in zip(*found, strict=True))
+        both = zip(self._read(z_AD), self._read(z_BD), strict=True)
+        cross_MAB, own_MB = _stacked(process.covariance(x_AF, x_BF) for (process, x_AF), (_, x_BF) in both)
         return np.einsum("m,mab->ab", self.weight_M, cross_MAB), self.weight_M @ own_MB
 
     def slopes(self, z_BD: Floats) -> Slopes:
-        """The same with derivatives by z."""
-        found = [member.slopes(z_BD) for member in self.members]
-        mean_MB, std_MB, mean_MBD, std_MBD = (np.array(part) for part in zip(*found, strict=True))
+        """The same as `predict`, with derivatives by z."""
+        found = [process.slopes(x_BF) for process, x_BF in self._read(z_BD)]
+        mean_MB, std_MB = np.array([f[0] for f in found]), np.array([f[1] for f in found])
         mean_B, std_B = _mixed(self.weight_M, mean_MB, std_MB)
-        mean_BD = np.einsum("m,mbd->bd", self.weight_M, mean_MBD)
-        # From std^2 = sum w (std_m^2 + (mean_m - mean)^2); the mean's own derivative drops out of the sum.
-        apart_MB = mean_MB - mean_B
-        half_BD = np.einsum("m,mb,mbd->bd", self.weight_M, std_MB, std_MBD)
-        half_BD += np.einsum("m,mb,mbd->bd", self.weight_M, apart_MB, mean_MBD)
+        by_z_2BD = np.zeros((2, *z_BD.shape))
+        for number, view in enumerate(self.views):
+            by_feature_2BF = np.zeros((2, len(z_BD), len(view.kind_F)))
+            for m, (mean_m_B, std_m_B, mean_BF, std_BF) in enumerate(found):
+                if self.view_M[m] == number:
+                    # From std^2 = sum w (std_m^2 + (mean_m - mean)^2): the mean's own derivative drops out.
+                    both_BF = std_m_B[:, None] * std_BF + (mean_m_B - mean_B)[:, None] * mean_BF
+                    by_feature_2BF[0] += self.weight_M[m] * mean_BF
+                    by_feature_2BF[1] += self.weight_M[m] * both_BF / std_B[:, None]
+            by_z_2BD += view.pull(z_BD, by_feature_2BF)
         scale = self.stretch * self.spread
         return Slopes(
-            mean_B * self.spread + self.centre,
-            std_B * scale,
-            mean_BD * self.spread,
-            half_BD / std_B[:, None] * scale,
+            mean_B * self.spread + self.centre, std_B * scale, by_z_2BD[0] * self.spread, by_z_2BD[1] * scale
         )
 
+    def _read(self, z_BD: Floats) -> list[tuple[GaussianProcess, Floats]]:
+        """Each process with what it reads."""
+        x_VBF = [view.read(z_BD) for view in self.views]
+        return [(process, x_VBF[v]) for process, v in zip(self.processes, self.view_M, strict=True)]
 
-class _Member:
-    """A process on standardised features of one view."""
 
-    def __init__(
-        self, space: Space, z_ND: Floats, target_N: Floats, view: FeatureConfig, config: ProcessConfig
-    ) -> None:
-        self.features = Features(space, view)
+class _View:
+    """Standardised features."""
+
+    def __init__(self, space: Space, z_ND: Floats, config: FeatureConfig) -> None:
+        self.features = Features(space, config)
+        self.kind_F = np.array(self.features.groups)
         x_NF = self.features(z_ND)
         self.centre_F, spread_F = x_NF.mean(0), x_NF.std(0)
         # A feature that no label varies says nothing; dividing by one keeps it small.
         self.spread_F = np.where(spread_F > 1e-9, spread_F, 1.0)
-        kinds_F = np.array(self.features.groups)
-        self.process = GaussianProcess((x_NF - self.centre_F) / self.spread_F, target_N, kinds_F, config)
 
-    def left_out(self) -> tuple[Floats, Floats]:
-        return self.process.left_out()
-
-    def _read(self, z_BD: Floats) -> Floats:
+    def read(self, z_BD: Floats) -> Floats:
         return (self.features(z_BD) - self.centre_F) / self.spread_F
 
-    def predict(self, z_BD: Floats) -> tuple[Floats, Floats]:
-        return self.process.predict(self._read(z_BD))
+    def pull(self, z_BD: Floats, by_feature_2BF: Floats) -> Floats:
+        return self.features.pull(z_BD, by_feature_2BF / self.spread_F)
 
-    def covariance(self, z_AD: Floats, z_BD: Floats) -> tuple[Floats, Floats]:
-        return self.process.covariance(self._read(z_AD), self._read(z_BD))
 
-    def slopes(self, z_BD: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        mean_B, std_B, mean_BF, std_BF = self.process.slopes(self._read(z_BD))
-        mean_BD, std_BD = (self.features.pull(z_BD, by_BF / self.spread_F) for by_BF in (mean_BF, std_BF))
-        return mean_B, std_B, mean_BD, std_BD
+def _stacked(pairs: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Pairs of all members as two arrays."""
+    first, second = zip(*pairs, strict=True)
+    return np.array(first), np.array(second)
 
 
 def _mixed(weight_M: Floats, mean_MB: Floats, std_MB: Floats) -> tuple[Floats, Floats]:

@@ -48,7 +48,7 @@ def fake(x: Tensor, step: Tensor, levels: Levels) -> Tensor:
     """x on the quantiser's grid. Inside its range the gradient is that of x, outside it is none; the step's
     gradient follows from the same expression, scaled as in LSQ."""
     scale = (x.numel() / step.numel() * levels.high) ** -0.5
-    calm = step * scale + (step * (1 - scale)).detach()
+    calm = (step * scale + (step * (1 - scale)).detach()).clamp_min(1e-8)  # a learned step stays positive
     return rounded((x / calm).clamp(levels.low, levels.high)) * calm
 
 

@@ -15,7 +15,7 @@ Score = Callable[[Ints], Floats]
 """Of discrete policies (N, D) how good each is (N); higher is better."""
 DEEPEST = 4
 """Changes that may make up for one."""
-PAIRS = 32
+PAIRS = 8
 """Swaps that are scored in each round, of those that promise most."""
 
 

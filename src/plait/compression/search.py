@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plait.compression.best import BestConfig, Found, best_policy
+from plait.compression.complexity import Cost
 from plait.compression.evaluator import Evaluator, Fidelity, Label
 from plait.compression.evolution import fit_to
 from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
 from plait.compression.predictor import FEWEST, Predictor, PredictorConfig
-from plait.compression.selection import SelectionConfig, seed_design, select
+from plait.compression.selection import SelectionConfig, distinct, seed_design, select
 from plait.compression.space import Floats, Ints, Space
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
@@ -80,6 +81,7 @@ class Search:
     def learn(self, budgets: Sequence[Budget]) -> Predictor:
         """Measure until only the finalists' measurements are left, and fit.
 
+        Among the first are uniform policies that use most of the budgets: what is chosen is no worse.
         Half of every batch are policies from which the predictor learns most; half are those that it takes
         for best within the budgets, where it must not be wrong.
 
@@ -89,7 +91,9 @@ class Search:
         check(self.space, budgets)
         rng = np.random.default_rng(self.config.seed)
         fit = fit_to(self.space, [Budget(b.cost, b.limit * 1.3) for b in budgets], rng)
-        self.measure(seed_design(self.space, self.config.first, fit, rng))
+        edge_ND = self._uniform(budgets)[: self.config.first // 3]
+        design_ND = seed_design(self.space, self.config.first, fit, rng)
+        self.measure(distinct(np.concatenate([edge_ND, design_ND]))[: self.config.first])
         room = self.config.labels - self.config.finalists
         while len(self.index_ND) < room:
             predictor = self.predictor()
@@ -101,6 +105,13 @@ class Search:
             self.measure(np.concatenate([promising_ND, learnt_ND]))
             log.info("%d labels, best %.2f", len(self.score_N), self.score_N.max())
         return self.predictor()
+
+    def _uniform(self, budgets: Sequence[Budget]) -> Ints:
+        """Uniform policies within the budgets, those first that use most."""
+        uniform_ND = self.space.uniform()
+        used_N = shares(budgets, self.space.z_of(uniform_ND)).max(0)
+        order_N = np.argsort(-used_N, kind="stable")
+        return uniform_ND[order_N[used_N[order_N] <= 1]]
 
     def choose(self, predictor: Predictor, budgets: Sequence[Budget]) -> Chosen:
         """Measure the finalists for the budgets; the best of all measured policies that meet them."""
@@ -121,6 +132,14 @@ class Search:
     def best(self, predictor: Predictor, budgets: Sequence[Budget], rng: np.random.Generator) -> Found:
         """What the predictor takes for best."""
         return best_policy(self.space, predictor, budgets, self.config.best, rng, self.index_ND)
+
+    def front(self, predictor: Predictor, cost: Cost, count: int) -> list[tuple[float, Found]]:
+        """What the predictor takes for best at `count` limits of one cost, from just above the least to the
+        whole. Nothing is measured."""
+        ends, _ = cost(np.stack([np.zeros(len(self.space)), np.ones(len(self.space))]))
+        rng = np.random.default_rng(self.config.seed)
+        limits = np.geomspace(1.05 * ends[0], ends[1] * 1.001, count)
+        return [(float(limit), self.best(predictor, [Budget(cost, limit)], rng)) for limit in limits]
 
     def predictor(self) -> Predictor:
         """Fitted to all labels so far."""

@@ -53,10 +53,10 @@ def seed_design(space: Space, count: int, fit: Fit, rng: np.random.Generator) ->
     parts = [np.stack([np.zeros_like(top_D), top_D])]
     parts += [rng.permutation(part_ND)[:quarter] for part_ND in (uniform_ND, single_ND)]
     design_ND = fit(np.concatenate([*parts, space.sample(rng, 2 * count)]))
-    return _distinct(design_ND)[:count]
+    return distinct(design_ND)[:count]
 
 
-def _distinct(index_ND: Ints) -> Ints:
+def distinct(index_ND: Ints) -> Ints:
     """The same policies once each, in their order."""
     return np.array(list(dict.fromkeys(map(tuple, index_ND))))
 

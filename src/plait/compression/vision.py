@@ -11,6 +11,7 @@ from plait.compression.complexity import Cost, at_levels, bops, macs, weight_byt
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
 from plait.compression.graph import Network
 from plait.compression.optimiser import Budget
+from plait.compression.predictor import NINETY
 from plait.compression.search import Search, SearchConfig
 from plait.compression.space import Space
 from plait.compression.stored import save
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 COSTS = {"bops": bops, "macs": macs, "size": weight_bytes}
 """Budgets by name; each is a share of what the network has at 32 bits with all its channels."""
+FRONT = 8
+"""Points of the front in the report."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     search = Search(
         network.space, evaluator, config.search, lambda so_far: _note(so_far, budgets, config.out)
     )
-    chosen = search.choose(search.learn(budgets), budgets)
+    predictor = search.learn(budgets)
+    chosen = search.choose(predictor, budgets)
     classifier = config.task.open()
     module = classifier.build(chosen.policy, Fidelity.L2, config.search.seed)
     accuracy, _ = evaluate(module, classifier.test)
@@ -75,6 +79,7 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
         "search": {"predicted": chosen.predicted, "deviation": chosen.deviation, "measured": chosen.measured},
         "shares": {b.cost.name: _share(network, b.cost, index_D) for b in budgets},
         "labels": len(search.score_N),
+        "front": _front(network, search, budgets[0].cost),
         "bytes": save(module, config.out / "network.safetensors"),
         "reference_bytes": config.task.reference.stat().st_size,
     }
@@ -104,6 +109,17 @@ def _whole(network: Network, name: str) -> float:
 
 def _share(network: Network, cost: Cost, index_D: Any) -> float:
     return float(at_levels(cost, network.space, index_D)[0]) / _whole(network, cost.name)
+
+
+def _front(network: Network, search: Search, cost: Cost) -> list[dict[str, Any]]:
+    """Predicted accuracies (percent) with 90 % intervals, over the first budget's cost; not measured."""
+    whole, rows = _whole(network, cost.name), []
+    for limit, found in search.front(search.predictor(), cost, FRONT):
+        mean, far = float(found.mean_N[0]), NINETY * float(found.std_N[0])
+        policy = json.loads(network.space.decode(found.index_ND[0]).json())
+        told = {"share": limit / whole, "predicted": mean, "interval": [mean - far, mean + far]}
+        rows.append(told | {"policy": policy})
+    return rows
 
 
 def _note(search: Search, budgets: Sequence[Budget], out: Path) -> None:
