@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from alignment import adder
 from claim import Claim, arguments, at_least, at_most, finish, reported, together
 
@@ -100,6 +101,7 @@ def main() -> None:
     same = QUICK_SAME if quick else SAME
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        torch.set_num_threads(1)  # two that wait for each other's cores are slower where others compute
         adder.write(root, QUICK_START if quick else START_STEPS)
         curves = [run(learning(seed, iterations), root, root / f"seed-{seed}") for seed in range(seeds)]
         serial = run(comparing(same, fused=False), root, root / "serial")

@@ -182,6 +182,20 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick_workers")
+def test_two_blocks_learn_what_one_learns(workplace, tmp_path):
+    (one,), (two,) = (
+        align(
+            workplace,
+            tmp_path / f"{blocks}",
+            recipe(workplace, iterations=1, train={"blocks": blocks, "mini_batches": 1}),
+        )
+        for blocks in (1, 2)
+    )
+    numbers = {key: value for key, value in one.items() if value is not None}
+    assert two == one | {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in numbers.items()}
+
+
+@pytest.mark.usefixtures("quick_workers")
 def test_a_reward_model_scores_and_starts_the_critic(workplace, tmp_path):
     models = {"actor": "model", "reward": "model"}
     told = recipe(workplace, models=models | {"reward_function": None}, iterations=1)

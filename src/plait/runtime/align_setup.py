@@ -114,6 +114,7 @@ def crew_config(recipe: Recipe, folders: dict[str, Path], checkpoint: Path | Non
     return CrewConfig(
         train.ranks,
         plans,
+        blocks=train.blocks,
         threads=train.threads,
         patience_s=train.patience_s,
         recompute=train.recompute,
@@ -167,7 +168,8 @@ def forecast_bytes(recipe: Recipe, folders: dict[str, Path]) -> int:
     total = 0
     for name, folder in folders.items():
         parameters = shape_of(folder).weight_bytes // 2  # shapes count 16 bits a weight
-        total += parameters * (TRAINED_BYTES if name in ("actor", "critic") else FROZEN_BYTES)
+        each = TRAINED_BYTES if name in ("actor", "critic") else FROZEN_BYTES
+        total += parameters * each * recipe.train.blocks
     drawing = shape_of(folders["actor"]).weight_bytes // 2 * DRAWING_BYTES
     return total + drawing * recipe.rollout.instances
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class CrewConfig:
     """How many ranks there are and what they hold."""
 
     ranks: int
-    """Processes, each of which holds a stage of every model."""
+    """Processes of a block, each of which holds a stage of every model."""
     models: tuple[ModelPlan, ...]
+    blocks: int = 1
+    """That train on different samples and sum up their gradients."""
     threads: int = 1
     """Of each rank."""
     patience_s: float = 120.0
@@ -74,7 +76,8 @@ class Crew:
         self._folder = tempfile.TemporaryDirectory(prefix="plait-crew-")
         meeting = str(Path(self._folder.name) / "meeting")
         resume = None if config.resume is None else str(config.resume)
-        for rank in range(config.ranks):
+        total = config.ranks * config.blocks
+        for rank in range(total):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -87,6 +90,7 @@ class Crew:
             self.processes.append(process)
             told = RankConfig(
                 rank,
+                total,
                 config.ranks,
                 meeting,
                 config.models,
@@ -97,7 +101,7 @@ class Crew:
             )
             body = msgspec.msgpack.encode(told)
             await self._write(rank, LENGTH.pack(len(body)) + body)
-        replies = await self._replies(config.start_s, "loading the models")
+        replies = await self._replies(range(total), config.start_s, "loading the models")
         self.weight_bytes = tuple(reply.weight_bytes for reply in replies if isinstance(reply, Ready))
 
     async def order(self, order: Order) -> list[Reply]:
@@ -107,13 +111,14 @@ class Crew:
             UserError: what was asked for cannot be done.
             EngineFailure: a rank is gone or too late; the crew is of no use any more.
         """
-        return await self.orders([order] * len(self.processes))
+        return await self.orders(dict.fromkeys(range(len(self.processes)), order))
 
-    async def orders(self, orders: Sequence[Order]) -> list[Reply]:
-        """The same with an order for each rank, of one kind."""
-        for rank, order in enumerate(orders):
+    async def orders(self, orders: Mapping[int, Order]) -> list[Reply]:
+        """The same with an order for each of these ranks, all of one kind."""
+        for rank, order in orders.items():
             await self._write(rank, encoded(order))
-        return await self._replies(self.config.order_s, f"the order {type(orders[0]).__name__}")
+        kind = type(next(iter(orders.values()))).__name__
+        return await self._replies(tuple(orders), self.config.order_s, f"the order {kind}")
 
     async def close(self) -> None:
         """Let the ranks go; returns when they are gone."""
@@ -140,18 +145,18 @@ class Crew:
             stdin.write(frame)
             await stdin.drain()
 
-    async def _replies(self, limit_s: float, what: str) -> list[Reply]:
+    async def _replies(self, ranks: Sequence[int], limit_s: float, what: str) -> list[Reply]:
         """One of each rank. The first that failed is what is told: others fail because of it."""
         loop = asyncio.get_running_loop()
-        waiting = {loop.create_task(self._reply(rank)): rank for rank in range(len(self.processes))}
+        waiting = {loop.create_task(self._reply(rank)): rank for rank in ranks}
         done, late = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
         if late and any(task.exception() for task in done):  # others fail because of it: hear them too
             more, late = await asyncio.wait(late, timeout=ECHO_S)
             done |= more
         faults = sorted((waiting[task], task.exception()) for task in done if task.exception())
         if late and not faults:
-            ranks = ", ".join(str(waiting[task]) for task in late)
-            faults = [(-1, EngineFailure(f"{what}: no reply of rank {ranks} after {limit_s:g} s"))]
+            silent = ", ".join(str(waiting[task]) for task in late)
+            faults = [(-1, EngineFailure(f"{what}: no reply of rank {silent} after {limit_s:g} s"))]
         if not faults:
             return [task.result() for task in waiting]
         for task in late:

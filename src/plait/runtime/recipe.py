@@ -100,6 +100,8 @@ class TrainRecipe:
 
     ranks: int = 2
     """Processes, each of which holds a stage of every model; two or more."""
+    blocks: int = 1
+    """So many times as many processes, which train on different samples (data parallel)."""
     threads: int = 1
     """Of each rank."""
     micro_batch: int = 4
@@ -129,8 +131,10 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if self.ranks < 2:
             raise UserError(f"train.ranks must be 2 or more (there is no other trainer), not {self.ranks}")
-        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads) < 1:
-            raise UserError("micro_batch, mini_batches, epochs and threads must be at least 1", "train")
+        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks) < 1:
+            raise UserError(
+                "micro_batch, mini_batches, epochs, threads and blocks must be at least 1", "train"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ class Recipe:
                 f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "
                 "could score: raise rollout.instances, lower tail.kept, or leave tail out"
             )
+        if self.samples // self.train.mini_batches < self.train.blocks:
+            raise UserError("a mini-batch has fewer samples than train.blocks: lower one of them")
         if self.rollout.exact and self.rollout.dtype != "float32":
             raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
         if self.samples % self.train.mini_batches:

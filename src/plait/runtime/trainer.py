@@ -7,7 +7,7 @@ each fills the others' bubbles. What is computed does not depend on the schedule
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.runtime.crew import Crew
@@ -16,7 +16,7 @@ from plait.runtime.rows import batched
 from plait.search.pipelines.builders import one_after_another, zero_bubble
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.rendezvous import programs
-from plait.spec.errors import EngineFailure
+from plait.spec.errors import EngineFailure, UserError
 from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule, Program
 from plait.training.batch import Sample
 from plait.training.losses import ValueLossConfig
@@ -105,20 +105,28 @@ class Trainer:
         """What models say of samples, in their order."""
         if not models:
             return {}
-        rows = tuple(tuple(row) for row in batched(samples, self.micro_batch))
-        problem = self._problem(models, len(rows), train=False)
+        rows = list(batched(samples, self.micro_batch))
+        shares = self._shared([sum(each.tokens for each in row) for row in rows])
         wants = tuple(WANTS[name] for name in models)
-        lowered = programs(problem, greedy(problem))
-        order = Read((), tuple(models), wants, rows, self.temperature)
-        replies = await self._each(order, lowered)
+        orders: dict[int, Order] = {}
+        for block, share in enumerate(shares):
+            problem = self._problem(models, len(share), train=False)
+            batches = tuple(rows[at] for at in share)
+            for rank, program in enumerate(programs(problem, greedy(problem)), block * problem.ranks):
+                orders[rank] = Read(program, tuple(models), wants, batches, self.temperature)
+        replies = await self.crew.orders(orders)
         self.timeline.add("read", models, replies)
-        found = {
-            name: rows
-            for reply in replies
-            if isinstance(reply, Found)
-            for name, rows in reply.readings.items()
-        }
-        return {name: tuple(row for batch in found[name] for row in batch) for name in models}
+        return {name: self._joined(name, shares, replies) for name in models}
+
+    def _joined(self, name: str, shares: Sequence[Sequence[int]], replies: Sequence[Reply]) -> Rows:
+        """What the blocks read of a model, in the order of the samples."""
+        found: dict[int, Rows] = {}
+        said = [
+            reply.readings[name] for reply in replies if isinstance(reply, Found) and name in reply.readings
+        ]
+        for share, batches in zip(shares, said, strict=True):
+            found |= dict(zip(share, batches, strict=True))
+        return tuple(row for at in sorted(found) for row in found[at])
 
     async def train(
         self,
@@ -128,20 +136,57 @@ class Trainer:
         value: ValueLossConfig,
     ) -> dict[str, float]:
         """One optimiser step of each model on a mini-batch; figures by `model/figure`."""
-        batches = tuple(tuple(row) for row in batched(rows, self.micro_batch))
-        order = Train((), tuple(models), batches, policy, value)
-        replies = await self._each(order, self._programs(tuple(models), len(batches)))
+        batches = list(batched(rows, self._at_most(len(rows))))
+        tokens = sum(len(each.sample.response) for each in rows)
+        orders: dict[int, Order] = {}
+        for block, share in enumerate(self._shared([sum(e.sample.tokens for e in row) for row in batches])):
+            mine = tuple(batches[at] for at in share)
+            for rank, program in self._ranks(block, tuple(models), len(share)):
+                orders[rank] = Train(program, tuple(models), mine, tokens, len(rows), policy, value)
+        replies = await self.crew.orders(orders)
         self._learn(models, replies)
         self.timeline.add("train", models, replies)
         return _figures(replies)
 
     async def train_pairs(self, model: str, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimiser step of a reward model; the chosen sample of each pair comes first."""
-        batches = tuple(tuple(row) for row in batched(samples, 2 * self.micro_batch))
-        order = TrainPairs((), model, batches)
-        replies = await self._each(order, self._programs((model,), len(batches)))
+        batches = list(batched(samples, 2 * self._at_most(len(samples) // 2)))
+        orders: dict[int, Order] = {}
+        for block, share in enumerate(self._shared([sum(each.tokens for each in row) for row in batches])):
+            mine = tuple(batches[at] for at in share)
+            for rank, program in self._ranks(block, (model,), len(share)):
+                orders[rank] = TrainPairs(program, model, mine, len(samples) // 2)
+        replies = await self.crew.orders(orders)
+        self._learn((model,), replies)
         self.timeline.add("pairs", (model,), replies)
         return _figures(replies)
+
+    def _at_most(self, samples: int) -> int:
+        """Samples of a micro-batch: as asked for, or fewer, so that every block has one.
+
+        Raises:
+            UserError: there are fewer samples than blocks.
+        """
+        blocks = self.crew.config.blocks
+        if samples < blocks:
+            raise UserError(
+                f"{samples} samples are left to train on, too few for {blocks} blocks: lower blocks"
+            )
+        return min(self.micro_batch, samples // blocks)
+
+    def _shared(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Micro-batches of each block that gets any: the largest first, to the block with fewest tokens."""
+        shares: list[list[int]] = [[] for _ in range(self.crew.config.blocks)]
+        loads = [0] * len(shares)
+        for at in sorted(range(len(tokens)), key=lambda at: (-tokens[at], at)):
+            block = min(range(len(shares)), key=lambda block: (loads[block], block))
+            shares[block].append(at)
+            loads[block] += tokens[at]
+        return [sorted(share) for share in shares if share]
+
+    def _ranks(self, block: int, models: tuple[str, ...], count: int) -> list[tuple[int, Program]]:
+        """Ranks of a block with their programs of a training step."""
+        return list(enumerate(self._programs(models, count), block * self.crew.config.ranks))
 
     async def export(self, model: str, source: Path, folder: Path) -> dict[str, str]:
         """Write a model as transformers reads it; the checksum of each file's weights in memory.
@@ -159,11 +204,6 @@ class Trainer:
         """Write everything that is trained; checksums by file."""
         files, _ = _written(await self.crew.order(Save(str(folder))))
         return files
-
-    async def _each(self, order: Read | Train | TrainPairs, lowered: Sequence[Program]) -> list[Reply]:
-        """Every rank gets the order with its own program."""
-        orders: list[Order] = [replace(order, program=program) for program in lowered]
-        return await self.crew.orders(orders)
 
     def _programs(self, models: tuple[str, ...], count: int) -> tuple[Program, ...]:
         """Of a training step; searched anew once times are known."""
@@ -227,12 +267,20 @@ def _copy_rest(source: Path, folder: Path) -> None:
 
 
 def _figures(replies: Sequence[Reply]) -> dict[str, float]:
+    """Of all blocks: losses add up, other figures are means."""
+    said: dict[str, list[dict[str, float]]] = {}
     found: dict[str, float] = {}
     for reply in replies:
         assert isinstance(reply, Trained), f"a rank answered {type(reply).__name__}"
         for model, figures in reply.figures.items():
-            found |= {f"{model}/{key}": value for key, value in figures.items()}
+            said.setdefault(model, []).append(figures)
         found |= {f"{model}/norm": norm for model, norm in reply.norms.items()}
+    for model, parts in said.items():
+        whole = sum(part["weight"] for part in parts)
+        for key in parts[0]:
+            total = sum(part[key] * (1.0 if key == "loss" else part["weight"] / whole) for part in parts)
+            found[f"{model}/{key}"] = total
+        del found[f"{model}/weight"]
     return found
 
 

@@ -53,7 +53,7 @@ class ModelPlan:
     """config.json and weights."""
     head: Head
     ranks: tuple[int, ...]
-    """Who has each stage."""
+    """Who has each stage, by place in a block."""
     layers: tuple[int, ...]
     """Of each stage."""
     optimiser: OptimiserConfig | None = None
@@ -70,6 +70,10 @@ class RankConfig:
 
     rank: int
     ranks: int
+    """In all: blocks follow each other."""
+    block: int
+    """Ranks of a block, which has every model once; blocks train on different samples and sum up their
+    gradients (data parallel)."""
     meeting: str
     """File in which the ranks meet; nobody else knows its name."""
     models: tuple[ModelPlan, ...]
@@ -120,6 +124,11 @@ class Train:
     models: tuple[str, ...]
     """By the program's numbers; of `actor` and `critic`."""
     micro_batches: tuple[tuple[Experience, ...], ...]
+    """Of this block."""
+    tokens: int
+    """Of all blocks' responses."""
+    samples: int
+    """Of all blocks."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     value: ValueLossConfig = field(default_factory=ValueLossConfig)
 
@@ -131,6 +140,9 @@ class TrainPairs:
     program: Program
     model: str
     micro_batches: tuple[tuple[Sample, ...], ...]
+    """Of this block."""
+    pairs: int
+    """Of all blocks."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,8 @@ class Trained:
     """Answer to `Train` and `TrainPairs`."""
 
     figures: dict[str, dict[str, float]]
-    """By model, of those whose last stage is here: loss and health."""
+    """By model, of those whose last stage is here: loss and health, and in `weight` what means are to be
+    weighted by."""
     norms: dict[str, float]
     """Norm of each model's gradient before it is clipped."""
     ran: tuple[Ran, ...]

@@ -57,7 +57,10 @@ class TrainingRank:
             world_size=config.ranks,
             timeout=self._patience,
         )
-        self._post = Post(PostConfig(patience_s=config.patience_s), dist.group.WORLD)
+        self._block, self._place = divmod(config.rank, config.block)
+        self._blocks = range(config.ranks // config.block)
+        group = self._groups([list(range(config.block))])[0]
+        self._post = Post(PostConfig(patience_s=config.patience_s), group)
         self.stages: dict[tuple[str, int], Stage] = {}
         self.parts: dict[tuple[str, int], Part] = {}
         self._replicas: dict[tuple[str, int], Replicas] = {}
@@ -87,12 +90,29 @@ class TrainingRank:
 
     # ---- models ----------------------------------------------------------------------------------
 
+    def _groups(self, places: Sequence[Sequence[int]]) -> list[dist.ProcessGroup]:
+        """For each list of places the group of them in this block; all ranks make those of all blocks."""
+        mine = []
+        for each in places:
+            for block in self._blocks:
+                ranks = sorted(block * self.config.block + place for place in each)
+                group = dist.new_group(ranks, timeout=self._patience)
+                if block == self._block:
+                    mine.append(group)
+        return mine
+
+    def _across(self, places: set[int]) -> dist.ProcessGroup:
+        """The group of these places in all blocks."""
+        ranks = sorted(block * self.config.block + place for block in self._blocks for place in places)
+        return dist.new_group(ranks, timeout=self._patience)
+
     def _hold(self, plan: ModelPlan) -> None:
-        ends = dist.new_group(sorted({plan.ranks[0], plan.ranks[-1]}), timeout=self._patience)
-        all_of_it = dist.new_group(sorted(set(plan.ranks)), timeout=self._patience)
-        if self.config.rank not in plan.ranks:
+        (all_of_it,) = self._groups([plan.ranks])
+        ends = self._across({plan.ranks[0], plan.ranks[-1]})
+        alike = [self._across({place}) for place in plan.ranks]
+        if self._place not in plan.ranks:
             return
-        stage = plan.ranks.index(self.config.rank)
+        stage = plan.ranks.index(self._place)
         module = load(Path(plan.folder), plan.head, plan.seed)
         if plan.zero_head and plan.head is Head.SCORE:
             torch.nn.init.zeros_(module.score.weight)
@@ -104,9 +124,12 @@ class TrainingRank:
         if plan.optimiser is None:
             return
         tied = part.tied
-        if tied is not None:
-            self._replicas[plan.name, stage] = Replicas([Shared((tied,), ends)], self.config.patience_s)
         named = dict(part.module.named_parameters())
+        shared = [] if tied is None else [Shared((tied,), ends)]
+        if len(self._blocks) > 1:
+            others = tuple(weight for weight in named.values() if weight is not tied)
+            shared.append(Shared(others, alike[stage]))
+        self._replicas[plan.name, stage] = Replicas(shared, self.config.patience_s)
         twice = tied if part.last else None
         self._optimisers[plan.name] = Optimiser(plan.optimiser, named, twice, all_of_it)
 
@@ -122,7 +145,7 @@ class TrainingRank:
         return next((part.width for (n, _), part in self.parts.items() if n == name), 0)
 
     def _ends_here(self, name: str) -> bool:
-        return self._plans[name].ranks[-1] == self.config.rank
+        return self._plans[name].ranks[-1] == self._place
 
     # ---- orders ----------------------------------------------------------------------------------
 
@@ -142,7 +165,7 @@ class TrainingRank:
 
     def _train(self, order: Train) -> Trained:
         batches = [Padded.of([each.sample for each in row]) for row in order.micro_batches]
-        whole = Whole.of(*(batch.mask_BR for batch in batches))
+        whole = Whole(order.tokens, order.samples)
         rows = list(zip(order.micro_batches, batches, strict=True))
         feeds: list[Policy | Values] = []
         for name in order.models:
@@ -163,21 +186,23 @@ class TrainingRank:
     def _train_pairs(self, order: TrainPairs) -> Trained:
         batches = [Padded.of(samples) for samples in order.micro_batches]
         pairs = sum(len(batch.prompts_B) for batch in batches) // 2
-        feed = Pairs(batches, pairs, self._width(order.model))
+        feed = Pairs(batches, order.pairs, self._width(order.model))
         ran = self._run(order.program, (order.model,), [feed])
         figures = {}
         if self._ends_here(order.model):
             right = sum(feed.right.values()) / pairs
-            figures[order.model] = {"loss": sum(feed.losses.values()), "accuracy": right}
+            loss = sum(feed.losses.values())
+            figures[order.model] = {"loss": loss, "accuracy": right, "weight": float(pairs)}
         return Trained(figures, self._step((order.model,)), tuple(ran))
 
     def _step(self, models: Sequence[str]) -> dict[str, float]:
         return {name: self._optimisers[name].step() for name in models if name in self._optimisers}
 
     def _export(self, order: Export) -> Written:
-        files, weights = {}, {}
+        files: dict[str, str] = {}
+        weights: dict[str, str] = {}
         for (name, stage), part in self.parts.items():
-            if name == order.model:
+            if name == order.model and not self._block:
                 file, held = f"model-{stage:05d}.safetensors", part.weights()
                 files[file] = weights_file.write(Path(order.folder) / file, held)
                 weights |= dict.fromkeys(held, file)
@@ -186,7 +211,7 @@ class TrainingRank:
     def _save(self, order: Save) -> Written:
         files = {}
         for (name, stage), part in self.parts.items():
-            if name in self._optimisers:
+            if name in self._optimisers and not self._block:
                 held = dict(part.module.named_parameters())
                 state = self._optimisers[name].state()
                 for kind, values in (("weights", held), ("optimiser", state)):
@@ -239,8 +264,8 @@ def _value_batch(row: Sequence[Experience], padded: Padded) -> ValueBatch:
 
 def _figures(feed: Policy | Values) -> dict[str, float]:
     """Loss, and health averaged over tokens."""
-    found = {"loss": sum(feed.losses.values())}
     tokens = sum(count for count, _ in feed.health.values())
+    found = {"loss": sum(feed.losses.values()), "weight": float(tokens)}
     for count, health in feed.health.values():
         for key, value in asdict(health).items():
             found[key] = found.get(key, 0.0) + value * count / tokens
