@@ -335,8 +335,9 @@ def test_random_events():
     )
     run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
     print(dict(seen))
-    assert seen["events"] >= scaled(50_000)
+    assert seen["events"] >= 1000
     if scaled(2) == 2:
+        assert seen["events"] >= 50_000
         assert seen["preemptions"]
         assert seen["recomputations"]
         assert seen["prefix hits"]

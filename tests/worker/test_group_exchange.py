@@ -156,3 +156,27 @@ def test_a_member_that_is_gone_is_named():
             ends[0].exchange.settle([(1, torch.empty(4))])
     finally:
         ends[0].close()
+
+
+@pytest.mark.skipif(not exchange.available(), reason="no compiled kernels")
+def test_a_link_may_be_made_before_its_reader_has_begun_any_step():
+    ends = [End(number, CONFIGS["memory"]) for number in range(2)]
+    writer, reader = (end.exchange for end in ends)
+    sent, taken = torch.arange(40.0), torch.zeros(40)
+
+    def write() -> None:
+        writer.push(1, sent)
+        writer.settle()
+
+    try:
+        writer.begin(2, [None, ends[1].source])
+        writer._outlet(1)
+        with reader._attached:
+            assert reader._attached.wait_for(lambda: reader._inlets, timeout=30)
+        reader.begin(2, [ends[0].source, None])
+        assert together([write, lambda: reader.settle([(0, taken)])]) == [None, None]
+        assert torch.equal(taken, sent)
+    finally:
+        for end in ends:
+            end.exchange.end()
+            end.close()

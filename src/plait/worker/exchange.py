@@ -49,7 +49,7 @@ class Exchange:
         self._inlets: dict[bytes, Inlet] = {}
         self._attached = threading.Condition()
         self._peers: tuple[Source | None, ...] = ()
-        self._turn = 0
+        self._turn = 1  # turns are positive, and a link that is there before the first is past none: 0
         self._sends: list[tuple[int, ...]] = []
         self._kept: list[Tensor] = []
         self._spin = self._begun = False
@@ -155,8 +155,10 @@ class Exchange:
         """What is wanted over links that are not there yet, and flows of those that are. `slow` collects what
         comes in frames."""
         missing, fast = [], []
+        # Looked up once: a link that appears in between must not let a member's second piece pass its first.
+        inlets = {member: self._inlet(member) for member, _ in wanted}
         for member, x in wanted:
-            inlet = self._inlet(member)
+            inlet = inlets[member]
             if inlet is None:
                 missing.append((member, x))
             elif isinstance(inlet, Receiver):
