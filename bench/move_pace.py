@@ -34,8 +34,8 @@ MODEL, DTYPE, WIDTH = "smollm2-135m", "bfloat16", 2
 RATE = 1e6
 """Bytes/s of the link."""
 STEP_NS = 40_000_000
-ROWS, PROMPT, OUTPUT = 8, 16, 3000
-"""Rows that decode, tokens of their prompts, and more than they will draw."""
+ROWS, PROMPT, OUTPUT = 8, 16, 7000
+"""Rows that decode, tokens of their prompts, and more than they draw in all rounds."""
 BAR = 1.1
 DECODING = 1
 """The instance that decodes."""
@@ -124,7 +124,7 @@ def opened() -> Engine:
     """Two paced instances, joined by the slow link."""
     fleet = FleetConfig(instances=2, links=LinkConfig(bytes_per_s=RATE))
     manager = ManagerConfig(placement=Placement.disaggregated(1, 1))
-    config = ServeConfig(MODEL, dtype=DTYPE, kv_tokens=1 << 15, manager=manager, pace=Even(), fleet=fleet)
+    config = ServeConfig(MODEL, dtype=DTYPE, kv_tokens=1 << 16, manager=manager, pace=Even(), fleet=fleet)
     return open_engine(config)
 
 
