@@ -32,6 +32,8 @@ class Rollouts:
         """When the last sample of the last iteration ended, by the host's clock."""
         self._samples: list[asyncio.Task[Sample]] = []
         self._readings: list[asyncio.Task[None]] = []
+        self._read_out: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
+        """Readings that have ended, well or not."""
         self._found: dict[str, dict[int, tuple[float, ...]]] = {}
         engine.driver.score = self._score
 
@@ -45,6 +47,7 @@ class Rollouts:
         count = len(prompts) * each
         self._found = {name: {} for name in self.models}
         self._readings.clear()
+        self._read_out = asyncio.Queue()
         first = self.engine.next_request
         self.engine.driver.post(Rollout(tuple(range(first, first + count)), self.trainer.micro_batch))
         streams = [
@@ -58,12 +61,14 @@ class Rollouts:
         samples = list(await asyncio.gather(*self._samples))
         self.drawn_s = time.monotonic()
         while sum(map(len, self._found.values())) < count * len(self.models):
-            await asyncio.gather(*self._readings)
+            (await self._read_out.get()).result()
         found = {name: tuple(rows[id] for id in range(count)) for name, rows in self._found.items()}
         return samples, found
 
     def _score(self, command: Score) -> None:
-        self._readings.append(asyncio.get_running_loop().create_task(self._read(command)))
+        reading = asyncio.get_running_loop().create_task(self._read(command))
+        reading.add_done_callback(self._read_out.put_nowait)
+        self._readings.append(reading)
 
     async def _read(self, command: Score) -> None:
         """The samples of a batch have ended, though their last pieces may still be on their way here."""
