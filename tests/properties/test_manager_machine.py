@@ -333,11 +333,13 @@ def test_random_events():
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(fixed(seed())(Counting), settings=chosen)
+    # Runs of one seed may be short; further seeds then make the events up.
+    for further in range(5):
+        if seen["events"] < scaled(50_000):
+            run_state_machine_as_test(fixed(seed() + further)(Counting), settings=chosen)
     print(dict(seen))
-    assert seen["events"] >= 1000
+    assert seen["events"] >= scaled(50_000)
     if scaled(2) == 2:
-        assert seen["events"] >= 50_000
         assert seen["preemptions"]
         assert seen["recomputations"]
         assert seen["prefix hits"]

@@ -13,6 +13,7 @@ from tests.worker.band import Band
 from tests.worker.elastic_script import ElasticScript
 from tests.worker.script import Task
 
+DEGREES = {1, 2, 3, 4}
 CLOSE = 1e-5
 """Largest difference of logits, as a share of the largest one."""
 
@@ -49,8 +50,10 @@ def test_any_group_draws_what_one_process_draws(family, page, links, exact, tmp_
     degrees: set[int] = set()
     counts: dict[str, int] = {}
     with Band(folder, 4, links, exact=exact, slots=1024, page=page) as band:
-        step = 0
-        for _ in range(scaled(500) // 4 + 1):
+        step = done = 0
+        # A few scripts may miss a degree: so many more are played until none is missing.
+        while done <= scaled(500) // 4 or (degrees != DEGREES and done < 100):
+            done += 1
             script = ElasticScript(band, tasks(rng, rng.randint(1, 4)), rng, step)
             drawn = script.run()
             step, degrees = script.step, degrees | script.degrees
@@ -74,8 +77,6 @@ def test_any_group_draws_what_one_process_draws(family, page, links, exact, tmp_
     print(f"{compared} tokens, {ties} near ties, logits within {worst:.1e}; {counts}")
     assert worst <= CLOSE
     assert ties <= 1 + compared // 10_000
-    assert len(degrees) > 1
-    if scaled(2) == 2:
-        assert degrees == {1, 2, 3, 4}
+    assert degrees == DEGREES
     assert all(counts.values())
     assert all(tapes) == (not exact and bool(links.ways))
