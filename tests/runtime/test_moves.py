@@ -226,13 +226,14 @@ async def test_other_requests_decode_on_while_a_slow_move_is_under_way(tiny_llam
     manager = ManagerConfig(placement=Placement((Instance(0, Role.PREFILL), Instance(1, Role.MIXED))))
     async with engine_of(tiny_llama, **placed(manager, links=slow)) as engine:
         watch = Watch(engine)
+        await until(engine, lambda: all(each.state == "up" for each in engine.stats().instances))
         # All at once, so that each instance gets some; those of the first have to be moved.
         streams = [engine.submit(Ask(prompt(n), replace(LONG, max_tokens=200))) for n in range(6)]
         await until(engine, lambda: watch.open)
         before = watch.steps.get(1, 0)
         await until(engine, lambda: watch.steps.get(1, 0) >= before + 100)
         assert watch.open, "the move is still under way"
-        assert not watch.answers
+        assert not watch.answers, [(watch.moves[move], watch.steps) for move in watch.answers]
         for stream in streams:
             stream.abort()
             await collect(stream)
