@@ -251,7 +251,7 @@ class _Replan:
 def _replan(cluster: Path | None, slo: str | None, cost: str, roles: Placement) -> _Replan | None:
     if cluster and not slo:
         raise UserError("--replan keeps to objectives: name them with --slo")
-    if slo and not cluster and all(each.role is not Role.ELASTIC for each in roles.instances):
+    if slo and not cluster and not any(each.role.elastic for each in roles.instances):
         raise UserError("--slo is for --replan and for elastic instances: add either, or leave it out")
     return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 

@@ -17,7 +17,7 @@ from plait.planner.placed import placed
 from plait.planner.plans import Plans
 from plait.planner.roles import Roles, RolesConfig
 from plait.serving.manager import ManagerConfig
-from plait.spec.cluster import Placement, Role
+from plait.spec.cluster import Placement
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.trace import TraceRow
@@ -50,7 +50,7 @@ class Errand:
             UserError: the cluster or the costs cannot be read, or the cluster cannot have these instances, or
                 some of them form groups: those follow the workload by themselves.
         """
-        if any(each.role is Role.ELASTIC for each in self.manager.placement.instances):
+        if any(each.role.elastic for each in self.manager.placement.instances):
             raise UserError("elastic instances follow the workload already: leave out --replan", "replan")
         cluster = read_cluster(Path(self.cluster))
         measured = measured_named(self.cost, self.model, cluster.device.name)

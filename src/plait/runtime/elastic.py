@@ -6,7 +6,7 @@ from dataclasses import replace
 from plait.cost.scaling_base import ScalingBase
 from plait.search.batching import Width
 from plait.serving.elasticity import ElasticConfig
-from plait.spec.cluster import Instance, Role
+from plait.spec.cluster import Instance
 from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
 
@@ -27,8 +27,9 @@ def refusal_of_groups(instances: Sequence[Instance], device: str, shape: ModelSh
         )
     if any(each.pp > 1 for each in instances):
         return "elastic instances have no stages: use pp 1, or choose other roles"
-    if len({each.tp for each in instances}) > 1:
-        return "elastic instances have equal tp: give all the same, or choose other roles"
+    for pool in (_prefilling(instances), _decoding(instances)):
+        if len({each.tp for each in pool}) > 1:
+            return "elastic instances of a pool have equal tp: give all the same, or choose other roles"
     return None
 
 
@@ -46,10 +47,18 @@ def measured(base: ScalingBase, config: ElasticConfig, instances: Sequence[Insta
     Raises:
         UserError: instances of this tp were not measured.
     """
-    elastic = [each for each in instances if each.role is Role.ELASTIC]
+    elastic = [each for each in instances if each.role.elastic]
     if not elastic:
         raise UserError(
             "times of groups are for elastic instances: add --elastic, or leave them out", "scaling"
         )
-    tp = elastic[0].tp
-    return replace(config, widths=base.widths(tp), decode_ns=base.decode_ns(tp))
+    first, then = _prefilling(elastic)[0], _decoding(elastic)[0]
+    return replace(config, widths=base.widths(first.tp), decode_ns=base.decode_ns(then.tp))
+
+
+def _prefilling(instances: Sequence[Instance]) -> list[Instance]:
+    return [each for each in instances if each.role.prefills]
+
+
+def _decoding(instances: Sequence[Instance]) -> list[Instance]:
+    return [each for each in instances if each.role.decodes]

@@ -269,7 +269,7 @@ class Engine:
             UserError: there is no such instance, or nobody would be left for a phase.
             Unsupported: workers cannot play this role.
         """
-        if role is Role.ELASTIC and self.config.no_groups is not None:
+        if role.elastic and self.config.no_groups is not None:
             raise Unsupported(self.config.no_groups, "role")
         if not 0 <= instance < self._instances:
             raise UserError(f"there is no instance {instance} of {self._instances}", "instance")

@@ -20,7 +20,7 @@ from plait.runtime.room import free_slots, stored_shape
 from plait.serving.elasticity import ElasticConfig
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Network
-from plait.spec.cluster import Instance, Link, Placement, Role
+from plait.spec.cluster import Instance, Link, Placement, Role, incomplete
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import ModelShape
 from plait.workload.journal import Core
@@ -124,11 +124,8 @@ def _check_placement(placement: Placement, instances: int) -> None:
     if strangers:
         raise UserError(f"the placement names instance {strangers[0]} of {instances}", "placement")
     roles = [named[id].role if id in named else Role.MIXED for id in range(instances)]
-    if not any(role.prefills for role in roles) or not any(role.decodes for role in roles):
-        raise UserError(
-            "a placement needs an instance that prefills and one that decodes: add one, or a mixed one",
-            "placement",
-        )
+    if lack := incomplete(roles):
+        raise UserError(f"a placement needs {lack}: add one, or one that does both", "placement")
 
 
 def _network(config: ServeConfig, folder: Path) -> Network | None:
@@ -152,7 +149,7 @@ def _placement(config: ServeConfig, shape: ModelShape) -> Placement:
             share_of(shape, Rank(each.tp, each.pp))
         except Unsupported as refusal:
             raise Unsupported(f"instance {each.id}: {refusal}", refusal.param) from refusal
-    elastic = [each for each in placement.instances if each.role is Role.ELASTIC]
+    elastic = [each for each in placement.instances if each.role.elastic]
     if elastic and (reason := refusal_of_groups(elastic, config.device, shape)):
         raise Unsupported(reason, "placement")
     return placement

@@ -19,6 +19,7 @@ from plait.serving.groups import Group
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
+from plait.serving.pools import Pools
 from plait.serving.reasons import of_batch, of_chunk
 from plait.serving.slack import slack_ns
 from plait.spec.errors import UserError
@@ -60,12 +61,19 @@ class Elasticity:
     """Decides; `Ensemble` carries out."""
 
     def __init__(
-        self, config: ElasticConfig, ensemble: Ensemble, ledger: KvLedger, admission: Admission, depth: int
+        self,
+        config: ElasticConfig,
+        ensemble: Ensemble,
+        ledger: KvLedger,
+        admission: Admission,
+        pools: Pools,
+        depth: int,
     ) -> None:
         """`depth`: steps in flight on an instance."""
         self.config = config
         self.ensemble = ensemble
         self.masters = Masters(config.master_rows, ensemble, ledger)
+        self.pools = pools
         self.widths = config.widths
         """Of every number of instances that there may be."""
         self._ledger = ledger
@@ -83,7 +91,7 @@ class Elasticity:
             self.widths = filled(self.config.widths, len(ensemble.seats))
         if ensemble.partial or (len(self._admission) and ensemble.free()):
             yield from self._prompts(flights)
-        if not len(self._admission):
+        if ensemble.apart or not len(self._admission):
             for group in tuple(ensemble.groups):
                 self.masters.spread(group)
         changed = True
@@ -109,11 +117,12 @@ class Elasticity:
 
     def computed(self, live: Live, drew: bool, now_ns: int) -> None:
         """A step of a request's prompt was answered."""
-        if drew:
-            live.since_ns = live.since_ns or now_ns
-            self.ensemble.begin_decode(live, self.masters.first(live))
-        else:
+        if not drew:
             self.ensemble.answered(live)
+            return
+        live.since_ns = live.since_ns or now_ns
+        if not self.ensemble.away_from_home(live):
+            self.ensemble.begin_decode(live, *self.masters.first(live))
 
     # ---- prompts ---------------------------------------------------------------------------------
 
@@ -152,13 +161,14 @@ class Elasticity:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
         config, widths = self._admission.config, self.widths
-        room, free = self._room(), len(self.ensemble.free())
+        room, free = self.pools.to_compute(), len(self.ensemble.free())
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
         look, tokens, square = config.look, 0, 0
         for live in self._admission:
-            if live.presumed > room or len(found) >= rows:
+            asked = self.pools.asked(live)
+            if asked > room or len(found) >= rows:
                 first = first or live
                 look -= 1
                 if look < 0 or first.bypassed >= config.bypass:
@@ -169,35 +179,10 @@ class Elasticity:
             if found and fastest_ns(widths, free, tokens, square) > self.config.chunk_ns:
                 break
             found.append(live)
-            room -= live.presumed
+            room -= asked
         if first is not None and found and found[-1].order > first.order:
             first.bypassed += 1
         return found
-
-    def _room(self) -> int:
-        """Slots that one more request may come to hold, over all elastic instances: the sorted-remaining rule
-        of `Admission`, for a pool in which a request may lie anywhere."""
-        page, ledger = self._ledger.page, self._ledger
-        capacity = sum(ledger.capacity(instance) for instance in self.ensemble.seats)
-        lockstep: list[tuple[int, int]] = []
-        fixed = promised = 0
-        for live in self.ensemble.lives.values():
-            parts = live.instances
-            held = sum(ledger.held(i, live.id) for i in parts if i in self.ensemble.seats)
-            edges = page * len(parts)  # a page of each instance may stay half empty
-            self._admission.presume(live)
-            grown = max(0, live.presumed + edges - held)
-            promised += max(held, live.most + edges)
-            if live.id in self.ensemble.decoding:
-                lockstep.append((grown, held))
-            else:
-                fixed += held + grown
-        lockstep.sort(reverse=True)
-        peak = run = 0
-        for count, (grown, held) in enumerate(lockstep, 1):
-            run += held
-            peak = max(peak, run + grown * count + (page - 1 + self._depth) * (count - 1))
-        return capacity - min(promised, fixed + peak)
 
     def _allocate(self, lives: list[Live], jobs: list[Job]) -> list[Seat]:
         """Idle instances, and those of groups that had better pause, the emptiest first. Requests for which
@@ -246,7 +231,7 @@ class Elasticity:
 
     def _priced(self) -> tuple[Width, ...]:
         """Times of groups, as much longer as other prompts want their instances."""
-        busy = 1 - len(self.ensemble.free()) / len(self.ensemble.seats)
+        busy = 1 - len(self.ensemble.free()) / max(1, len(self.ensemble.prefillers))
 
         def by(width: Width) -> Width:
             times = 1 + self.config.price * busy * (width.instances - 1)
@@ -300,7 +285,7 @@ class Elasticity:
             made = ensemble.compute([live], [chunk], holders + others, step, why)
         if made is not None:
             yield made
-        elif not ensemble.decoding and len(ensemble.partial) > 1:
+        elif len(ensemble.partial) > 1 and ensemble.stuck:
             self._yield_youngest(ensemble.partial)
 
     def _job(self, live: Live) -> Job:
@@ -329,11 +314,11 @@ class Elasticity:
                 continue
             if any(each.leaving or each.over for each in self.ensemble.lives.values()):
                 return False  # slots come back with an answer that will come
-            master = self.masters.other(live, group)
-            if master is not None:
-                self.ensemble.appoint(live, master)
+            choice = self.masters.other(live, group)
+            if choice is not None:
+                self.ensemble.appoint(live, *choice)
             else:
-                self._yield_youngest(self.ensemble.lives)
+                self._yield_youngest(self.ensemble.beside_rows())
             return True
         return False
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from plait.serving.groups import Group, groups_of
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Counts, Flight, Live, Seat
+from plait.serving.live import Counts, Flight, Live, Relocation, Seat
 from plait.serving.retention import retain
 from plait.serving.roster import Roster
 from plait.spec.step import Keep, Row, Span, Step
@@ -40,6 +40,8 @@ class Ensemble:
         self, roster: Roster, ledger: KvLedger, counts: Counts, model: str, yielded: list[Live]
     ) -> None:
         self.seats = roster.elastic
+        self.prefillers = roster.prefillers
+        self.decoders = roster.decoders
         self._all = roster.seats
         self.lives: dict[int, Live] = {}
         self.partial: dict[int, Live] = {}
@@ -52,6 +54,8 @@ class Ensemble:
         self._model = model
         self._yielded = yielded
         self._groups: list[Group] | None = None
+        self._said: dict[int, str] = {}
+        """Request -> why it has another master, until a step says so."""
 
     @property
     def groups(self) -> list[Group]:
@@ -64,20 +68,54 @@ class Ensemble:
         """Slots that nobody holds."""
         return self._ledger.capacity(instance) - self._ledger.used(instance)
 
+    @property
+    def apart(self) -> bool:
+        """Some instances take prompts only: what they compute goes on elsewhere."""
+        return not self.prefillers.keys() <= self.decoders.keys()
+
+    def away_from_home(self, live: Live) -> tuple[int, ...]:
+        """Instances that keep some of a request and do not decode. (Who retires finishes what it has.)"""
+        seats = [self.seats[instance] for instance in live.instances]
+        return tuple(seat.instance for seat in seats if not (seat.retiring or seat.role.decodes))
+
+    def beside_rows(self) -> dict[int, Live]:
+        """Requests with KV where rows decode."""
+        there = {instance for live in self.decoding.values() for instance in live.instances}
+        return {id: live for id, live in self.lives.items() if not there.isdisjoint(live.instances)}
+
+    @property
+    def stuck(self) -> bool:
+        """Where prompts are computed nothing is held but by prompts that are computed in part."""
+        pool, lives = self.prefillers.keys(), self.lives.values()
+        return all(live.id in self.partial for live in lives if not pool.isdisjoint(live.instances))
+
     def free(self) -> list[Seat]:
         """Instances that compute no prompts and may take some."""
-        seats = self.seats.values()
-        return [seat for seat in seats if not (seat.retiring or self.computing.get(seat.instance))]
+        return self._free(self.prefillers)
+
+    def able(self) -> list[Seat]:
+        """Instances that compute no prompts and may decode."""
+        return self._free(self.decoders)
+
+    def _free(self, pool: dict[int, Seat]) -> list[Seat]:
+        return [seat for seat in pool.values() if not (seat.retiring or self.computing.get(seat.instance))]
 
     def pausing(self, group: Group) -> bool:
         """An instance of it computes prompts, so no row of it can go on."""
         return any(self.computing.get(member) for member in group.members)
 
     def idle(self) -> list[Seat]:
-        """Instances that compute no prompts and on which nothing decodes, or nothing can just now."""
+        """Of those that may take prompts, the ones on which nothing decodes, or nothing can just now."""
+        return self._idle(self.free())
+
+    def spare(self) -> list[Seat]:
+        """The same of those that may decode."""
+        return self._idle(self.able())
+
+    def _idle(self, seats: list[Seat]) -> list[Seat]:
         groups = [group for group in self.groups if not self.pausing(group)]
         busy = {member for group in groups for member in group.members}
-        return [seat for seat in self.free() if seat.instance not in busy]
+        return [seat for seat in seats if seat.instance not in busy]
 
     # ---- a request's life here -------------------------------------------------------------------
 
@@ -91,9 +129,10 @@ class Ensemble:
 
     def unseat(self, live: Live) -> None:
         """Give back all that a request has here."""
-        assert live.flying == 0
+        assert not live.pinned
         assert live.parts is not None
         self.rest(live)
+        self._said.pop(live.id, None)
         for instance in live.parts:
             if instance in self.seats:
                 self._ledger.release(instance, live.id)
@@ -119,7 +158,7 @@ class Ensemble:
         """A request loses its place; its slots stay pinned until its steps in flight are answered."""
         self.rest(live)
         live.leaving = True
-        if live.flying == 0:
+        if not live.pinned:
             self.unseat(live)
             self._yielded.append(live)
 
@@ -127,22 +166,41 @@ class Ensemble:
         """A step of its prompt was answered, and nothing drawn: more of it is to be computed."""
         self.partial[live.id] = live
 
-    def begin_decode(self, live: Live, master: int) -> None:
-        """Its first token is drawn."""
-        self.appoint(live, master)
+    def begin_decode(self, live: Live, master: int, why: str) -> None:
+        """Its first token is drawn, and all it has is where it may decode."""
+        self.appoint(live, master, why)
         self.decoding[live.id] = live
 
-    def appoint(self, live: Live, master: int) -> None:
+    def appoint(self, live: Live, master: int, why: str) -> None:
         """The request's next tokens are computed and kept by this instance. Nothing is moved."""
-        assert live.parts is not None
+        self.count(live)
+        self._hold(live, master)
+        live.master, live.away = master, live.planned - _parts(live)[master]
+        live.room, live.opened = 0, False
+        self._groups = None
+        if why:
+            self._said[live.id] = why
+
+    def count(self, live: Live) -> None:
+        """Note what a request's master has kept since it became that."""
         past = live.kept[-1].first + live.kept[-1].count
         if past < live.planned:
             live.kept.append(Keep(live.master, past, live.planned - past))
-            live.parts[live.master] = live.planned - live.away
-        self._hold(live, master)
-        live.master, live.away = master, live.planned - live.parts[master]
-        live.room, live.opened = 0, False
-        self._groups = None
+            _parts(live)[live.master] = live.planned - live.away
+
+    def resettle(self, relocation: Relocation) -> None:
+        """All of a request that was on its way has arrived."""
+        live = relocation.live
+        for instance in relocation.sources:
+            self._ledger.release(instance, live.id)
+            del self.seats[instance].lives[live.id]
+            if instance in live.told:  # it must not take part with what it had
+                del live.told[instance]
+                self.seats[instance].closed.append(live.id)
+        live.kept, live.parts, live.relocation = relocation.kept, {}, None
+        for keep in live.kept:
+            live.parts[keep.instance] = live.parts.get(keep.instance, 0) + keep.count
+        live.master, live.away = -1, 0
 
     def _hold(self, live: Live, instance: int) -> None:
         assert live.parts is not None
@@ -175,6 +233,7 @@ class Ensemble:
                 for i, n in _parts(live).items()
             },
             self._ledger.page,
+            [instance for instance in group if instance not in self.decoders],
         )
         if kept is None:
             return None
@@ -218,6 +277,7 @@ class Ensemble:
 
     def _tell(self, live: Live, group: tuple[int, ...]) -> tuple[tuple[Keep, ...], list[Span]]:
         """A step introduces a row, with all its slots and all that is kept in them."""
+        self.count(live)
         for member in group:
             live.told[member] = None
             seat = self.seats[member]
@@ -285,6 +345,8 @@ class Ensemble:
             # One that is here again was closed at this member, but may be known to others of this group.
             seat.closed = [id for id in seat.closed if id in self.lives]
         again, opened = tuple([live.id for live in found.again]), tuple(found.opened)
+        said = [self._said.pop(id) for id in opened if id in self._said]
+        why = "; ".join(each for each in dict.fromkeys((why, *said)) if each)
         rows, context = tuple(found.rows), found.context
         made = Step(step, group, rows, again, opened, tuple(closed), context, self._model, why=why)
         return made, Flight(seats, (*found.grown, *found.again))

@@ -139,6 +139,17 @@ class KvLedger:
             first_page = max(0, first_page - (end - start))
         return tuple(extents)
 
+    def slots(self, instance: int, request: int, first: int, count: int) -> tuple[Extent, ...]:
+        """The slots of the tokens that an instance keeps of a request, from number `first` on."""
+        found: list[Extent] = []
+        for start, end in self._pools[instance].holdings[request].runs:
+            size = (end - start) * self.page
+            low, high = max(first, 0), min(first + count, size)
+            if low < high:
+                found.append(Extent(start * self.page + low, high - low))
+            first -= size
+        return tuple(found)
+
     def grow(self, instance: int, request: int, tokens: int) -> tuple[Extent, ...] | None:
         """Make the request hold room for `tokens` tokens in all.
 

@@ -38,6 +38,7 @@ class Live:
         "passing",
         "planned",
         "presumed",
+        "relocation",
         "request",
         "room",
         "since_ns",
@@ -80,6 +81,8 @@ class Live:
         """It waits to be pulled by an instance that decodes."""
         self.transfer: Transfer | None = None
         """It has slots at two instances."""
+        self.relocation: Relocation | None = None
+        """On elastic instances: some of its KV is on its way to others."""
         self.step = -1
         """The step that computes the last token of its prompt, if it is passing."""
         self.most = 0
@@ -116,6 +119,11 @@ class Live:
         """Elastic instances that keep some of it or compute its next token."""
         assert self.parts is not None
         return tuple(self.parts)
+
+    @property
+    def pinned(self) -> bool:
+        """A step or a move of it is in flight: its slots must stay."""
+        return self.flying > 0 or self.transfer is not None or self.relocation is not None
 
     @property
     def promise(self) -> int:
@@ -185,7 +193,7 @@ class Seat:
 
     def play(self, role: Role) -> None:
         """Take the phases of a role from now on. (What elastic instances take is `Elasticity`'s to say.)"""
-        alone = role is not Role.ELASTIC
+        alone = not role.elastic
         self.role, self.prefills, self.decodes = role, alone and role.prefills, alone and role.decodes
         self.stir()
 
@@ -223,6 +231,27 @@ class Transfer:
     """All KV is at the target, and only the answer to the request's last step is missing."""
     void: bool = False
     """What is moved is of no use."""
+
+
+@dataclass(slots=True, eq=False)
+class Relocation:
+    """A request some of whose KV is on its way between elastic instances, with slots at both ends."""
+
+    live: Live
+    kept: list[Keep]
+    """Who keeps what of it when all has arrived."""
+    targets: dict[int, int]
+    """Instance -> tokens that it receives."""
+    sources: tuple[int, ...]
+    """Instances that keep nothing of it then."""
+    flying: dict[int, Move] = field(default_factory=dict)
+    """Moves without an answer, by id."""
+    tries: int = 0
+    """Times that one of them was said again."""
+    broken: bool = False
+    """Not everything will arrive, or nobody wants it any more."""
+    spent: bool = False
+    """A move failed too often."""
 
 
 @dataclass(slots=True)

@@ -22,11 +22,14 @@ from plait.serving.ensemble import Ensemble
 from plait.serving.flights import Flights
 from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Counts, Flight, Live, Seat, Transfer
+from plait.serving.live import Counts, Flight, Live, Relocation, Seat, Transfer
+from plait.serving.pools import Pools
+from plait.serving.relocations import Relocations
 from plait.serving.roster import Roster
 from plait.serving.router import Router
 from plait.spec.cluster import Placement, Role
 from plait.spec.command import Command, End, Token, Wake
+from plait.spec.errors import UserError
 from plait.spec.event import (
     Aborted,
     Arrived,
@@ -63,6 +66,11 @@ class ManagerConfig:
     placement: Placement = field(default_factory=Placement)
     """Roles and plans of instances; those that it does not name are MIXED."""
 
+    def __post_init__(self) -> None:
+        roles = {each.role for each in self.placement.instances}
+        if self.handover.overlap and Role.ELASTIC_PREFILL in roles:
+            raise UserError("elastic instances hand over what is computed: leave out --overlap", "overlap")
+
 
 class GlobalManager:
     """Decides for one cell. Holds no token, no tensor, no clock."""
@@ -81,7 +89,13 @@ class GlobalManager:
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
         self.ensemble = Ensemble(self.roster, self.ledger, self.counts, config.model, self.batcher.yielded)
         depth = config.batcher.depth
-        self.elasticity = Elasticity(config.elastic, self.ensemble, self.ledger, self.admission, depth)
+        common = self.ensemble, self.ledger, self.admission
+        pools = Pools(*common, depth, config.handover.held_share)
+        self.elasticity = Elasticity(config.elastic, *common, pools, depth)
+        masters = self.elasticity.masters
+        self.relocations = Relocations(
+            config.handover, *common, pools, masters, self.counts, self.flights.number
+        )
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False
@@ -168,6 +182,8 @@ class GlobalManager:
                 self._settle(flight.seats[0], live)
             elif flight.prompts and live.master < 0:
                 self.elasticity.computed(live, bool(drawn), self._now_ns)
+                if drawn and live.master < 0:
+                    self.relocations.offer(live)
             elif live.passing and drawn and not live.flying:
                 self.handover.offer(live)
         if given:
@@ -191,10 +207,11 @@ class GlobalManager:
             if transfer is not None and transfer.target in flight.seats:
                 if transfer.first:
                     self._turn_back(transfer)
-            elif live.leaving or not live.answered:
+            elif live.leaving or not (live.answered or self.relocations.holds(live)):
                 self._lose(self.seats.get(live.instance), live)
 
     def _moved(self, event: Moved) -> None:
+        self._settled(self.relocations.answered(event.move, arrived=True))
         transfer = self.handover.answered(event.move)
         if transfer is not None and transfer.void:
             self._back(transfer)
@@ -202,6 +219,7 @@ class GlobalManager:
             self.handover.land(transfer)
 
     def _move_failed(self, event: MoveFailed) -> None:
+        self._settled(self.relocations.answered(event.move, arrived=False))
         transfer = self.handover.answered(event.move)
         if transfer is not None and transfer.void:
             self._back(transfer)
@@ -217,7 +235,7 @@ class GlobalManager:
         self.roster.join(event.instance, event.epoch, event.slots)
         for live in tuple(self.admission):
             if self.roster.limit and live.most > self.roster.limit:
-                self._end(live, EndReason.TOO_LONG)
+                self._end(live, EndReason.FAILED if live.drawn else EndReason.TOO_LONG)
 
     def _worker_lost(self, event: WorkerLost) -> None:
         seat = self.seats.get(event.instance)
@@ -230,6 +248,8 @@ class GlobalManager:
             if transfer is not None and transfer.target is seat:
                 self.handover.forsake(transfer)
                 self._back(transfer)
+                continue
+            if live.relocation is not None and self._misses(live, seat):
                 continue
             whole = live.answered
             live.flying = 0
@@ -275,6 +295,38 @@ class GlobalManager:
                 live.attempts += not live.leaving
                 self._lose(None, live)
 
+    def _misses(self, live: Live, lost: Seat) -> bool:
+        """A request is on its way, and an instance that keeps or receives some of it is gone. Whether it
+        still has all its KV."""
+        relocation = live.relocation
+        assert relocation is not None
+        whole = lost.instance in relocation.targets
+        if not whole and live.parts is not None:
+            del live.parts[lost.instance]  # whoever comes back in its place has nothing of it
+        ended = self.relocations.lost(relocation, lost.instance)
+        if whole:
+            self._settled(ended)
+        elif ended is not None:
+            self.relocations.retreat(ended)
+        return whole
+
+    def _settled(self, relocation: Relocation | None) -> None:
+        """All moves of a request between elastic instances were answered."""
+        if relocation is None:
+            return
+        live = relocation.live
+        if not (relocation.broken or live.over or live.leaving):
+            self.relocations.arrive(relocation)
+            return
+        self.relocations.retreat(relocation)
+        if live.over or live.leaving:
+            self._settle(None, live)
+        elif relocation.spent and self.ensemble.away_from_home(live):
+            live.attempts += 1
+            self._lose(None, live)
+        else:
+            self.relocations.offer(live)
+
     def _turn_back(self, transfer: Transfer) -> None:
         """The target does not have what it had of a request: it is to be moved anew."""
         self.handover.revoke(transfer.live)
@@ -303,6 +355,7 @@ class GlobalManager:
             self.counts.recomputations += 1
             self.handover.revoke(live)
             if live.parts is not None:
+                self.relocations.revoke(live)
                 self.ensemble.send_back(live)
             elif seat is not None:
                 self.batcher.send_back(seat, live)
@@ -312,7 +365,7 @@ class GlobalManager:
 
     def _settle(self, seat: Seat | None, live: Live) -> None:
         """Free a request that ended or yielded, once no step and no move of it is in flight."""
-        if live.flying or live.transfer is not None:
+        if live.pinned:
             return
         if live.leaving and not live.over:
             self.batcher.yielded.append(live)
@@ -328,6 +381,7 @@ class GlobalManager:
         self.handover.revoke(live)
         if live.parts is not None:
             live.over = True
+            self.relocations.revoke(live)
             self.ensemble.rest(live)
             self._settle(None, live)
         elif live.instance >= 0:
@@ -372,8 +426,11 @@ class GlobalManager:
     def _pull(self) -> None:
         """Those that wait between two instances go to where there is room."""
         self.handover.pull()
-        self._out += self.handover.said
-        self.handover.said.clear()
+        self.relocations.pull()
+        for said in (self.handover.said, self.relocations.said):
+            self._out += said
+            said.clear()
+        self._requeue()
 
     def _requeue(self) -> None:
         for live in self.batcher.yielded:
@@ -401,4 +458,5 @@ class GlobalManager:
     def quiet(self) -> bool:
         """No request is left, no step or move is in flight and no slot is held."""
         held = any(self.ledger.used(instance) for instance in self.seats)
-        return not (self.lives or self.flights or self.handover.flying or held)
+        moving = self.handover.flying or self.relocations.flying
+        return not (self.lives or self.flights or moving or held)

@@ -5,7 +5,7 @@ Every chunk of keys passes every member of the ring anyway, so any division cost
 stays whole where it can, and who keeps nothing leaves the group when the prompt is computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from plait.spec.step import Keep
 
@@ -16,6 +16,7 @@ def retain(
     used: Mapping[int, int],
     slack: Mapping[tuple[int, int], int],
     page: int,
+    passing: Collection[int] = (),
 ) -> dict[int, tuple[Keep, ...]] | None:
     """Divide tokens over instances; the largest prompt first.
 
@@ -25,6 +26,7 @@ def retain(
         used: instance -> slots that requests hold.
         slack: (request, instance) -> slots that the request holds there and has not filled; an entry for each
             instance where it has any KV.
+        passing: instances that do not decode: what they keep is to move on, so they take what others cannot.
 
     Returns:
         What each request leaves where, in the order of its positions; None: there is not room for all.
@@ -32,7 +34,11 @@ def retain(
     left = dict(free)
     plan: dict[int, tuple[Keep, ...]] = {}
     for request, (begin, count) in sorted(fresh.items(), key=lambda item: (-item[1][1], item[0])):
-        order = sorted(left, key=lambda i: ((request, i) not in slack, -used[i] - free[i] + left[i], i))
+
+        def rank(i: int, request: int = request) -> tuple[bool, bool, int, int]:
+            return (i in passing, (request, i) not in slack, -used[i] - free[i] + left[i], i)
+
+        order = sorted(left, key=rank)
         rooms = {i: left[i] + slack.get((request, i), 0) for i in order}
         whole = next((i for i in order if rooms[i] >= count), None)
         kept: list[Keep] = []

@@ -17,7 +17,11 @@ class Roster:
         """Slots of the largest request that every phase has an instance for, of those that ever joined; 0
         while a phase has none."""
         self.elastic: dict[int, Seat] = {}
-        """Those of role ELASTIC."""
+        """Those that form groups."""
+        self.prefillers: dict[int, Seat] = {}
+        """Of these, those that take prompts."""
+        self.decoders: dict[int, Seat] = {}
+        """Of these, those that take requests whose prompt is computed."""
         self._turning: dict[int, Seat] = {}
         """Those that take another role once they have finished what they have."""
         self._ledger = ledger
@@ -52,7 +56,8 @@ class Roster:
         seat = self.seats.get(instance)
         self._turning.pop(instance, None)
         if seat is not None:
-            seat.retiring = seat.role is not role and Role.ELASTIC in (seat.role, role) and bool(seat.lives)
+            grouped = seat.role.elastic or role.elastic
+            seat.retiring = seat.role is not role and grouped and bool(seat.lives)
             if seat.retiring:
                 self._turning[instance] = seat
                 seat.prefills = seat.decodes = False
@@ -77,15 +82,22 @@ class Roster:
         return Role.MIXED if plan is None else plan.role
 
     def _sort(self) -> None:
-        self.elastic.clear()
-        self.elastic |= {id: seat for id, seat in self.seats.items() if seat.role is Role.ELASTIC}
+        found = {id: seat for id, seat in self.seats.items() if seat.role.elastic}
+        for pool in (self.elastic, self.prefillers, self.decoders):
+            pool.clear()
+        self.elastic |= found
+        self.prefillers |= {id: seat for id, seat in found.items() if seat.role.prefills}
+        self.decoders |= {id: seat for id, seat in found.items() if seat.role.decodes}
 
     def _measure(self) -> None:
         joined = [(self._plans[instance].role, slots) for instance, slots in self._slots.items()]
-        elastic = [slots - self._ledger.page for role, slots in joined if role is Role.ELASTIC]
-        alone = [(role, slots) for role, slots in joined if role is not Role.ELASTIC]
+        elastic = [(role, slots - self._ledger.page) for role, slots in joined if role.elastic]
+        alone = [(role, slots) for role, slots in joined if not role.elastic]
         self.limit = max(
-            sum(elastic),  # a request may lie on all of them, with a page half empty on each
+            min(  # a request may lie on all of a pool, with a page half empty on each
+                sum(slots for role, slots in elastic if role.prefills),
+                sum(slots for role, slots in elastic if role.decodes),
+            ),
             min(
                 max((slots for role, slots in alone if role.prefills), default=0),
                 max((slots for role, slots in alone if role.decodes), default=0),

@@ -11,12 +11,15 @@ from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Copies, Network
 from plait.sim.workers import Arrival, VirtualWorkers
 from plait.sim.world import World
-from plait.spec.cluster import Placement, Role
+from plait.spec.cluster import Placement, Role, incomplete
 from plait.spec.errors import UserError
 from plait.spec.event import Arrived, Event, WorkerUp
 from plait.spec.request import Request
 from plait.workload.journal import Observer
 from plait.workload.trace import TraceRow
+
+PARTED = (Role.PREFILL, Role.DECODE, Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE)
+"""Roles that take one phase: requests are moved between their instances."""
 
 
 def core_from(config: Mapping[str, Any]) -> GlobalManager:
@@ -50,9 +53,9 @@ class Scenario:
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", replace(self.config, placement=self.placement))
         roles = [each.role for each in self.placement.instances]
-        if not (any(role.prefills for role in roles) and any(role.decodes for role in roles)):
-            raise UserError("a placement needs an instance that prefills and one that decodes", "placement")
-        if self.network is None and any(role in (Role.PREFILL, Role.DECODE) for role in roles):
+        if lack := incomplete(roles):
+            raise UserError(f"a placement needs {lack}", "placement")
+        if self.network is None and any(role in PARTED for role in roles):
             raise UserError("prefill and decode are on different instances: name the network between them")
 
     def run(

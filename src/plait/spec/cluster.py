@@ -1,5 +1,6 @@
 """What there is, and what goes where: devices, links, instances and the roles they play."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,18 +13,27 @@ class Role(StrEnum):
     DECODE = "decode"
     ELASTIC = "elastic"
     """Both, in groups that are formed anew for every step."""
+    ELASTIC_PREFILL = "elastic-prefill"
+    """Prompts only, in such groups; their KV goes on to instances that decode."""
+    ELASTIC_DECODE = "elastic-decode"
+    """Requests whose prompt is computed, in such groups."""
     LENT = "lent"
     """None: it works for others. What it has begun goes on elsewhere."""
 
     @property
     def prefills(self) -> bool:
         """It takes prompts."""
-        return self not in (Role.DECODE, Role.LENT)
+        return self not in (Role.DECODE, Role.ELASTIC_DECODE, Role.LENT)
 
     @property
     def decodes(self) -> bool:
         """It takes requests whose prompt is computed."""
-        return self not in (Role.PREFILL, Role.LENT)
+        return self not in (Role.PREFILL, Role.ELASTIC_PREFILL, Role.LENT)
+
+    @property
+    def elastic(self) -> bool:
+        """It computes steps together with others of its pool."""
+        return self in (Role.ELASTIC, Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,8 @@ class Instance:
 class Placement:
     """Which instances serve, in which role, with how much parallelism inside.
 
-    All MIXED is a colocated deployment, PREFILL and DECODE a disaggregated one, all three a hybrid.
+    All MIXED is a colocated deployment, PREFILL and DECODE a disaggregated one, all three a hybrid. Elastic
+    instances form one pool, or two: one that prefills and one that decodes.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -89,3 +100,14 @@ class Placement:
         """Equal instances: first those that prefill, then those that decode, then those that do both."""
         roles = (Role.PREFILL,) * prefill + (Role.DECODE,) * decode + (Role.MIXED,) * mixed
         return Placement(tuple(Instance(i, role) for i, role in enumerate(roles)))
+
+
+def incomplete(roles: Iterable[Role]) -> str:
+    """What instances in these roles lack to serve, in words; empty: nothing. Elastic ones hand over among
+    themselves."""
+    roles = [role for role in roles if role is not Role.LENT]
+    for elastic, kind in ((False, ""), (True, "elastic ")):
+        some = [role for role in roles if role.elastic is elastic]
+        if some and not (any(role.prefills for role in some) and any(role.decodes for role in some)):
+            return f"an {kind}instance that prefills and one that decodes"
+    return "" if roles else "an instance that prefills and one that decodes"

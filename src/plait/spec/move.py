@@ -34,6 +34,8 @@ class Move:
     """The last unanswered step on the source that writes what is copied (the steps of an instance run in
     order); empty where all are answered. The copy may follow it layer by layer. If it fails, so does the
     move."""
+    why: str = ""
+    """In words, for the journal, where it was to be decided; see `Step`."""
 
 
 @dataclass(frozen=True, slots=True)
