@@ -1,0 +1,107 @@
+"""Elastic pools apart, live: what one pool computes and the other answers are the tokens of transformers."""
+
+import asyncio
+import random
+from dataclasses import replace
+
+import pytest
+
+from plait.runtime.engine import Engine
+from plait.runtime.launch import LocalLauncher
+from plait.runtime.setup import ServeConfig, open_engine
+from plait.serving.elasticity import ElasticConfig
+from plait.serving.handover import HandoverConfig
+from plait.serving.manager import ManagerConfig
+from plait.spec.cluster import Instance, Placement, Role
+from plait.spec.errors import EngineFailure, Unsupported, UserError
+from plait.spec.event import WorkerLost
+from plait.spec.move import Move
+from plait.spec.step import Step
+from tests.runtime.test_groups import WIDTHS
+from tests.runtime.test_parallel import FAMILIES, FLEET, SIZES, asks, check, tokens_of
+from tests.scale import scaled, seed
+from tests.tiny import tiny_folder
+
+F, G, E = Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE, Role.ELASTIC
+POOLS = {
+    "apart": ((F, 1), (F, 1), (G, 1), (G, 1)),
+    "wide": ((F, 2), (F, 2), (G, 1), (G, 1)),
+    "both": ((F, 1), (F, 1), (E, 1), (E, 1)),
+}
+
+
+def engine_of(folder, pools: str, slots: int = 96, **changes) -> Engine:
+    """Small pools, so that long requests need several instances of each."""
+    placement = Placement(tuple(Instance(i, role, tp) for i, (role, tp) in enumerate(POOLS[pools])))
+    manager = ManagerConfig(page=16, placement=placement, elastic=ElasticConfig(widths=WIDTHS), **changes)
+    fleet = replace(FLEET, instances=len(placement.instances))
+    return open_engine(ServeConfig(str(folder), exact=True, kv_tokens=slots, manager=manager, fleet=fleet))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("pools", POOLS)
+async def test_both_pools_together_draw_the_tokens_of_transformers(pools, tmp_path):
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    work = asks(random.Random(seed()), scaled(200) + 6)
+    engine = engine_of(folder, pools)
+    groups, moves = set(), []
+
+    def see(now, event, commands):
+        groups.update(command.group for command in commands if isinstance(command, Step))
+        moves.extend(command for command in commands if isinstance(command, Move))
+
+    engine.watch(see)
+    await engine.start()
+    try:
+        assert check(folder, work, await tokens_of(engine, work)) <= 1
+        assert engine.stats().kv_used_slots == 0
+    finally:
+        await engine.close()
+    assert max(map(len, groups)) > 1
+    assert pools == "both" or len(moves) >= len(work)
+    assert all(move.source.instance < 2 <= move.target.instance for move in moves)
+    if pools != "both":
+        assert all(max(group) < 2 or min(group) >= 2 for group in groups)
+
+
+@pytest.mark.timeout(900)
+async def test_instances_of_either_pool_may_die_at_any_point(tmp_path, monkeypatch):
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    rng, failed, done = random.Random(seed()), 0, 0
+    monkeypatch.setenv("PLAIT_TEST_DOOM", str(rng.random()))
+    engine = engine_of(folder, "apart")
+    engine.fleet._launcher = LocalLauncher("tests.runtime.doomed")
+    losses: list[WorkerLost] = []
+    engine.watch(lambda _, event, commands: losses.append(event) if isinstance(event, WorkerLost) else None)
+    await engine.start()
+    try:
+        while len(losses) < scaled(100):
+            work = asks(rng, 8)
+            async with asyncio.timeout(120):
+                rows = await asyncio.gather(
+                    *(tokens_of(engine, [ask]) for ask in work), return_exceptions=True
+                )
+            drawn = [(ask, row[0]) for ask, row in zip(work, rows, strict=True) if isinstance(row, list)]
+            errors = [row for row in rows if not isinstance(row, list)]
+            assert all(isinstance(error, EngineFailure) and "lost" in str(error) for error in errors), errors
+            assert check(folder, [ask for ask, _ in drawn], [row for _, row in drawn]) <= 1
+            failed, done = failed + len(errors), done + len(drawn)
+            assert (engine.stats().running, engine.stats().waiting, engine.stats().kv_used_slots) == (0, 0, 0)
+            engine.core.ledger.check()
+    finally:
+        await engine.close()
+    print(f"{len(losses)} losses, {done} requests done, {failed} failed")
+    assert done > failed
+
+
+async def test_pools_that_cannot_work_are_refused(tmp_path):
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    with pytest.raises(UserError, match="overlap"):
+        engine_of(folder, "apart", handover=HandoverConfig(overlap=True))
+    uneven = Placement((Instance(0, F, 1), Instance(1, F, 2), Instance(2, G, 1)))
+    fleet = replace(FLEET, instances=3)
+    with pytest.raises(Unsupported, match="equal tp"):
+        open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=uneven), fleet=fleet))
+    alone = Placement((Instance(0, F), Instance(1, Role.MIXED)))
+    with pytest.raises(UserError, match="elastic instance"):
+        open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=alone), fleet=FLEET))
