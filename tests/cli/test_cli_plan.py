@@ -96,3 +96,15 @@ def test_a_model_that_fits_nowhere_is_told_what_it_needs(tmp_path):
     result = CliRunner().invoke(app, ["plan", *wanted, *files])
     assert isinstance(result.exception, UserError)
     assert "such devices an instance" in str(result.exception)
+
+
+def test_an_elastic_plan_is_written_and_simulated(plan, tmp_path):
+    result = plan("ttft=1s,tpot=100ms", "2", "--policy", "elastic", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    placement = json.loads((tmp_path / "p.json").read_text())
+    assert placement["about"]["kind"] == "elastic"
+    assert {each["role"] for each in placement["instances"]} == {"elastic"}
+    files = ["--placement", str(tmp_path / "p.json"), "--cluster", str(tmp_path / "c.yaml")]
+    again = ["--model", "opt-13b", "--rate", "2", "--slo", "ttft=1s,tpot=100ms", *files]
+    shown = CliRunner().invoke(app, ["simulate", *again])
+    assert shown.exit_code == 0, shown.output

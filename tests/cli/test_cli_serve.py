@@ -59,6 +59,20 @@ def test_replanning_needs_a_cluster_and_objectives(alone):
 def test_elastic_instances_are_all_of_them(tmp_path: Path):
     placement = _placement(None, 3, 0, 0, tp=2, elastic=True)
     assert [(each.role, each.tp) for each in placement.instances] == [(Role.ELASTIC, 2)] * 3
-    for path, prefill in ((tmp_path / "placement.yaml", 0), (None, 1)):
-        with pytest.raises(UserError, match="leave out"):
-            _placement(path, 2, prefill, 1, elastic=True)
+    with pytest.raises(UserError, match="leave out"):
+        _placement(None, 2, 1, 1, elastic=True)
+
+
+def test_an_elastic_placement_is_what_the_planner_chose(tmp_path: Path):
+    path = tmp_path / "placement.yaml"
+    path.write_text("instances: [{role: elastic-prefill, tp: 2}, {role: elastic-decode}]")
+    placement = _placement(path, 1, 0, 0, elastic=True)
+    assert [(each.role, each.tp) for each in placement.instances] == [
+        (Role.ELASTIC_PREFILL, 2),
+        (Role.ELASTIC_DECODE, 1),
+    ]
+    with pytest.raises(UserError, match="leave out"):
+        _placement(path, 2, 0, 0, elastic=True)
+    path.write_text("instances: [{role: prefill}, {role: decode}]")
+    with pytest.raises(UserError, match="no elastic instances"):
+        _placement(path, 1, 0, 0, elastic=True)

@@ -102,6 +102,7 @@ async def test_pools_that_cannot_work_are_refused(tmp_path):
     fleet = replace(FLEET, instances=3)
     with pytest.raises(Unsupported, match="equal tp"):
         open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=uneven), fleet=fleet))
+    two = replace(FLEET, instances=2)
     alone = Placement((Instance(0, F), Instance(1, Role.MIXED)))
     with pytest.raises(UserError, match="elastic instance"):
-        open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=alone), fleet=FLEET))
+        open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=alone), fleet=two))

@@ -13,6 +13,7 @@ from plait import __version__
 from plait.cli import report, workload
 from plait.cost.catalog import CONFIGS, shape_named
 from plait.cost.measured import measured_named
+from plait.cost.scaling_base import ScalingBase
 from plait.planner.cluster import read_cluster
 from plait.planner.placed import save_placement
 from plait.planner.plans import Plans
@@ -37,6 +38,12 @@ def plan(
         str,
         typer.Option(help="Step times: roofline; a100-distserve or a100-vllm of OPT; a profile."),
     ] = "roofline",
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Elastic groups too, without measured times by what steps cost.")
+    ] = False,
+    scaling: Annotated[
+        Path | None, typer.Option(help="Times of groups, by plait profile --groups: elastic groups too.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Write the placement to this file.")] = Path("placement.json"),
     finalists: Annotated[int, typer.Option(min=1, help="Candidates that are measured with intervals.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
@@ -44,8 +51,10 @@ def plan(
 ) -> None:
     """Find which instances, how parallel and in which roles, serve a workload within its objectives."""
     shape, there = shape_named(model), read_cluster(cluster)
-    plans = Plans(shape, there, measured_named(cost, model, there.device.name))
-    config = SearchConfig(algorithm, policy, finalists=finalists, seed=seed)
+    groups = None if scaling is None else ScalingBase.load(scaling)
+    plans = Plans(shape, there, measured_named(cost, model, there.device.name), groups)
+    grouped = elastic or groups is not None
+    config = SearchConfig(algorithm, policy, grouped, finalists=finalists, seed=seed)
     with ProcessPoolExecutor(jobs) as pool, report.progress() as bar:
         search = Search(plans, read_trace(trace, form), Slo.parse(slo), rate, config, pool.map)
         task = bar.add_task("bounds", total=None)
@@ -57,6 +66,7 @@ def plan(
     _show(outcome, f"{model} on {there.devices} x {there.device.name}, {slo}, {rate:g} requests/s")
     best = outcome.best
     about = {"model": model, "cluster": str(cluster), "slo": slo, "rate_hz": rate, "seed": seed, "cost": cost}
+    about |= {} if scaling is None else {"scaling": str(scaling)}
     about |= {"plait": __version__, "candidate": str(best.candidate), "kind": best.candidate.kind}
     save_placement(out, search.placement(best), about)
     Console(stderr=True, highlight=False).print(f"placement: {out}")

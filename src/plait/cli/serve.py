@@ -55,7 +55,11 @@ Decode = Annotated[
     int, typer.Option(min=0, help="Instances that only decode. What --instances has beyond both does both.")
 ]
 Elastic = Annotated[
-    bool, typer.Option("--elastic", help="All instances compute steps in groups, formed anew for each step.")
+    bool,
+    typer.Option(
+        "--elastic",
+        help="All instances compute steps in groups, formed anew for each step; or those of --placement.",
+    ),
 ]
 Scaling = Annotated[
     Path | None, typer.Option(help="With --elastic: times of groups, written by plait profile --groups.")
@@ -218,10 +222,10 @@ def _placement(
     elastic: bool = False,
 ) -> Placement:
     if elastic:
-        if path is not None or prefill or decode:
-            raise UserError(
-                "--elastic makes all --instances elastic: leave out --placement, --prefill and --decode"
-            )
+        if prefill or decode:
+            raise UserError("--elastic makes all --instances elastic: leave out --prefill and --decode")
+        if path is not None:
+            return _elastic_placement(read_placement(path), path, max(instances, tp, pp) > 1)
         return Placement(tuple(Instance(i, Role.ELASTIC, tp, pp) for i in range(instances)))
     if path is None:
         equal = Placement.disaggregated(prefill, decode, max(0, instances - prefill - decode))
@@ -232,6 +236,17 @@ def _placement(
             "--decode, --tp and --pp"
         )
     return read_placement(path)
+
+
+def _elastic_placement(placement: Placement, path: Path, more: bool) -> Placement:
+    """What `plait plan --elastic` chose. `more`: sizes are named beside it."""
+    if more:
+        raise UserError("--placement names all instances with their tp: leave out --instances, --tp and --pp")
+    if not any(each.role.elastic for each in placement.instances):
+        raise UserError(
+            f"{path} has no elastic instances: leave out --elastic, or plan with --policy elastic or pools"
+        )
+    return placement
 
 
 @dataclass(frozen=True, slots=True)

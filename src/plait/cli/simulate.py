@@ -76,7 +76,7 @@ def simulate(
             raise UserError("--placement takes --cluster, and neither --instances nor --tp", "placement")
         there = read_cluster(cluster)
         plans = Plans(shape_named(model), there, measured_named(cost or "roofline", model, there.device.name))
-        scenario = placed(read_placement(placement), plans, model)
+        scenario = placed(read_placement(placement), plans, model, objectives)
         device, instances = there.device.name, len(scenario.placement.instances)
     elif cluster is not None:
         raise UserError("--cluster describes where a --placement lies: name one, or use --device", "cluster")

@@ -3,6 +3,7 @@
 All published placements are some of them: colocated instances; independent plans for prefill and decode with
 n : m instances (DistServe's algorithm 1, for fast links between nodes); a prefill and a decode instance whose
 stages lie pairwise on the same nodes (its algorithm 2, for slow ones); and instances of all three roles.
+Elastic instances (LoongServe's) are one pool that does both, or two, one for each phase.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +45,10 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """colocated, disaggregated or hybrid."""
+        """colocated, disaggregated, hybrid, elastic or pools."""
         roles = {part.role for part in self.parts}
+        if any(role.elastic for role in roles):
+            return "elastic" if roles == {Role.ELASTIC} else "pools"
         if roles == {Role.MIXED}:
             return "colocated"
         return "hybrid" if Role.MIXED in roles else "disaggregated"
@@ -115,6 +118,22 @@ def _pairs(
             for plan in dict.fromkeys((prefill, decode)):
                 if plan.devices <= left and n == m == 1:
                     yield Candidate((*pair, Part(Role.MIXED, plan)))
+
+
+def elastic_candidates(plans: Sequence[Plan], most_devices: int, most_count: int) -> Iterator[Candidate]:
+    """The same of elastic instances: of one pool, and of two. They have no stages. One pool may have as many
+    instances as there are."""
+    plans = [plan for plan in plans if plan.pp == plan.nodes == 1]
+    for plan in plans:
+        for count in _powers(most_devices // plan.devices)[1:]:
+            yield Candidate((Part(Role.ELASTIC, plan, count),))
+    for prefill in plans:
+        for decode in plans:
+            for n in _powers(most_count):
+                for m in _powers(most_count):
+                    parts = Part(Role.ELASTIC_PREFILL, prefill, n), Part(Role.ELASTIC_DECODE, decode, m)
+                    if n + m > 2 and sum(part.devices for part in parts) <= most_devices:
+                        yield Candidate(parts)
 
 
 def low_affinity(candidate: Candidate, devices_per_node: int) -> bool:

@@ -7,11 +7,13 @@ Two relaxations of what the simulator does, each of the very requests that it wi
     fluid     instances run steps of the best mixture all the time. What is left unanswered when the last
               request arrives is all that a finite run spares them.
 
-Requests that miss their objectives, as some may, are taken to cost nothing.
+Requests that miss their objectives, as some may, are taken to cost nothing. Elastic instances let short
+prompts pass long ones: of theirs the most expensive tenth is taken to miss, and no order is asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +32,8 @@ ATTAINMENT = 0.9
 """Share of requests that meet both objectives at goodput."""
 GRID = 48
 """Lengths at which steps are timed; a prompt counts as the next shorter one."""
+ELASTIC_TOKENS = 32_768
+"""Tokens of a step of elastic instances: with so many its fixed part counts for nothing."""
 MAX_ROWS = 256
 """Rows of a batch, as the serving core limits them."""
 ROUNDS = 24
@@ -49,6 +53,12 @@ class Demand:
         """Lengths of a trace."""
         prompts = np.array([row.prompt_tokens for row in rows], float)
         return Demand(prompts, np.array([row.output_tokens for row in rows], float))
+
+    def light(self) -> "Demand":
+        """Without the longest prompts and outputs, which may miss their objectives; of what is left, long
+        prompts come with short outputs, which asks for the least memory."""
+        count = max(1, round(ATTAINMENT * len(self.prompts)))
+        return Demand(np.sort(self.prompts)[:count], np.sort(self.outputs)[:count][::-1])
 
     @cached_property
     def prompt(self) -> float:
@@ -90,16 +100,24 @@ class Fluid:
     slo: Slo
     demand: Demand = field(init=False)
     """Of all samples together."""
+    light: "Fluid | None" = field(init=False, default=None)
+    """Of what elastic instances must serve of them; None: this is it."""
     _step_tokens: dict[tuple[Plan, Role], int] = field(default_factory=dict)
-    _speeds: dict[tuple[Plan, Role], Speeds] = field(default_factory=dict)
-    _grids: dict[tuple[Plan, Role, int], tuple[Array, Array]] = field(default_factory=dict)
+    _speeds: dict[Part, Speeds] = field(default_factory=dict)
+    _grids: dict[Part, tuple[Array, Array]] = field(default_factory=dict)
     _first_hz: dict[tuple[tuple[Part, ...], int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.demand = Demand.of([row for rows in self.samples for row in rows])
+        self.light = copy(self)
+        self.light.demand, self.light.light = self.demand.light(), None
+        self.light._speeds, self.light._grids = {}, {}
 
     def step_tokens(self, part: Part) -> int:
-        """Where only prompts run, what saturates the devices; else what the objective for TPOT allows."""
+        """Where only prompts run, what saturates the devices; else what the objective for TPOT allows.
+        Elastic instances take as many as they want."""
+        if part.role.elastic:
+            return ELASTIC_TOKENS
         key = part.plan, part.role
         if key not in self._step_tokens:
             tokens = self.plans.saturation(part.plan)
@@ -122,27 +140,32 @@ class Fluid:
         prefill = decode = mixed = lent_prefill = lent_decode = 0.0
         for part in candidate.parts:
             speeds = self.speeds(part)
-            if part.role is Role.PREFILL:
+            if not part.role.decodes:
                 prefill += part.count * speeds.prefill_hz
-            elif part.role is Role.DECODE:
+            elif not part.role.prefills:
                 decode += part.count * speeds.decode_hz
             else:
                 mixed += part.count * speeds.mixed_hz
                 lent_prefill += part.count * speeds.prefill_hz
                 lent_decode += part.count * speeds.decode_hz
-        if candidate.kind == "disaggregated":
+        if candidate.kind in ("disaggregated", "pools"):
             return min(prefill, decode, self._links_hz(candidate))
         if candidate.kind == "colocated":
             return mixed
+        if candidate.kind == "elastic":  # or some do prompts only for a while, and others decode only
+            apart = lent_prefill and lent_decode and 1 / (1 / lent_prefill + 1 / lent_decode)
+            return max(mixed, apart)
         # Flexible instances take what either phase lacks, and whole requests only where both lack them.
         lent = min(prefill + lent_prefill, decode + lent_decode)
         return min(lent, max(prefill, decode) + mixed)
 
     def speeds(self, part: Part) -> Speeds:
         """Of one of the instances of a part."""
-        limit, key = self.step_tokens(part), (part.plan, part.role)
+        if part.role.elastic and self.light is not None:
+            return self.light.speeds(part)
+        limit, key = self.step_tokens(part), self._alike(part)
         if key not in self._speeds:
-            cost = self.plans.cost(part.plan)
+            cost = self.plans.group_cost(part.plan) if part.role.elastic else self.plans.cost(part.plan)
             work_ns = self._timed(part, self.demand.prompts)[1]
             decode = [self._rows_hz(part.plan, cost, limit_ns) for limit_ns in (self.slo.tpot_ns, np.inf)]
             mixed = [
@@ -169,7 +192,19 @@ class Fluid:
             self._first_hz[key] = float(np.mean(found))
         return self._first_hz[key]
 
+    def _in_any_order_hz(self, part: Part, rows: Sequence[TraceRow]) -> float:
+        """The cheapest prompts that must be in time, one after another until the last one must be done."""
+        prompts = np.array([row.prompt_tokens for row in rows], float)
+        alone_ns, work_ns = self._timed(part, prompts)
+        must = int(np.ceil(ATTAINMENT * len(rows)))
+        if int((alone_ns <= self.slo.ttft_ns).sum()) < must:
+            return 0.0
+        left_ns = float(np.sort(work_ns)[:must].sum()) - part.count * self.slo.ttft_ns
+        return part.count * rows[-1].arrival_ns / left_ns if left_ns > 0 else float("inf")
+
     def _in_time_hz(self, parts: tuple[Part, ...], rows: Sequence[TraceRow]) -> float:
+        if parts[0].role.elastic:
+            return self._in_any_order_hz(parts[0], rows)
         prompts = np.array([row.prompt_tokens for row in rows], float)
         arrival_ns = np.array([row.arrival_ns for row in rows], float)
         timed = [self._timed(part, prompts) for part in parts]
@@ -201,15 +236,27 @@ class Fluid:
     def _timed(self, part: Part, prompts: Array) -> tuple[Array, Array]:
         """Nanoseconds of each prompt: until its first token if nothing else is there, and of the devices'
         time (of the slowest stage), in steps as full as they may be."""
-        key = part.plan, part.role, self.step_tokens(part)
+        key = self._alike(part)
         if key not in self._grids:
             lengths = np.unique(np.quantile(self.demand.prompts, np.linspace(0, 1, GRID), method="lower"))
-            cost, whole = self.plans.cost(part.plan), part.role is Role.PREFILL
-            timed = [_prompt_ns(cost, int(length), key[2], whole) for length in lengths]
+            timed = [self._prompt_ns(part, int(length)) for length in lengths]
             self._grids[key] = lengths, np.array(timed, float).T
         lengths, timed_ns = self._grids[key]
         at = np.maximum(np.searchsorted(lengths, prompts, side="right") - 1, 0)
         return timed_ns[0][at], timed_ns[1][at]
+
+    def _prompt_ns(self, part: Part, length: int) -> tuple[float, float]:
+        limit, whole = self.step_tokens(part), part.role is Role.PREFILL
+        if not part.role.elastic:
+            return _prompt_ns(self.plans.cost(part.plan), length, limit, whole)
+        cost, sizes = self.plans.group_cost(part.plan), range(1, part.count + 1)
+        timed = [_group_ns(cost, length, limit, size) for size in sizes if size & (size - 1) == 0]
+        return min(alone for alone, _ in timed), min(work for _, work in timed)
+
+    @staticmethod
+    def _alike(part: Part) -> Part:
+        """One of the same speed: how many there are matters where they form groups."""
+        return part if part.role.elastic else replace(part, count=1)
 
     # ---- fluid ---------------------------------------------------------------------------------
 
@@ -227,7 +274,7 @@ class Fluid:
         """KV over the links of the instances that decode; within a node or not, the faster counts."""
         cluster = self.plans.cluster
         moved = self.demand.prompt * self.plans.shape.kv_bytes_per_token
-        into = sum(part.count for part in candidate.parts if part.role is Role.DECODE)
+        into = sum(part.count for part in candidate.parts if not part.role.prefills)
         return into * max(cluster.local.bandwidth, cluster.remote.bandwidth) / moved
 
     def _rows_hz(self, plan: Plan, cost: Cost, limit_ns: float) -> float:
@@ -312,6 +359,14 @@ def _prompt_ns(cost: Cost, tokens: int, limit: int, whole: bool) -> tuple[float,
     count = max(1, -(-limit // tokens))
     pack = Step(0, (0,), tuple(Row(i, 0, tokens, draws=True) for i in range(count)))
     return cost.step_ns(single(tokens)), _slowest_ns(cost, pack) / count
+
+
+def _group_ns(cost: Cost, tokens: int, limit: int, size: int) -> tuple[float, float]:
+    """The same on a group of so many instances: alone, and of the time of one of them."""
+    group, count = tuple(range(size)), max(1, -(-limit * size // tokens))
+    pack = Step(0, group, tuple(Row(i, 0, tokens, size, draws=True) for i in range(count)))
+    alone = Step(0, group, (Row(0, 0, tokens, size, draws=True),))
+    return cost.step_ns(alone), size * _slowest_ns(cost, pack) / count
 
 
 def _chunk(tokens: float, prompt: float) -> tuple[Row, ...]:

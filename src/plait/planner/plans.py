@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 
 from plait.cost.cost import Cost
+from plait.cost.group_widths import decode_ns_of, widths_of
 from plait.cost.measured import Measured
 from plait.cost.pipeline import Pipeline
 from plait.cost.roofline import Roofline
+from plait.cost.scaling_base import ScalingBase
 from plait.planner.cluster import Cluster
+from plait.search.batching import Width
 from plait.spec.errors import UserError
 from plait.spec.shape import ModelShape
 from plait.spec.step import Row, Step
@@ -16,6 +19,10 @@ MEMORY_SHARE = 0.9
 SATURATED = 1.15
 """A step is large enough when a token costs this many times what it costs in a very large one."""
 LARGE = 8192
+LONGEST = 1 << 20
+"""Tokens of the longest prompt for which times of groups are fitted."""
+PAGE = 16
+"""Tokens of a page of KV, about."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +52,8 @@ class Plans:
     cluster: Cluster
     measured: Measured | None = None
     """Step times; plans that were not measured cannot be used then."""
+    groups: ScalingBase | None = None
+    """Measured times of elastic groups; None: those that the costs of steps say of several instances."""
     _costs: dict[Plan, Cost] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, longest: int) -> tuple[dict[Plan, str], list[Plan]]:
@@ -121,6 +130,40 @@ class Plans:
                 found = Pipeline(found, plan.pp, len(self.shape.layers), values, hop)
             self._costs[plan] = found
         return found
+
+    def group_cost(self, plan: Plan) -> Cost:
+        """Of a step on a group of instances.
+
+        Raises:
+            UserError: there are measured times, but none of such instances.
+        """
+        return self.cost(plan) if self.groups is None else self.groups.groups(plan.tp)
+
+    def widths(self, plan: Plan, most: int) -> tuple[Width, ...]:
+        """Times of prompts on groups of up to `most` instances. Raises as `group_cost` does."""
+        if self.groups is not None:
+            return self.groups.widths(plan.tp)
+        sizes = sorted({*_powers(most), most})
+        return widths_of(self.cost(plan), sizes, min(LONGEST, most * self.slots(plan)))
+
+    def group_decode_ns(self, plan: Plan) -> float:
+        """A decode step, about. Raises as `group_cost` does."""
+        known = self.groups
+        return decode_ns_of(self.cost(plan)) if known is None else known.decode_ns(plan.tp)
+
+    def refusal_of_groups(self, plan: Plan, count: int, longest: int) -> str:
+        """Why a pool of so many elastic instances cannot be used; empty: it can. A request may lie on all of
+        them, with a page half empty on each."""
+        if reason := self.refusal(plan):
+            return reason
+        if self.groups is not None and plan.tp not in {
+            each.tp for each in self.groups.degrees if each.sp == 1
+        }:
+            return f"groups of instances of tp {plan.tp} were not measured"
+        slots = self.slots(plan)
+        if count * (slots - PAGE) < longest:
+            return f"{count} instances hold {slots:,} KV tokens each; the longest request has {longest:,}"
+        return ""
 
     def saturation(self, plan: Plan) -> int:
         """L_m: fewest tokens, a power of two, with which a step of prompts uses the devices well.

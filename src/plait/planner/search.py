@@ -5,12 +5,12 @@ candidates --bounds--> race, 300 requests a run --> contenders --800 requests, 4
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from plait.planner.aim import Aim
-from plait.planner.candidate import Candidate, Part, candidates, low_affinity
+from plait.planner.candidate import Candidate, Part, candidates, elastic_candidates, low_affinity
 from plait.planner.fluid import ATTAINMENT, Fluid
 from plait.planner.placed import placed
 from plait.planner.plans import Plan, Plans
@@ -47,6 +47,10 @@ class Policy(StrEnum):
     COLOCATED = "colocated"
     DISAGGREGATED = "disaggregated"
     HYBRID = "hybrid"
+    ELASTIC = "elastic"
+    """One elastic pool."""
+    POOLS = "pools"
+    """Elastic prefill and decode instances apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class SearchConfig:
 
     algorithm: Algorithm = Algorithm.JOINT
     policy: Policy = Policy.AUTO
+    elastic: bool = False
+    """Elastic groups are tried too, by `auto`."""
     most_devices: int = 16
     """Of a candidate; a plan of more devices is tried alone."""
     most_count: int = 4
@@ -152,8 +158,8 @@ class Search:
             UserError: nothing fits, nothing meets the objectives, or the cluster is too small; says what
                 would be feasible.
         """
-        longest = max(row.prompt_tokens + row.output_tokens for row in self.trace)
-        usable = self.plans.check(longest)
+        longest = self._longest
+        usable = self._usable(longest)
         fates, able = self._placeable(usable)
         bound_hz = {each: self.bound_hz(each) for each in able}
         fates |= {each: Fate.IDLE for each in able if not bound_hz[each]}
@@ -191,7 +197,7 @@ class Search:
             raise UserError(
                 f"{copies} x ({candidate}) find no room on {plans.cluster.nodes} nodes", "cluster"
             )
-        return placed(placement, plans)
+        return placed(placement, plans, slo=self.slo)
 
     def measured(self, chosen: Sequence[Candidate], near_hz: Sequence[float]) -> list[Entry]:
         """What candidates bear in long runs; `near_hz` is where they are tried first."""
@@ -223,7 +229,7 @@ class Search:
 
     def able(self, longest: int) -> list[Candidate]:
         """Candidates that can be placed and that hold a request of `longest` tokens."""
-        return self._placeable(self.plans.check(longest))[1]
+        return self._placeable(self._usable(longest))[1]
 
     def steady_per_device_hz(self) -> float:
         """More requests/s of a device than any candidate bears in a run without end."""
@@ -232,17 +238,27 @@ class Search:
 
     # ---- candidates ----------------------------------------------------------------------------
 
+    def _usable(self, longest: int) -> list[Plan]:
+        """Plans of instances that hold any request alone; with elastic groups there need not be any."""
+        return self.plans.of(longest)[1] if self._grouped else self.plans.check(longest)
+
+    @property
+    def _grouped(self) -> bool:
+        """Elastic groups are candidates."""
+        return self.config.elastic or self.config.policy in (Policy.ELASTIC, Policy.POOLS)
+
     def _placeable(self, usable: Sequence[Plan]) -> tuple[dict[Candidate, Fate], list[Candidate]]:
         """The fates of candidates that cannot be tried, and the others."""
         config, cluster = self.config, self.plans.cluster
-        most = min(cluster.devices, max(config.most_devices, 2 * min(plan.devices for plan in usable)))
+        least = min((plan.devices for plan in usable), default=1)
+        most = min(cluster.devices, max(config.most_devices, 2 * least))
         fits = frozenset(usable)
         fates: dict[Candidate, Fate] = {}
         able: list[Candidate] = []
-        for each in candidates(self.plans.every(), most, config.most_count):
+        for each in self._all(most):
             if not self._wanted(each):
                 continue
-            if not all(part.plan in fits for part in each.parts):
+            if not all(self._fits(part, fits) for part in each.parts):
                 fates[each] = Fate.UNUSABLE
             elif each.place(cluster, 1, lambda part: 1) is None:
                 fates[each] = Fate.UNPLACED
@@ -255,6 +271,22 @@ class Search:
                 "policy",
             )
         return fates, able
+
+    def _all(self, most: int) -> Iterator[Candidate]:
+        every, config, cluster = self.plans.every(), self.config, self.plans.cluster
+        yield from candidates(every, most, config.most_count)
+        if self._grouped:  # on one node: links between nodes are not counted in the times of groups
+            yield from elastic_candidates(every, min(most, cluster.devices_per_node), config.most_count)
+
+    def _fits(self, part: Part, fits: Collection[Plan]) -> bool:
+        """Its instances hold any request, alone or, if they are elastic, together."""
+        if not part.role.elastic:
+            return part.plan in fits
+        return not self.plans.refusal_of_groups(part.plan, part.count, self._longest)
+
+    @property
+    def _longest(self) -> int:
+        return max(row.prompt_tokens + row.output_tokens for row in self.trace)
 
     def _wanted(self, candidate: Candidate) -> bool:
         config = self.config
@@ -295,7 +327,7 @@ class Search:
             return {only: 0.5 * self.fluid.steady_hz(only)}
         contenders = race.run(bound_hz, show)
         chosen = {each.candidate: each.goodput_hz for each in contenders[: self.config.finalists]}
-        for kind in ("colocated", "disaggregated", "hybrid"):
+        for kind in ("colocated", "disaggregated", "hybrid", "elastic", "pools"):
             of_kind = [each for each in contenders if each.candidate.kind == kind][:1]
             chosen |= {each.candidate: each.goodput_hz for each in of_kind}
             if not of_kind and not any(each.kind == kind for each in race.measured):
@@ -326,7 +358,8 @@ class Search:
     # ---- what cannot be ------------------------------------------------------------------------
 
     def _infeasible(self, usable: Sequence[Plan]) -> UserError:
-        idle = [(plan, *self.fluid.idle_ns(Part(Role.PREFILL, plan))) for plan in usable]
+        able = usable or self.plans.check(1)
+        idle = [(plan, *self.fluid.idle_ns(Part(Role.PREFILL, plan))) for plan in able]
         first, again = min(idle, key=lambda each: each[1]), min(idle, key=lambda each: each[2])
         return UserError(
             f"no placement meets the objectives for {ATTAINMENT:.0%} of the requests, even one by "

@@ -100,6 +100,8 @@ class Elasticity:
             for group in groups:
                 yield from self._decode(group, flights)
                 changed |= ensemble.groups is not groups
+        if ensemble.partial and not flights:  # rows that yielded gave it room, and no answer will come
+            yield from self._prompts(flights)
 
     def _decode(self, group: Group, flights: Flights) -> Iterator[Made]:
         """Steps of a group, until enough are in flight, or it is not a group any more."""

@@ -96,19 +96,21 @@ class Relocations:
             look -= 1
             if look < 0 or first.bypassed >= config.bypass:
                 break
-        if first is not None:
-            self._make_room()
+        if first is not None and self._make_room():
+            self.pull()
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
         """Where instances of one pool do both phases beside those of two, they may be full of requests that
-        wait: the youngest of those yields, unless room will come of itself."""
+        wait: the youngest of those yields. False: room will come of itself."""
         ensemble = self._ensemble
         pool = ensemble.decoders.keys()
         there = [live for live in ensemble.lives.values() if not pool.isdisjoint(live.instances)]
-        if there and not self.flying and all(live in self.waiting for live in there):
-            victim = max(there, key=_rank)
-            self.waiting.remove(victim)
-            ensemble.preempt(victim)
+        if not there or self.flying or not all(live in self.waiting for live in there):
+            return False
+        victim = max(there, key=_rank)
+        self.waiting.remove(victim)
+        ensemble.preempt(victim)
+        return True
 
     def _why(self, live: Live, pieces: Sequence[Piece]) -> str:
         sources = tuple(dict.fromkeys(keep.instance for keep, _ in pieces))
