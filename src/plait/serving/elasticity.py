@@ -48,7 +48,7 @@ class ElasticConfig:
     """A group grows only if that saves at least this share of the time."""
     master_rows: int = 128
     """Rows from which a master's dense layers are bound by arithmetic: another instance is made one."""
-    cuts: int = 600
+    cuts: int = 500
     """Places at which the batching programme may cut; with fewer requests than that it is exact."""
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class Elasticity:
             order, jobs = _longest_first(lives, jobs)
             seats.sort(key=lambda seat: (-self.ensemble.unused(seat.instance), seat.instance))
             rooms = [self.ensemble.unused(seat.instance) for seat in seats]
-            plan = best_plan(jobs, rooms, self._priced(), coarse_cuts(jobs, self.config.cuts))
+            plan = best_plan(jobs, rooms, self._wanted(jobs[0], rooms), coarse_cuts(jobs, self.config.cuts))
             for batch in plan.batches:
                 yield from self._begin(batch, order, seats, flights.next_id)
             if plan.batches:
@@ -151,12 +151,13 @@ class Elasticity:
     def _candidates(self) -> list[Live]:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
-        config, widths = self._admission.config, self.widths
+        config, widths = self._admission.config, self.config.widths
         room, free = self._room(), len(self.ensemble.free())
+        widest = max((width for width in widths if width.instances <= free), key=lambda width: width.instances)
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
-        look, tokens, square = config.look, 0, 0
+        look, tokens, square, most_ns = config.look, 0, 0, self.config.chunk_ns
         for live in self._admission:
             if live.presumed > room or len(found) >= rows:
                 first = first or live
@@ -166,7 +167,8 @@ class Elasticity:
                 continue
             known = live.known
             tokens, square = tokens + known, square + known * known
-            if found and fastest_ns(widths, free, tokens, square) > self.config.chunk_ns:
+            wide_ns = widest.alpha + widest.beta * tokens + widest.gamma * square
+            if found and wide_ns > most_ns and fastest_ns(widths, free, tokens, square) > most_ns:
                 break
             found.append(live)
             room -= live.presumed
@@ -206,7 +208,7 @@ class Elasticity:
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
         if self.config.tpot_ns:
-            first_ns = fastest_ns(self.widths, 1, jobs[0].linear, jobs[0].square)
+            first_ns = fastest_ns(self.config.widths, 1, jobs[0].linear, jobs[0].square)
             seats += self._patient(min(first_ns, self.config.chunk_ns))
             groups.clear()
         for group in sorted(groups, key=self._used):
@@ -214,7 +216,7 @@ class Elasticity:
             have = len(seats) if fits else 0
             more = len(free.intersection(group.members)) + len(seats) - have
             lengths = [live.known + live.undrawn * self._share for live in group.lives.values()]
-            if not worth_pausing(jobs, self.widths, have, more, lengths, self._wait_ns(group)):
+            if not worth_pausing(jobs, self.config.widths, have, more, lengths, self._wait_ns(group)):
                 break
             seats += [ensemble.seats[member] for member in group.members if member in free]
         room = sum(ensemble.unused(seat.instance) for seat in seats)
@@ -253,6 +255,14 @@ class Elasticity:
             return Width(width.instances, width.alpha * times, width.beta * times, width.gamma * times)
 
         return tuple([by(width) for width in self.widths])
+
+    def _wanted(self, longest: Job, rooms: Sequence[int]) -> tuple[Width, ...]:
+        """Times of groups of the sizes that a batch may want. One that the base does not name is not faster
+        than the next smaller one: only a prompt that has no room on fewer instances needs it."""
+        named = {width.instances for width in self.config.widths}
+        widths = [width for width in self._priced() if width.instances <= len(rooms)]
+        known = [width for width in widths if width.instances in named]
+        return tuple(known if longest.need <= sum(rooms[: known[-1].instances]) else widths)
 
     def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
         """Compute a batch; one long prompt alone only as far as it may keep its instances busy."""
