@@ -24,7 +24,7 @@ with suppress(ImportError):  # the compiler is optional
 
 
 class Job(NamedTuple):
-    """A request that is to be computed; what its batch's time depends on. A tuple: a decision makes hundreds."""
+    """A request that is to be computed; what its batch's time depends on. A tuple: there are hundreds."""
 
     need: int
     """KV slots."""

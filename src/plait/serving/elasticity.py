@@ -7,6 +7,7 @@ what (scale-down). Long prompts are cut, so that the next part is decided anew a
 groups that share some KV, each at its master.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
 from plait.serving.reasons import of_batch, of_chunk
-from plait.serving.slack import slack_ns
+from plait.serving.slack import due_ns, slack_ns
 from plait.spec.errors import UserError
 
 WORTH = 3.0
@@ -41,6 +42,13 @@ class ElasticConfig:
     tpot_ns: float = 0.0
     """Objective for the mean time between tokens: prompts take the instances of rows that are ahead of it,
     for as long as they are. 0: there is none, and what rows lose is weighed against what prompts gain."""
+    ttft_ns: float = 0.0
+    """Objective for the time to the first token, with `ttft_times`: prompts are computed in the order in
+    which they are due, and those that will be late let others pass. Both 0: the oldest go first."""
+    ttft_times: float = 0.0
+    """Added to `ttft_ns`: times of what a prompt takes alone on the best group."""
+    grace: float = 4.0
+    """A prompt that is late is due again so many times its objective later."""
     price: float = 1.0
     """What the time of each further instance of a group counts beside the time of its prompts, times the
     share of instances that compute prompts: others will want it."""
@@ -93,6 +101,20 @@ class Elasticity:
                 yield from self._decode(group, flights)
                 changed |= ensemble.groups is not groups
 
+    def expect(self, live: Live, now_ns: int) -> None:
+        """A request has come."""
+        config = self.config
+        live.arrived_ns = now_ns
+        if config.ttft_ns or config.ttft_times:
+            live.due_ns = now_ns + config.ttft_ns + config.ttft_times * self._alone_ns(live)
+
+    def _alone_ns(self, live: Live) -> float:
+        """Time of a prompt on the best group."""
+        return fastest_ns(self.config.widths, max(1, len(self.ensemble.seats)), live.known, live.known**2)
+
+    def _due_ns(self, live: Live) -> float:
+        return due_ns(live, self._now_ns, self._alone_ns(live), self.config.grace)
+
     def _decode(self, group: Group, flights: Flights) -> Iterator[Made]:
         """Steps of a group, until enough are in flight, or it is not a group any more."""
         ensemble = self.ensemble
@@ -115,14 +137,24 @@ class Elasticity:
         else:
             self.ensemble.answered(live)
 
+    @property
+    def _aims(self) -> bool:
+        return self.config.ttft_ns + self.config.ttft_times > 0
+
+    def _turn(self, live: Live) -> float:
+        """Prompts with less are computed first."""
+        return self._due_ns(live) if self._aims else live.order
+
     # ---- prompts ---------------------------------------------------------------------------------
 
     def _prompts(self, flights: Flights) -> Iterator[Made]:
         """Long prompts that were passed too often, then the queue, then the rest of the long ones."""
         limit = self._admission.config.bypass
-        long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
+        long = sorted(self.ensemble.partial.values(), key=self._turn)
+        first = min(map(self._turn, self._admission), default=math.inf) if self._aims else -1
         for live in long:
-            if live.bypassed >= limit and live.id in self.ensemble.partial:  # another may have made it yield
+            passed = live.bypassed >= limit or self._turn(live) < first
+            if passed and live.id in self.ensemble.partial:  # another may have made it yield
                 yield from self._continue(live, flights.next_id)
         yield from self._dispatch(flights)
         for live in long:
@@ -153,12 +185,12 @@ class Elasticity:
         as keep the free instances busy for a while."""
         config, widths = self._admission.config, self.config.widths
         room, free = self._room(), len(self.ensemble.free())
-        widest = max((width for width in widths if width.instances <= free), key=lambda width: width.instances)
+        widest = max((each for each in widths if each.instances <= free), key=lambda each: each.instances)
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
         look, tokens, square, most_ns = config.look, 0, 0, self.config.chunk_ns
-        for live in self._admission:
+        for live in sorted(self._admission, key=self._turn) if self._aims else self._admission:
             if live.presumed > room or len(found) >= rows:
                 first = first or live
                 look -= 1
