@@ -223,15 +223,14 @@ def retention(both: Pair, turns: int) -> list[claim.Claim]:
     """Scale-down beside the same ring without it."""
     down, even = [Keep(0, 0, PROMPT)], [Keep(0, 0, PROMPT // 2), Keep(1, PROMPT // 2, PROMPT // 2)]
     both.prefill(down)
+    _, halves = both.prefill(even)
     ratios, extra = [], 0
-    for _ in range(turns):
-        (with_ns, sent), (_, halves), (without_ns, _) = (
-            both.prefill(down),
-            both.prefill(even),
-            both.prefill(even, keeps=False),
-        )
-        ratios.append(with_ns / without_ns)
-        extra = max(extra, abs(sent - halves))
+    for turn in range(turns):
+        took_ns = {}
+        for keeps in (True, False) if turn % 2 else (False, True):
+            took_ns[keeps], sent = both.prefill(down if keeps else even, keeps=keeps)
+            extra = max(extra, abs(sent - halves))
+        ratios.append(took_ns[True] / took_ns[False])
     value = median(ratios)
     said = f"scale-down from 2 to 1, prompt of {PROMPT:,} tokens"
     return [
@@ -265,11 +264,11 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     options = claim.arguments(__doc__)
-    turns = 5 if options.quick else 9
+    turns = 5 if options.quick else 15
     first, second = sorted(os.sched_getaffinity(0))[:2]
     parts = []
     with pair((first, second), LinkConfig(), options.seed) as both:
-        parts += retention(both, turns)
+        parts += retention(both, 2 * turns)
         for rows in (8, 16):
             parts.append(decoding(both, rows, turns, "shared memory", DECODE_BAR))
     beside = {

@@ -49,7 +49,7 @@ def decode(tp: int = 1) -> Fitted:
 @cache
 def alone(tp: int = 1) -> Fitted:
     """One instance by itself."""
-    one = groups().models[1]
+    one = llama_8b(decode()).models[1]
     if tp == 1:
         return one
     timings = [Timing(Step(0, (0,), (), again=(0,), context_tokens=1), 1.0)]
@@ -68,9 +68,25 @@ def alone(tp: int = 1) -> Fitted:
 
 
 @cache
-def groups() -> ByGroup:
-    """Elastic groups of tp 1."""
-    return llama_8b(decode())
+def groups(tp: int = 1) -> ByGroup:
+    """Elastic groups of instances of this tp, at most all devices. A ring costs what it costs with tp 1."""
+    whole, one = llama_8b(decode()), alone(tp)
+    if tp == 1:
+        return whole
+    by_token, by_square = (
+        getattr(one, name) / getattr(whole.models[1], name)
+        for name in ("prefill_token_ns", "prefill_square_ns")
+    )
+    models = {1: one}
+    for size, model in whole.models.items():
+        if 1 < size <= INSTANCES // tp:
+            models[size] = replace(
+                one,
+                prefill_ns=model.prefill_ns,
+                prefill_token_ns=model.prefill_token_ns * by_token,
+                prefill_square_ns=model.prefill_square_ns * by_square,
+            )
+    return ByGroup(models)
 
 
 @cache

@@ -9,7 +9,8 @@ the first. Callers ask for as many tokens as they draw, so all policies know tha
 chunks     decoding rows and chunks of prompts together, on instances of tp 1 to 8
 apart      prefill and decode instances (DistServe)
 elastic    elastic groups, where a pause is weighed by lengths (LoongServe)
-unified    elastic groups that keep to the objective for the time between tokens
+unified    elastic groups that keep to the objective for the time between tokens, and compute prompts as they
+           are due
 """
 
 import os
@@ -32,7 +33,6 @@ from llama_world import (
     groups,
     scales,
     slots,
-    widths,
 )
 
 from plait.cost.cost import ByInstance
@@ -75,13 +75,15 @@ class Setting:
     decode_tp: int = 1
     chunk_ns: float = 1e9
 
-    def scenario(self, tpot_ns: float) -> Scenario:
-        """The cluster under this policy, with an objective."""
+    def scenario(self, times: float, tpot_ns: float) -> Scenario:
+        """The cluster under this policy; objectives are so many times what requests take alone, the median of
+        which is `tpot_ns` between tokens."""
         if self.policy in ("elastic", "unified"):
-            aim_ns = tpot_ns if self.policy == "unified" else 0.0
-            elastic = ElasticConfig(widths(), decode_ns=20e6, chunk_ns=self.chunk_ns, tpot_ns=aim_ns)
-            there = Placement(tuple(Instance(i, Role.ELASTIC) for i in range(INSTANCES)))
-            return Scenario(there, groups(), slots(), self._manager(elastic))
+            aims = {"tpot_ns": times * tpot_ns, "ttft_times": times} if self.policy == "unified" else {}
+            cost, count = groups(self.tp), INSTANCES // self.tp
+            elastic = ElasticConfig(cost.widths, decode_ns=20e6, chunk_ns=self.chunk_ns, **aims)
+            there = Placement(tuple(Instance(i, Role.ELASTIC, self.tp) for i in range(count)))
+            return Scenario(there, cost, slots(self.tp), self._manager(elastic))
         if self.policy == "chunks":
             there = Placement(tuple(Instance(i, Role.MIXED, self.tp) for i in range(INSTANCES // self.tp)))
             return Scenario(there, alone(self.tp), slots(self.tp), self._manager())
@@ -110,7 +112,8 @@ SETTINGS = (
         Setting("apart", tp, prefills=n, decode_tp=then)
         for tp, n, then in ((1, 10, 1), (1, 12, 1), (2, 5, 1), (2, 6, 2), (2, 7, 2), (4, 3, 4))
     ),
-    *(Setting(policy, chunk_ns=ns) for policy in ("elastic", "unified") for ns in (1e9, 4e9)),
+    *(Setting("elastic", tp, chunk_ns=ns) for tp in (1, 2) for ns in (1e9, 4e9)),
+    *(Setting("unified", tp, chunk_ns=ns) for tp in (1, 2) for ns in (1.3e8, 3e8, 1e9)),
 )
 Found = Mapping[float, float]
 
@@ -149,7 +152,7 @@ def goodput(half: Half, multiples: Sequence[float], setting: Setting) -> Found:
         key = at, times if setting.policy == "unified" else 0.0
         if key not in met:
             recorder = Recorder()
-            setting.scenario(times * tpot_ns).run(at_rate(rows, first_hz * STEP**at), [recorder.see])
+            setting.scenario(times, tpot_ns).run(at_rate(rows, first_hz * STEP**at), [recorder.see])
             met[key] = scales(recorder.records)
         return float(np.mean(met[key] <= times))
 

@@ -84,6 +84,19 @@ async def answers(engine, count, sampling=GREEDY):
     return [tokens for _, tokens, _ in await asyncio.gather(*(collect(s) for s in streams))]
 
 
+async def test_no_worker_outlives_an_event_loop_that_was_stopped(tiny_llama):
+    engine = open_engine(ServeConfig(model=str(tiny_llama), kv_tokens=1024, fleet=FLEET))
+    await engine.start()
+    (member,) = engine.fleet.members.values()
+    (pid,) = [part.process.pid for part in member.parts]
+    for task in tuple(engine.fleet._keepers):
+        task.cancel()
+    await asyncio.wait(engine.fleet._keepers)
+    await engine.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_a_request_goes_through(tiny_llama, cluster):
     async with engine_of(tiny_llama, cluster=cluster) as engine:
         stream = engine.submit(Ask(prompt(1), GREEDY))

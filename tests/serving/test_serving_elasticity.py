@@ -12,7 +12,7 @@ from plait.serving.elasticity import ElasticConfig
 from plait.serving.groups import Group, groups_of
 from plait.serving.live import Live
 from plait.serving.manager import GlobalManager, ManagerConfig
-from plait.serving.slack import slack_ns
+from plait.serving.slack import due_ns, slack_ns
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End
 from plait.spec.errors import UserError
@@ -169,6 +169,33 @@ def test_prompts_take_the_instances_of_rows_that_are_ahead_of_their_objective():
         assert any(row.request == 100 for step in made for row in step.rows) is goes
         cell.finish()
         assert cell.manager.quiet
+
+
+def test_prompts_that_are_due_first_go_first_and_late_ones_let_them_pass():
+    for wait_ns, expected in ((0, 2), (10_000_000, 3)):
+        cell = Cell(1, 4096, chunk_ns=200_000.0, ttft_times=3.0, grace=1000.0)
+        (first,) = cell.arrive(0, 900)
+        cell.arrive(1, 600)
+        cell.arrive(2, 150)
+        cell.now += wait_ns
+        if wait_ns:
+            cell.arrive(3, 150)  # in time, where the others are late
+        (second,) = cell.answer(first)
+        assert [row.request for row in second.rows] == [expected]
+        cell.finish()
+        assert sorted(cell.ends) == list(range(expected + 1))
+        assert cell.manager.quiet
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**9), st.floats(0, 1e6, allow_nan=False), st.floats(0.1, 100))
+def test_a_late_prompt_is_due_again(objective, now, alone, grace):
+    live = Live(Request(0, 10, 1), 0)
+    live.arrived_ns, live.due_ns = 5, 5.0 + objective
+    due = due_ns(live, now, alone, grace)
+    again = max(1.0, grace * objective)
+    assert due >= live.due_ns
+    assert due >= (now + alone) * (1 - 1e-9), "it can be met"
+    assert due <= max(live.due_ns, now + alone + again) * (1 + 1e-9), "it does not wait for ever"
 
 
 def test_others_that_want_instances_make_wide_groups_dear():

@@ -168,7 +168,7 @@ def serve(
         handover=HandoverConfig(overlap=overlap),
         admission=AdmissionConfig(max_queue=max_queue, max_rows=max_rows, output_share=output_share),
         batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
-        elastic=ElasticConfig(tpot_ns=Slo.parse(slo).tpot_ns if slo else 0.0),
+        elastic=_elastic(slo),
     )
     config = ServeConfig(
         model=model,
@@ -209,6 +209,12 @@ def _server(
         default_timeout_s=timeout_s,
         drain_s=drain_s,
     )
+
+
+def _elastic(slo: str | None) -> ElasticConfig:
+    """How elastic instances keep to objectives."""
+    aim = Slo.parse(slo) if slo else Slo(0, 0)
+    return ElasticConfig(ttft_ns=aim.ttft_ns, tpot_ns=aim.tpot_ns)
 
 
 def _placement(

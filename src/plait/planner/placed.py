@@ -1,7 +1,7 @@
 """`placed`: the scenario of a placement on a cluster. Placement files are written here and read back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def placed(placement: Placement, plans: Plans, model: str = "", slo: Slo | None 
     """Each instance with the cost and the memory of its plan, on the cluster's links.
 
     Args:
-        slo: elastic instances keep to its objective for TPOT; None: what a pause costs is weighed.
+        slo: elastic instances keep to it; None: what a pause costs is weighed.
 
     Raises:
         UserError: an instance has a plan that the model or the cluster cannot have.
@@ -56,13 +56,13 @@ def elastic_of(placement: Placement, plans: Plans, slo: Slo | None) -> ElasticCo
     Raises:
         UserError: times of groups were measured, but none of such instances.
     """
-    tpot_ns = 0.0 if slo is None else float(slo.tpot_ns)
     elastic = [each for each in placement.instances if each.role.elastic]
     first = [Plan(each.tp, each.pp, each.nodes) for each in elastic if each.role.prefills]
     then = [Plan(each.tp, each.pp, each.nodes) for each in elastic if each.role.decodes]
     if not first or not then:
         return ElasticConfig()
-    return ElasticConfig(plans.widths(first[0], len(first)), plans.group_decode_ns(then[0]), tpot_ns=tpot_ns)
+    config = ElasticConfig(plans.widths(first[0], len(first)), plans.group_decode_ns(then[0]))
+    return config if slo is None else replace(config, ttft_ns=float(slo.ttft_ns), tpot_ns=float(slo.tpot_ns))
 
 
 def save_placement(path: Path, placement: Placement, about: Mapping[str, Any]) -> None:

@@ -288,6 +288,11 @@ class WorkerFleet:
             for part in member.parts:
                 part.process = await self._launcher.launch(part.config)
             status = await self._watch(member)
+        except asyncio.CancelledError:  # the event loop ends before the fleet: nobody looks after these
+            member.up = False
+            await member.kill()
+            await asyncio.gather(*(part.process.wait() for part in member.parts if part.process))
+            raise
         finally:
             for part in member.parts:
                 self._hub.forget(part.config.identity)

@@ -16,15 +16,15 @@ from importlib import import_module
 from itertools import accumulate
 from math import inf
 from types import ModuleType
+from typing import NamedTuple
 
 NATIVE: ModuleType | None = None
 with suppress(ImportError):  # the compiler is optional
     NATIVE = import_module("plait._native")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request that is to be computed; what its batch's time depends on."""
+class Job(NamedTuple):
+    """A request that is to be computed; what its batch's time depends on. A tuple: there are hundreds."""
 
     need: int
     """KV slots."""

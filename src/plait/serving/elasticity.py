@@ -7,6 +7,7 @@ what (scale-down). Long prompts are cut, so that the next part is decided anew a
 groups that share some KV, each at its master.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
 from plait.serving.pools import Pools
 from plait.serving.reasons import of_batch, of_chunk
-from plait.serving.slack import slack_ns
+from plait.serving.slack import due_ns, slack_ns
 from plait.spec.errors import UserError
 
 WORTH = 3.0
@@ -42,6 +43,13 @@ class ElasticConfig:
     tpot_ns: float = 0.0
     """Objective for the mean time between tokens: prompts take the instances of rows that are ahead of it,
     for as long as they are. 0: there is none, and what rows lose is weighed against what prompts gain."""
+    ttft_ns: float = 0.0
+    """Objective for the time to the first token, with `ttft_times`: prompts are computed in the order in
+    which they are due, and those that will be late let others pass. Both 0: the oldest go first."""
+    ttft_times: float = 0.0
+    """Added to `ttft_ns`: times of what a prompt takes alone on the best group."""
+    grace: float = 4.0
+    """A prompt that is late is due again so many times its objective later."""
     price: float = 1.0
     """What the time of each further instance of a group counts beside the time of its prompts, times the
     share of instances that compute prompts: others will want it."""
@@ -49,7 +57,7 @@ class ElasticConfig:
     """A group grows only if that saves at least this share of the time."""
     master_rows: int = 128
     """Rows from which a master's dense layers are bound by arithmetic: another instance is made one."""
-    cuts: int = 600
+    cuts: int = 500
     """Places at which the batching programme may cut; with fewer requests than that it is exact."""
 
     def __post_init__(self) -> None:
@@ -103,6 +111,21 @@ class Elasticity:
         if ensemble.partial and not flights:  # rows that yielded gave it room, and no answer will come
             yield from self._prompts(flights)
 
+    def expect(self, live: Live, now_ns: int) -> None:
+        """A request has come."""
+        config = self.config
+        live.arrived_ns = now_ns
+        if config.ttft_ns or config.ttft_times:
+            live.due_ns = now_ns + config.ttft_ns + config.ttft_times * self._alone_ns(live)
+
+    def _alone_ns(self, live: Live) -> float:
+        """Time of a prompt on the best group."""
+        most = max(1, len(self.ensemble.prefillers))
+        return fastest_ns(self.config.widths, most, live.known, live.known**2)
+
+    def _due_ns(self, live: Live) -> float:
+        return due_ns(live, self._now_ns, self._alone_ns(live), self.config.grace)
+
     def _decode(self, group: Group, flights: Flights) -> Iterator[Made]:
         """Steps of a group, until enough are in flight, or it is not a group any more."""
         ensemble = self.ensemble
@@ -126,14 +149,24 @@ class Elasticity:
         if not self.ensemble.away_from_home(live):
             self.ensemble.begin_decode(live, *self.masters.first(live))
 
+    @property
+    def _aims(self) -> bool:
+        return self.config.ttft_ns + self.config.ttft_times > 0
+
+    def _turn(self, live: Live) -> float:
+        """Prompts with less are computed first."""
+        return self._due_ns(live) if self._aims else live.order
+
     # ---- prompts ---------------------------------------------------------------------------------
 
     def _prompts(self, flights: Flights) -> Iterator[Made]:
         """Long prompts that were passed too often, then the queue, then the rest of the long ones."""
         limit = self._admission.config.bypass
-        long = sorted(self.ensemble.partial.values(), key=lambda live: live.order)
+        long = sorted(self.ensemble.partial.values(), key=self._turn)
+        first = min(map(self._turn, self._admission), default=math.inf) if self._aims else -1
         for live in long:
-            if live.bypassed >= limit and live.id in self.ensemble.partial:  # another may have made it yield
+            passed = live.bypassed >= limit or self._turn(live) < first
+            if passed and live.id in self.ensemble.partial:  # another may have made it yield
                 yield from self._continue(live, flights.next_id)
         yield from self._dispatch(flights)
         for live in long:
@@ -152,7 +185,7 @@ class Elasticity:
             order, jobs = _longest_first(lives, jobs)
             seats.sort(key=lambda seat: (-self.ensemble.unused(seat.instance), seat.instance))
             rooms = [self.ensemble.unused(seat.instance) for seat in seats]
-            plan = best_plan(jobs, rooms, self._priced(), coarse_cuts(jobs, self.config.cuts))
+            plan = best_plan(jobs, rooms, self._wanted(jobs[0], rooms), coarse_cuts(jobs, self.config.cuts))
             for batch in plan.batches:
                 yield from self._begin(batch, order, seats, flights.next_id)
             if plan.batches:
@@ -162,13 +195,14 @@ class Elasticity:
     def _candidates(self) -> list[Live]:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
-        config, widths = self._admission.config, self.widths
+        config, widths = self._admission.config, self.config.widths
         room, free = self.pools.to_compute(), len(self.ensemble.free())
+        widest = max((each for each in widths if each.instances <= free), key=lambda each: each.instances)
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
-        look, tokens, square = config.look, 0, 0
-        for live in self._admission:
+        look, tokens, square, most_ns = config.look, 0, 0, self.config.chunk_ns
+        for live in sorted(self._admission, key=self._turn) if self._aims else self._admission:
             asked = self.pools.asked(live)
             if asked > room or len(found) >= rows:
                 first = first or live
@@ -178,7 +212,8 @@ class Elasticity:
                 continue
             known = live.known
             tokens, square = tokens + known, square + known * known
-            if found and fastest_ns(widths, free, tokens, square) > self.config.chunk_ns:
+            wide_ns = widest.alpha + widest.beta * tokens + widest.gamma * square
+            if found and wide_ns > most_ns and fastest_ns(widths, free, tokens, square) > most_ns:
                 break
             found.append(live)
             room -= asked
@@ -193,7 +228,7 @@ class Elasticity:
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
         if self.config.tpot_ns:
-            first_ns = fastest_ns(self.widths, 1, jobs[0].linear, jobs[0].square)
+            first_ns = fastest_ns(self.config.widths, 1, jobs[0].linear, jobs[0].square)
             seats += self._patient(min(first_ns, self.config.chunk_ns))
             groups.clear()
         for group in sorted(groups, key=self._used):
@@ -201,7 +236,7 @@ class Elasticity:
             have = len(seats) if fits else 0
             more = len(free.intersection(group.members)) + len(seats) - have
             lengths = [live.known + live.undrawn * self._share for live in group.lives.values()]
-            if not worth_pausing(jobs, self.widths, have, more, lengths, self._wait_ns(group)):
+            if not worth_pausing(jobs, self.config.widths, have, more, lengths, self._wait_ns(group)):
                 break
             seats += [ensemble.seats[member] for member in group.members if member in free]
         room = sum(ensemble.unused(seat.instance) for seat in seats)
@@ -240,6 +275,14 @@ class Elasticity:
             return Width(width.instances, width.alpha * times, width.beta * times, width.gamma * times)
 
         return tuple([by(width) for width in self.widths])
+
+    def _wanted(self, longest: Job, rooms: Sequence[int]) -> tuple[Width, ...]:
+        """Times of groups of the sizes that a batch may want. One that the base does not name is not faster
+        than the next smaller one: only a prompt that has no room on fewer instances needs it."""
+        named = {width.instances for width in self.config.widths}
+        widths = [width for width in self._priced() if width.instances <= len(rooms)]
+        known = [width for width in widths if width.instances in named]
+        return tuple(known if longest.need <= sum(rooms[: known[-1].instances]) else widths)
 
     def _begin(self, batch: Batch, order: Sequence[Live], seats: Sequence[Seat], step: int) -> Iterator[Made]:
         """Compute a batch; one long prompt alone only as far as it may keep its instances busy."""

@@ -17,10 +17,12 @@ class Live:
     """
 
     __slots__ = (
+        "arrived_ns",
         "attempts",
         "away",
         "bypassed",
         "drawn",
+        "due_ns",
         "flying",
         "held",
         "id",
@@ -100,6 +102,9 @@ class Live:
         """The same by intervals of positions, in order."""
         self.away = 0
         """On elastic instances: tokens whose KV others than the master keep."""
+        self.arrived_ns = 0
+        self.due_ns = 0.0
+        """On elastic instances with an objective: when its first token should be drawn."""
         self.since_ns = 0
         """On elastic instances: when its first token was drawn."""
         self.master = -1

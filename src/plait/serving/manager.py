@@ -149,6 +149,7 @@ class GlobalManager:
         else:
             self.admission.watch(live)
             self.admission.push(live)
+            self.elasticity.expect(live, self._now_ns)
 
     def _aborted(self, event: Aborted) -> None:
         if live := self.lives.get(event.request):
