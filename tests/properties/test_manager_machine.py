@@ -90,6 +90,7 @@ class ManagerMachine(RuleBasedStateMachine):
             decode_ns=st.just(2.0),
             chunk_ns=st.sampled_from([8.0, 100.0]),
             master_rows=st.sampled_from([2, 100]),
+            move_token_ns=st.sampled_from([0.0, 0.001]),
         ),
     )
     def build(self, page, pp, roles, share, max_queue, ttft_ns, **configs):

@@ -52,9 +52,12 @@ def _audit_ensemble(manager: GlobalManager) -> None:
     assert set(ensemble.seats) == {i for i, seat in manager.seats.items() if seat.role.elastic}
     for live in ensemble.lives.values():
         waits, moves = live in manager.relocations.waiting, live.relocation is not None
-        places = (live.id in ensemble.partial, live.id in ensemble.decoding, live.flying > 0, waits, moves)
+        rests = live.id in manager.relocations.resting
+        decodes = live.id in ensemble.decoding
+        places = (live.id in ensemble.partial, decodes, live.flying > 0, waits, moves)
         assert any(places), "a request that nothing will happen to"
-        assert sum(places) - (places[1] and places[2]) == 1, "a request is in two places"
+        assert sum(places) - (decodes and live.flying > 0) == 1, "a request is in two places"
+        assert not rests or (live.flying > 0 and not decodes), "it could go"
         if moves and (live.leaving or live.over):
             continue  # what it had may be gone
         parts = dict(live.parts)

@@ -26,7 +26,7 @@ WIDTHS = tuple(Width(n, 10.0 * n, 1000.0 / n, 1.0 / n) for n in (1, 2, 3, 4))
 class Pools:
     """A manager of elastic instances in these roles, its steps and moves answered by hand."""
 
-    def __init__(self, *roles, slots=1024, retries=2, **elastic):
+    def __init__(self, *roles, slots=1024, retries=2, up=None, **elastic):
         settings = {"widths": WIDTHS, "decode_ns": 2000.0, "chunk_ns": 1e9, **elastic}
         self.manager = GlobalManager(
             ManagerConfig(
@@ -40,7 +40,8 @@ class Pools:
         self.now = 0
         self.steps, self.moves, self.ends, self.drawn = {}, {}, {}, {}
         self.cancelled = []
-        for instance, size in enumerate(slots if isinstance(slots, tuple) else (slots,) * len(roles)):
+        sizes = slots if isinstance(slots, tuple) else (slots,) * len(roles)
+        for instance, size in enumerate(sizes[:up]):
             self.send(WorkerUp(instance, 1, size))
 
     def send(self, event):

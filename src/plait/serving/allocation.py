@@ -5,7 +5,7 @@ that is done sooner gains the time / length; a decode of `length` tokens that pa
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from plait.search.batching import Job, Width
@@ -57,6 +57,31 @@ def longest_chunk(width: Width, within_ns: float, cached: int, tokens: int) -> i
     return least
 
 
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What jobs gain by more instances."""
+
+    with_ns: float
+    """Their time with them."""
+    saved_ns: float
+    urgency: float
+    """What a nanosecond counts, over all jobs."""
+
+    @property
+    def value(self) -> float:
+        """In time per token."""
+        return self.saved_ns * self.urgency
+
+
+def gain_of(jobs: Sequence[Job], widths: Sequence[Width], instances: int, more: int, wait_ns: float) -> Gain:
+    """By `more` instances beside those that the jobs have without; with none they would wait for `wait_ns`
+    and then have `more`."""
+    linear, square = sum(job.linear for job in jobs), sum(job.square for job in jobs)
+    with_ns = fastest_ns(widths, instances + more, linear, square)
+    without_ns = fastest_ns(widths, instances, linear, square) if instances else wait_ns + with_ns
+    return Gain(with_ns, without_ns - with_ns, sum(job.urgency for job in jobs))
+
+
 def worth_pausing(
     jobs: Sequence[Job],
     widths: Sequence[Width],
@@ -71,8 +96,5 @@ def worth_pausing(
         instances: that the jobs have without; with none they would wait for `wait_ns` and then have `more`.
         decode_tokens: tokens of each answer that would pause, in all.
     """
-    linear, square = sum(job.linear for job in jobs), sum(job.square for job in jobs)
-    with_ns = fastest_ns(widths, instances + more, linear, square)
-    without_ns = fastest_ns(widths, instances, linear, square) if instances else wait_ns + with_ns
-    gain = (without_ns - with_ns) * sum(job.urgency for job in jobs)
-    return gain > with_ns * sum(1 / max(tokens, 1.0) for tokens in decode_tokens)
+    gain = gain_of(jobs, widths, instances, more, wait_ns)
+    return gain.value > gain.with_ns * sum(1 / max(tokens, 1.0) for tokens in decode_tokens)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from plait.search.batching import Batch, Job, Width, best_plan, coarse_cuts
 from plait.serving.admission import Admission
 from plait.serving.allocation import fastest_ns, filled, longest_chunk, most_useful, worth_pausing
+from plait.serving.compaction import Compaction
 from plait.serving.ensemble import Ensemble, Made
 from plait.serving.flights import Flights
 from plait.serving.groups import Group
@@ -50,6 +51,9 @@ class ElasticConfig:
     """Added to `ttft_ns`: times of what a prompt takes alone on the best group."""
     grace: float = 4.0
     """A prompt that is late is due again so many times its objective later."""
+    move_token_ns: float = 0.0
+    """Time to move the KV of one token to another instance: rows leave instances to prompts where that is
+    worth it. 0: nothing is moved."""
     price: float = 1.0
     """What the time of each further instance of a group counts beside the time of its prompts, times the
     share of instances that compute prompts: others will want it."""
@@ -82,6 +86,8 @@ class Elasticity:
         self.ensemble = ensemble
         self.masters = Masters(config.master_rows, ensemble, ledger)
         self.pools = pools
+        self.compaction: Compaction | None = None
+        """Frees instances for prompts; None: nothing is moved."""
         self.widths = config.widths
         """Of every number of instances that there may be."""
         self._ledger = ledger
@@ -226,6 +232,10 @@ class Elasticity:
         there is no room on these are taken off the end of `lives` and `jobs`."""
         ensemble, need = self.ensemble, sum(job.need for job in jobs)
         seats, free = ensemble.idle(), {seat.instance for seat in ensemble.free()}
+        if self.compaction is not None:
+            have = len(seats) if sum(ensemble.unused(seat.instance) for seat in seats) >= need else 0
+            how = self._wait_ns, self._slack_ns, self._share
+            seats += self.compaction.freed(jobs, self.config.widths, have, *how)
         groups = [group for group in ensemble.groups if not ensemble.pausing(group)]
         if self.config.tpot_ns:
             first_ns = fastest_ns(self.config.widths, 1, jobs[0].linear, jobs[0].square)

@@ -17,6 +17,7 @@ from typing import Any
 
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
+from plait.serving.compaction import Compaction
 from plait.serving.elasticity import ElasticConfig, Elasticity
 from plait.serving.ensemble import Ensemble
 from plait.serving.flights import Flights
@@ -96,6 +97,10 @@ class GlobalManager:
         self.relocations = Relocations(
             config.handover, *common, pools, masters, self.counts, self.flights.number
         )
+        if token_ns := config.elastic.move_token_ns:
+            self.elasticity.compaction = Compaction(
+                token_ns, config.elastic.tpot_ns, self.ensemble, self.ledger, self.relocations
+            )
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False
@@ -412,7 +417,7 @@ class GlobalManager:
         for made in self.elasticity.plan(self.flights, self._now_ns):
             self._issue(*made)
         self._requeue()
-        if self.config.handover.overlap:
+        if self.config.handover.overlap or self.relocations.resting:
             self._pull()
 
     def _issue(self, step: Step, flight: Flight) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from plait.search.batching import Width
-from plait.serving.allocation import fastest_ns
+from plait.serving.allocation import Gain, fastest_ns
 
 
 def of_batch(
@@ -101,3 +101,11 @@ def of_pull(tokens: int, sources: Sequence[int], targets: Sequence[int], waiting
     here, there = (", ".join(map(str, each)) for each in (sources, targets))
     why = "the emptiest with room for all of it" if len(targets) == 1 else "no single one has room for it"
     return f"{tokens:,} tokens computed on {here} go on at {there}, {why}; {waiting} others wait for room"
+
+
+def of_compaction(instance: int, rows: int, tokens: int, move_ns: float, gain: Gain) -> str:
+    """An instance is freed for prompts: its rows go on elsewhere."""
+    return (
+        f"compaction: {rows} rows with {tokens:,} tokens leave instance {instance} to prompts, which save "
+        f"{gain.saved_ns / 1e6:,.1f} ms, for pauses of {move_ns / 1e6:,.1f} ms"
+    )

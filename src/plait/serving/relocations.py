@@ -45,6 +45,9 @@ class Relocations:
         self.config = config
         self.waiting: list[Live] = []
         """Requests to be pulled, oldest first."""
+        self.resting: dict[int, tuple[Live, tuple[int, ...], str]] = {}
+        """By request: rows that go on elsewhere once their steps in flight are answered, the instances that
+        they leave, and why."""
         self.flying: dict[int, Relocation] = {}
         """By the id of a move."""
         self.said: list[Move | Cancel] = []
@@ -69,6 +72,9 @@ class Relocations:
     def pull(self) -> None:
         """Give room where rows decode to those that wait, oldest first; one that finds none may be passed by
         younger ones, so often and by so many as in `Admission`."""
+        for live, sources, why in tuple(self.resting.values()):
+            if not live.flying:
+                self._leave(live, sources, why)
         if not self.waiting:
             return
         room, config = self._pools.to_decode(), self._admission.config
@@ -111,6 +117,30 @@ class Relocations:
         self.waiting.remove(victim)
         ensemble.preempt(victim)
         return True
+
+    def rest(self, live: Live, sources: tuple[int, ...], why: str) -> None:
+        """A row that decodes is to go on elsewhere, with what these instances keep of it."""
+        self._ensemble.rest(live)
+        self.resting[live.id] = (live, sources, why)
+
+    def _leave(self, live: Live, sources: tuple[int, ...], why: str) -> None:
+        """No step of a row is in flight any more: its KV moves, all to one instance. Where there is not the
+        room that there was, it goes on where it is."""
+        del self.resting[live.id]
+        self._ensemble.count(live)
+        gone = [keep for keep in live.kept if keep.instance in sources]
+        able = [seat for seat in self.crowd() if self._may_take(seat, live, sources)]
+        pieces = divided(gone, {seat.instance: self._ensemble.unused(seat.instance) for seat in able})
+        if pieces and len({target for _, target in pieces}) == 1:
+            self.begin(live, pieces, why)
+        else:
+            self.offer(live)
+
+    def crowd(self) -> list[Seat]:
+        """Instances where rows decode and no prompts are computed, the fullest first."""
+        busy = {member for group in self._ensemble.groups for member in group.members}
+        seats = [seat for seat in self._ensemble.able() if seat.instance in busy]
+        return sorted(seats, key=lambda seat: (-self._ledger.used(seat.instance), seat.instance))
 
     def _why(self, live: Live, pieces: Sequence[Piece]) -> str:
         sources = tuple(dict.fromkeys(keep.instance for keep, _ in pieces))
@@ -195,6 +225,7 @@ class Relocations:
 
     def revoke(self, live: Live) -> None:
         """What is under way for this request is of no use: ask for its answers, which free the slots."""
+        self.resting.pop(live.id, None)
         if live in self.waiting:
             self.waiting.remove(live)
         if live.relocation is not None and not live.relocation.broken:
@@ -231,6 +262,7 @@ class Relocations:
 def divided(gone: Sequence[Keep], rooms: Mapping[int, int]) -> list[Piece] | None:
     """Intervals over instances with so many free slots: all to the first one that has room for them, else to
     as many as it takes, in order. None: there is not room for all."""
+    gone = _joined(gone)
     count = sum(keep.count for keep in gone)
     whole = next((instance for instance, room in rooms.items() if room >= count), None)
     if whole is not None:
@@ -252,17 +284,21 @@ def divided(gone: Sequence[Keep], rooms: Mapping[int, int]) -> list[Piece] | Non
 
 def _merged(live: Live, pieces: Sequence[Piece]) -> list[Keep]:
     """Who keeps what when all has arrived."""
-    targets = {keep.first: (keep, target) for keep, target in pieces}
     sources = {keep.instance for keep, _ in pieces}
-    kept = [Keep(target, keep.first, keep.count) for keep, target in targets.values()]
+    kept = [Keep(target, keep.first, keep.count) for keep, target in pieces]
     kept += [keep for keep in live.kept if keep.instance not in sources]
-    kept.sort(key=lambda keep: keep.first)
+    return _joined(sorted(kept, key=lambda keep: keep.first))
+
+
+def _joined(kept: Sequence[Keep]) -> list[Keep]:
+    """Intervals, of which no two that touch are on one instance."""
     found: list[Keep] = []
     for keep in kept:
-        if found and found[-1].instance == keep.instance:
-            last = found.pop()
-            keep = Keep(keep.instance, last.first, last.count + keep.count)
-        found.append(keep)
+        last = found[-1] if found else None
+        if last is not None and last.instance == keep.instance and last.first + last.count == keep.first:
+            found[-1] = Keep(keep.instance, last.first, last.count + keep.count)
+        else:
+            found.append(keep)
     return found
 
 
