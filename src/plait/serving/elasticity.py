@@ -23,6 +23,7 @@ from plait.serving.live import Live, Seat
 from plait.serving.masters import Masters
 from plait.serving.pools import Pools
 from plait.serving.reasons import of_batch, of_chunk
+from plait.serving.recall import Recall
 from plait.serving.slack import due_ns, slack_ns
 from plait.spec.errors import UserError
 
@@ -88,6 +89,8 @@ class Elasticity:
         self.pools = pools
         self.compaction: Compaction | None = None
         """Frees instances for prompts; None: nothing is moved."""
+        self.recall: Recall | None = None
+        """Knows prefixes; None: all of a prompt is computed."""
         self.widths = config.widths
         """Of every number of instances that there may be."""
         self._ledger = ledger
@@ -152,6 +155,8 @@ class Elasticity:
             self.ensemble.answered(live)
             return
         live.since_ns = live.since_ns or now_ns
+        if self.recall is not None:
+            self.recall.publish(live)
         if not self.ensemble.away_from_home(live):
             self.ensemble.begin_decode(live, *self.masters.first(live))
 
@@ -175,7 +180,7 @@ class Elasticity:
             if passed and live.id in self.ensemble.partial:  # another may have made it yield
                 yield from self._continue(live, flights.next_id)
         yield from self._dispatch(flights)
-        for live in long:
+        for live in sorted(self.ensemble.partial.values(), key=self._turn):
             if live.id in self.ensemble.partial:
                 live.bypassed += 1
                 yield from self._continue(live, flights.next_id)
@@ -183,6 +188,8 @@ class Elasticity:
     def _dispatch(self, flights: Flights) -> Iterator[Made]:
         """Requests of the queue that are computed now, in batches, each on instances of its own."""
         lives = self._candidates() if self.ensemble.free() else []
+        if self.recall is not None:
+            lives = [live for live in lives if not self.recall.take(live, self.widths[0])]
         while lives:
             jobs = [self._job(live) for live in lives]
             seats = self._allocate(lives, jobs)

@@ -127,6 +127,15 @@ class Ensemble:
         live.passing, live.step = False, -1
         live.told, live.synced = {}, ()
 
+    def enter_behind(self, live: Live, instance: int, hashes: tuple[int, ...]) -> None:
+        """A request comes here whose first blocks an instance has."""
+        self.enter(live)
+        tokens = len(hashes) * self._ledger.page
+        self._ledger.open(instance, live.id, hashes)
+        self.seats[instance].lives[live.id] = live
+        live.parts, live.kept, live.planned = {instance: tokens}, [Keep(instance, 0, tokens)], tokens
+        self.partial[live.id] = live
+
     def unseat(self, live: Live) -> None:
         """Give back all that a request has here."""
         assert not live.pinned

@@ -25,6 +25,7 @@ from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Counts, Flight, Live, Relocation, Seat, Transfer
 from plait.serving.pools import Pools
+from plait.serving.recall import Recall
 from plait.serving.relocations import Relocations
 from plait.serving.roster import Roster
 from plait.serving.router import Router
@@ -101,6 +102,8 @@ class GlobalManager:
             self.elasticity.compaction = Compaction(
                 token_ns, config.elastic.tpot_ns, self.ensemble, self.ledger, self.relocations
             )
+        if config.batcher.prefix_cache:
+            self.elasticity.recall = Recall(*common, self.counts)
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False

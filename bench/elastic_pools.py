@@ -1,0 +1,118 @@
+"""Elastic pools apart, and compaction: goodput beside what they are made of. Simulated.
+
+The world of unified_goodput.py: LLaMA3-8B on 16 A100, lengths of the Azure and the Mooncake conversations,
+objectives of five times what a request takes alone. Each policy is tuned on the first half of a trace and
+judged on the second.
+
+apart      prefill and decode instances, each alone (DistServe)
+elastic    one elastic pool that knows no objectives (LoongServe), with and without compaction
+unified    one elastic pool that keeps to objectives, with and without compaction
+pools      elastic prefill groups and elastic decode groups in two pools
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import claim
+from llama_world import INSTANCES, NETWORK, NVLINK, TIMES, groups, slots
+from unified_goodput import KV_BYTES, SETTINGS, Half, Setting, goodput, tuned
+
+from plait.cost.cost import ByInstance
+from plait.serving.elasticity import ElasticConfig
+from plait.sim.copies import Network
+from plait.sim.scenario import Scenario
+from plait.spec.cluster import Instance, Placement, Role
+
+COUNT, QUICK = {"azure": 1000, "mooncake": 400}, {"azure": 300, "mooncake": 100}
+"""Requests of a run."""
+MOVE_NS = KV_BYTES / NVLINK.bandwidth * 1e9
+"""Of a token."""
+
+
+@dataclass(frozen=True)
+class Pools(Setting):
+    """Prefill groups of `tp`, decode groups of `decode_tp`."""
+
+    def scenario(self, times: float, tpot_ns: float) -> Scenario:
+        """See `Setting`."""
+        decodes = (INSTANCES - self.prefills * self.tp) // self.decode_tp
+        first = [Instance(i, Role.ELASTIC_PREFILL, self.tp) for i in range(self.prefills)]
+        then = [Instance(self.prefills + i, Role.ELASTIC_DECODE, self.decode_tp) for i in range(decodes)]
+        both = (*first, *then)
+        elastic = ElasticConfig(
+            groups(self.tp).widths,
+            decode_ns=20e6,
+            chunk_ns=self.chunk_ns,
+            tpot_ns=times * tpot_ns,
+            ttft_times=times,
+        )
+        cost = ByInstance({each.id: groups(each.tp) for each in both})
+        room = {each.id: slots(each.tp) for each in both}
+        network = Network(KV_BYTES, NVLINK, NETWORK)
+        return Scenario(Placement(both), cost, room, self._manager(elastic), network)
+
+
+@dataclass(frozen=True)
+class Compacting(Setting):
+    """One pool whose rows leave instances to prompts."""
+
+    whole: Setting | None = None
+
+    def scenario(self, times: float, tpot_ns: float) -> Scenario:
+        """See `Setting`."""
+        assert self.whole is not None
+        there = self.whole.scenario(times, tpot_ns)
+        elastic = replace(there.config.elastic, move_token_ns=MOVE_NS)
+        network = Network(KV_BYTES, NVLINK, NETWORK)
+        return replace(there, config=replace(there.config, elastic=elastic), network=network)
+
+
+def settings(quick: bool) -> list[Setting]:
+    """All, or the last of each policy."""
+    plain = [each for each in SETTINGS if each.policy in ("apart", "elastic", "unified")]
+    found = [
+        *plain,
+        *(Compacting(f"{each.policy}, compaction", whole=each) for each in plain if each.policy != "apart"),
+        *(
+            Pools("pools", tp, prefills=n, decode_tp=then, chunk_ns=ns)
+            for tp, n, then in ((1, 8, 1), (1, 10, 1), (1, 12, 1), (1, 10, 2), (2, 5, 1), (2, 6, 2))
+            for ns in (3e8, 1e9)
+        ),
+    ]
+    last = {each.policy: each for each in found}
+    return list(last.values()) if quick else found
+
+
+def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> list[claim.Claim]:
+    """Goodput of each policy on a trace."""
+    tried = settings(quick)
+    halves = [Half(trace, second, (QUICK if quick else COUNT)[trace], seed) for second in (False, True)]
+    first, second = (
+        dict(zip(tried, pool.map(partial(goodput, half, (TIMES,)), tried), strict=True)) for half in halves
+    )
+    best = tuned(first, TIMES)
+    hz = {policy: second[setting][TIMES] for policy, setting in best.items()}
+    parts = [claim.Claim(f"{trace}: {policy}, requests/s", each, None, True) for policy, each in hz.items()]
+    ratios = {
+        "pools over apart": (hz["pools"], hz["apart"]),
+        "pools over unified": (hz["pools"], hz["unified"]),
+        "compaction of elastic": (hz["elastic, compaction"], hz["elastic"]),
+        "compaction of unified": (hz["unified, compaction"], hz["unified"]),
+    }
+    for name, (one, other) in ratios.items():
+        parts.append(claim.Claim(f"{trace}: {name}", one / other if other else 0.0, None, True))
+    return parts
+
+
+def main() -> None:
+    """See the module."""
+    given = claim.arguments(__doc__)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = [part for trace in COUNT for part in judged(trace, given.quick, given.seed, pool)]
+    claim.finish("elastic_pools", claim.together("elastic pools and compaction, simulated", parts), given)
+
+
+if __name__ == "__main__":
+    main()
