@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
 from plait.runtime.launch import LocalLauncher
 from plait.runtime.setup import ServeConfig, open_engine
@@ -26,6 +27,7 @@ F, G, E = Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE, Role.ELASTIC
 POOLS = {
     "apart": ((F, 1), (F, 1), (G, 1), (G, 1)),
     "wide": ((F, 2), (F, 2), (G, 1), (G, 1)),
+    "one": ((E, 1), (E, 1), (E, 1)),
     "both": ((F, 1), (F, 1), (E, 1), (E, 1)),
 }
 
@@ -33,13 +35,14 @@ POOLS = {
 def engine_of(folder, pools: str, slots: int = 96, **changes) -> Engine:
     """Small pools, so that long requests need several instances of each."""
     placement = Placement(tuple(Instance(i, role, tp) for i, (role, tp) in enumerate(POOLS[pools])))
-    manager = ManagerConfig(page=16, placement=placement, elastic=ElasticConfig(widths=WIDTHS), **changes)
+    settings = {"elastic": ElasticConfig(widths=WIDTHS), **changes}
+    manager = ManagerConfig(page=16, placement=placement, **settings)
     fleet = replace(FLEET, instances=len(placement.instances))
     return open_engine(ServeConfig(str(folder), exact=True, kv_tokens=slots, manager=manager, fleet=fleet))
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("pools", POOLS)
+@pytest.mark.parametrize("pools", ["apart", "wide", "both"])
 async def test_both_pools_together_draw_the_tokens_of_transformers(pools, tmp_path):
     folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
     work = asks(random.Random(seed()), scaled(200) + 6)
@@ -62,6 +65,50 @@ async def test_both_pools_together_draw_the_tokens_of_transformers(pools, tmp_pa
     assert all(move.source.instance < 2 <= move.target.instance for move in moves)
     if pools != "both":
         assert all(max(group) < 2 or min(group) >= 2 for group in groups)
+
+
+@pytest.mark.timeout(600)
+async def test_rows_that_leave_their_instances_to_prompts_draw_the_same(tmp_path):
+    """Prompts come while rows decode; copies cost nothing here, so rows leave wherever they can."""
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    rng, moves = random.Random(seed()), []
+    free = ElasticConfig(widths=WIDTHS, decode_ns=1e6, move_token_ns=1e-3)
+    engine = engine_of(folder, "one", slots=512, elastic=free)
+    engine.watch(lambda _, event, commands: moves.extend(c for c in commands if isinstance(c, Move)))
+    await engine.start()
+    try:
+        for _ in range(20):
+            work = [asks(rng, 6) for _ in range(3)]
+            waves = []
+            for wave in work:
+                waves.append(asyncio.ensure_future(tokens_of(engine, wave)))
+                await asyncio.wait({waves[-1]}, timeout=0.05)
+            for wave, rows in zip(work, await asyncio.gather(*waves), strict=True):
+                assert check(folder, wave, rows) <= 1
+            assert engine.stats().kv_used_slots == 0
+            if len(moves) >= scaled(200):
+                break
+    finally:
+        await engine.close()
+    print(f"{len(moves)} moves")
+    assert moves
+    assert all(move.why.startswith("compaction") for move in moves)
+
+
+@pytest.mark.timeout(600)
+async def test_prefixes_are_not_computed_again_and_answers_are_the_same(tmp_path):
+    folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
+    rng = random.Random(seed())
+    first = asks(rng, 4)
+    again = [Ask((*ask.prompt, *range(5)), ask.sampling) for ask in first]
+    engine = engine_of(folder, "one", slots=512, elastic=ElasticConfig(widths=WIDTHS[:1]))
+    await engine.start()
+    try:
+        for work in (first, first, again):
+            assert check(folder, work, await tokens_of(engine, work)) <= 1
+        assert engine.stats().prefix_hits > 0
+    finally:
+        await engine.close()
 
 
 @pytest.mark.timeout(900)
