@@ -25,7 +25,7 @@ from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
 from plait.training.orders import OptimiserConfig
 
-START_STEPS, SEEDS, ITERATIONS, SAME = 250, 5, 30, 20
+START_STEPS, SEEDS, ITERATIONS, SAME = 300, 5, 50, 20
 QUICK_START, QUICK_SEEDS, QUICK_ITERATIONS, QUICK_SAME = 60, 1, 4, 3
 Curve = list[Mapping[str, float]]
 
@@ -38,7 +38,7 @@ def learning(seed: int, iterations: int) -> Recipe:
         iterations=iterations,
         seed=seed,
         rollout=RolloutRecipe(prompts=32, samples=8, max_tokens=4),
-        train=TrainRecipe(micro_batch=64, mini_batches=2, actor=OptimiserConfig(lr=2e-4)),
+        train=TrainRecipe(micro_batch=64, mini_batches=2, actor=OptimiserConfig(lr=1e-4)),
         experience=ExperienceConfig(estimator=Estimator.GRPO),
     )
 
