@@ -150,6 +150,8 @@ async def test_pools_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(Unsupported, match="equal tp"):
         open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=uneven), fleet=fleet))
     two = replace(FLEET, instances=2)
+    with pytest.raises(UserError, match="elastic"):
+        open_engine(ServeConfig(str(folder), move_bandwidth=1e9, fleet=two))
     alone = Placement((Instance(0, F), Instance(1, Role.MIXED)))
     with pytest.raises(UserError, match="elastic instance"):
         open_engine(ServeConfig(str(folder), manager=ManagerConfig(placement=alone), fleet=two))

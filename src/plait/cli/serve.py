@@ -64,6 +64,12 @@ Elastic = Annotated[
 Scaling = Annotated[
     Path | None, typer.Option(help="With --elastic: times of groups, written by plait profile --groups.")
 ]
+MoveBandwidth = Annotated[
+    float | None,
+    typer.Option(
+        min=1, help="With --elastic: bytes/s of moves of KV; rows leave instances to prompts where it pays."
+    ),
+]
 Overlap = Annotated[
     bool, typer.Option("--overlap", help="Move KV layer by layer behind the step that writes it.")
 ]
@@ -127,6 +133,7 @@ def serve(
     decode: Decode = 0,
     elastic: Elastic = False,
     scaling: Scaling = None,
+    move_bandwidth: MoveBandwidth = None,
     overlap: Overlap = False,
     threads: Threads = 1,
     dtype: Dtype = "auto",
@@ -186,6 +193,7 @@ def serve(
         pace=cost_named(pace) if pace else None,
         pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
         scaling=None if scaling is None else ScalingBase.load(scaling),
+        move_bandwidth=move_bandwidth,
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
     uvloop.run(_run(config, server, began, _replan(replan, slo, cost, roles)))

@@ -18,6 +18,8 @@ from plait.spec.cluster import Placement
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 
+NS = 1e9
+
 
 def placed(placement: Placement, plans: Plans, model: str = "", slo: Slo | None = None) -> Scenario:
     """Each instance with the cost and the memory of its plan, on the cluster's links.
@@ -61,7 +63,11 @@ def elastic_of(placement: Placement, plans: Plans, slo: Slo | None) -> ElasticCo
     then = [Plan(each.tp, each.pp, each.nodes) for each in elastic if each.role.decodes]
     if not first or not then:
         return ElasticConfig()
-    config = ElasticConfig(plans.widths(first[0], len(first)), plans.group_decode_ns(then[0]))
+    config = ElasticConfig(
+        plans.widths(first[0], len(first)),
+        plans.group_decode_ns(then[0]),
+        move_token_ns=plans.shape.kv_bytes_per_token / plans.cluster.local.bandwidth * NS,
+    )
     return config if slo is None else replace(config, ttft_ns=float(slo.ttft_ns), tpot_ns=float(slo.tpot_ns))
 
 

@@ -59,6 +59,9 @@ class ServeConfig:
     """What moves between instances of a paced run travel on; None: they take as long as they do."""
     scaling: ScalingBase | None = None
     """Measured times of groups, by which elastic instances decide; None: those of `manager`, or presumed."""
+    move_bandwidth: float | None = None
+    """Bytes/s at which KV moves between elastic instances: rows leave instances to prompts where that is
+    worth it. None: nothing is moved for that."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """How many workers, and when one counts as lost; its placement is that of `manager`."""
     tp: int = 1
@@ -110,7 +113,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
         folder=folder,
         name=name,
         max_len=max_len,
-        manager=_deep_enough(_wide_enough(config, placement, shape), placement),
+        manager=_deep_enough(_mobile(config, _wide_enough(config, placement, shape), folder), placement),
         journal=config.journal,
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )
@@ -166,6 +169,21 @@ def _wide_enough(config: ServeConfig, placement: Placement, shape: ModelShape) -
         widths = presumed_widths(shape, placement.instances)
         elastic = replace(manager.elastic, widths=widths)
     return replace(manager, elastic=elastic)
+
+
+def _mobile(config: ServeConfig, manager: ManagerConfig, folder: Path) -> ManagerConfig:
+    """With the time to move a token's KV, where it is known how fast that goes.
+
+    Raises:
+        UserError: there are no elastic instances.
+    """
+    if config.move_bandwidth is None:
+        return manager
+    if not any(each.role.elastic for each in manager.placement.instances):
+        raise UserError("a bandwidth of moves is for elastic instances: add --elastic", "move_bandwidth")
+    shape = stored_shape(shape_of(folder), config.dtype, config.kv_dtype)
+    token_ns = shape.kv_bytes_per_token / config.move_bandwidth * 1e9
+    return replace(manager, elastic=replace(manager.elastic, move_token_ns=token_ns))
 
 
 def _deep_enough(manager: ManagerConfig, placement: Placement) -> ManagerConfig:
