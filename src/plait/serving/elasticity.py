@@ -53,8 +53,7 @@ class ElasticConfig:
     grace: float = 4.0
     """A prompt that is late is due again so many times its objective later."""
     move_token_ns: float = 0.0
-    """Time to move the KV of one token to another instance: rows leave instances to prompts where that is
-    worth it. 0: nothing is moved."""
+    """Time to move a token's KV, where rows may leave instances to prompts; 0: nothing is moved."""
     price: float = 1.0
     """What the time of each further instance of a group counts beside the time of its prompts, times the
     share of instances that compute prompts: others will want it."""
@@ -88,9 +87,9 @@ class Elasticity:
         self.masters = Masters(config.master_rows, ensemble, ledger)
         self.pools = pools
         self.compaction: Compaction | None = None
-        """Frees instances for prompts; None: nothing is moved."""
+        """None: nothing is moved to free instances."""
         self.recall: Recall | None = None
-        """Knows prefixes; None: all of a prompt is computed."""
+        """None: all of a prompt is computed."""
         self.widths = config.widths
         """Of every number of instances that there may be."""
         self._ledger = ledger

@@ -2,8 +2,8 @@
 
 It composes KvLedger (slots), Roster (instances and their roles), Admission (queue, memory test, deadlines),
 Router (which instance), Batcher (the next step), Handover (requests between two instances), Elasticity with
-Ensemble (groups of instances) and Flights (what is not answered), and keeps one promise: every request that
-arrived ends exactly once.
+Ensemble (groups of instances), Relocations (KV between these), Crossings (answers to moves) and Flights (what
+is not answered), and keeps one promise: every request that arrived ends exactly once.
 
     Arrived -> [queue] -> seat: prefilling -> decoding -> End
                   ^              |      '-> handed over -> decoding elsewhere -> End
@@ -18,12 +18,13 @@ from typing import Any
 from plait.serving.admission import Admission, AdmissionConfig
 from plait.serving.batcher import Batcher, BatcherConfig
 from plait.serving.compaction import Compaction
+from plait.serving.crossings import Crossings
 from plait.serving.elasticity import ElasticConfig, Elasticity
 from plait.serving.ensemble import Ensemble
 from plait.serving.flights import Flights
 from plait.serving.handover import Handover, HandoverConfig
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Counts, Flight, Live, Relocation, Seat, Transfer
+from plait.serving.live import Counts, Flight, Live, Seat
 from plait.serving.pools import Pools
 from plait.serving.recall import Recall
 from plait.serving.relocations import Relocations
@@ -90,18 +91,17 @@ class GlobalManager:
         self.handover = Handover(config.handover, *parts, self.flights.number)
         self.router = Router(self.ledger, self.admission, self.batcher, self.handover)
         self.ensemble = Ensemble(self.roster, self.ledger, self.counts, config.model, self.batcher.yielded)
-        depth = config.batcher.depth
+        depth, handover = config.batcher.depth, config.handover
         common = self.ensemble, self.ledger, self.admission
-        pools = Pools(*common, depth, config.handover.held_share)
+        pools = Pools(*common, depth, handover.held_share)
         self.elasticity = Elasticity(config.elastic, *common, pools, depth)
-        masters = self.elasticity.masters
-        self.relocations = Relocations(
-            config.handover, *common, pools, masters, self.counts, self.flights.number
-        )
+        masters, number = self.elasticity.masters, self.flights.number
+        self.relocations = Relocations(handover, *common, pools, masters, self.counts, number)
         if token_ns := config.elastic.move_token_ns:
             self.elasticity.compaction = Compaction(
                 token_ns, config.elastic.tpot_ns, self.ensemble, self.ledger, self.relocations
             )
+        self.crossings = Crossings(self.handover, self.relocations, self.ensemble, self._settle, self._lose)
         if config.batcher.prefix_cache:
             self.elasticity.recall = Recall(*common, self.counts)
         self.lives: dict[int, Live] = {}
@@ -117,8 +117,8 @@ class GlobalManager:
             Stopped: self._stopped,
             StepDone: self._step_done,
             StepFailed: self._step_failed,
-            Moved: self._moved,
-            MoveFailed: self._move_failed,
+            Moved: lambda event: self.crossings.answered(event.move, arrived=True),
+            MoveFailed: lambda event: self.crossings.answered(event.move, arrived=False),
             Woken: self._woken,
             WorkerUp: self._worker_up,
             WorkerLost: self._worker_lost,
@@ -215,25 +215,9 @@ class GlobalManager:
             transfer = live.transfer
             if transfer is not None and transfer.target in flight.seats:
                 if transfer.first:
-                    self._turn_back(transfer)
+                    self.crossings.turn_back(transfer)
             elif live.leaving or not (live.answered or self.relocations.holds(live)):
                 self._lose(self.seats.get(live.instance), live)
-
-    def _moved(self, event: Moved) -> None:
-        self._settled(self.relocations.answered(event.move, arrived=True))
-        transfer = self.handover.answered(event.move)
-        if transfer is not None and transfer.void:
-            self._back(transfer)
-        elif transfer is not None:
-            self.handover.land(transfer)
-
-    def _move_failed(self, event: MoveFailed) -> None:
-        self._settled(self.relocations.answered(event.move, arrived=False))
-        transfer = self.handover.answered(event.move)
-        if transfer is not None and transfer.void:
-            self._back(transfer)
-        elif transfer is not None and not self.handover.retry(transfer):
-            self._back(transfer, lost=True)
 
     def _woken(self, event: Woken) -> None:
         self._wake_ns = None
@@ -253,15 +237,10 @@ class GlobalManager:
         for flight in self.flights.lost(seat):
             self._break_off(flight, seat)
         for live in tuple(seat.lives.values()):
-            transfer = live.transfer
-            if transfer is not None and transfer.target is seat:
-                self.handover.forsake(transfer)
-                self._back(transfer)
-                continue
-            if live.relocation is not None and self._misses(live, seat):
+            if self.crossings.survives(live, seat):
                 continue
             whole = live.answered
-            live.flying = 0
+            live.flying, transfer = 0, live.transfer
             if transfer is not None:
                 transfer.source, live.instance = None, -1
                 if whole and not transfer.void:
@@ -303,56 +282,6 @@ class GlobalManager:
                 live.flying -= 1
                 live.attempts += not live.leaving
                 self._lose(None, live)
-
-    def _misses(self, live: Live, lost: Seat) -> bool:
-        """A request is on its way, and an instance that keeps or receives some of it is gone. Whether it
-        still has all its KV."""
-        relocation = live.relocation
-        assert relocation is not None
-        whole = lost.instance in relocation.targets
-        if not whole and live.parts is not None:
-            del live.parts[lost.instance]  # whoever comes back in its place has nothing of it
-        ended = self.relocations.lost(relocation, lost.instance)
-        if whole:
-            self._settled(ended)
-        elif ended is not None:
-            self.relocations.retreat(ended)
-        return whole
-
-    def _settled(self, relocation: Relocation | None) -> None:
-        """All moves of a request between elastic instances were answered."""
-        if relocation is None:
-            return
-        live = relocation.live
-        if not (relocation.broken or live.over or live.leaving):
-            self.relocations.arrive(relocation)
-            return
-        self.relocations.retreat(relocation)
-        if live.over or live.leaving:
-            self._settle(None, live)
-        elif relocation.spent and self.ensemble.away_from_home(live):
-            live.attempts += 1
-            self._lose(None, live)
-        else:
-            self.relocations.offer(live)
-
-    def _turn_back(self, transfer: Transfer) -> None:
-        """The target does not have what it had of a request: it is to be moved anew."""
-        self.handover.revoke(transfer.live)
-        if transfer.live.transfer is None:
-            self.handover.offer(transfer.live)
-
-    def _back(self, transfer: Transfer, lost: bool = False) -> None:
-        """A request has nothing of use at its target. Unless `lost`, its source still has all."""
-        live = transfer.live
-        self.handover.retreat(transfer)
-        if live.over or live.leaving:
-            self._settle(transfer.source, live)
-        elif lost or transfer.source is None:
-            live.attempts += 1
-            self._lose(transfer.source, live)
-        else:
-            self.handover.offer(live)
 
     def _lose(self, seat: Seat | None, live: Live) -> None:
         """What a request has on an instance (None: one that is gone) is of no use any more."""
