@@ -268,7 +268,7 @@ class Batcher:
     def send_back(self, seat: Seat, live: Live) -> None:
         """A request loses its place; its slots stay pinned until its steps in flight are answered."""
         self.idle(seat, live)
-        live.leaving = True
+        live.leaving, live.room = True, 0  # the step that is built now may still come to it
         if live.flying == 0 and live.transfer is None:
             self.unseat(seat, live)
             self.yielded.append(live)
