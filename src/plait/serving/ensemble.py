@@ -39,6 +39,7 @@ class Ensemble:
     def __init__(
         self, roster: Roster, ledger: KvLedger, counts: Counts, model: str, yielded: list[Live]
     ) -> None:
+        self._roster = roster
         self.seats = roster.elastic
         self.prefillers = roster.prefillers
         self.decoders = roster.decoders
@@ -71,7 +72,7 @@ class Ensemble:
     @property
     def apart(self) -> bool:
         """Some instances take prompts only: what they compute goes on elsewhere."""
-        return not self.prefillers.keys() <= self.decoders.keys()
+        return self._roster.apart
 
     def away_from_home(self, live: Live) -> tuple[int, ...]:
         """Instances that keep some of a request and do not decode. (Who retires finishes what it has.)"""

@@ -97,10 +97,9 @@ class GlobalManager:
         self.elasticity = Elasticity(config.elastic, *common, pools, depth)
         masters, number = self.elasticity.masters, self.flights.number
         self.relocations = Relocations(handover, *common, pools, masters, self.counts, number)
-        if token_ns := config.elastic.move_token_ns:
-            self.elasticity.compaction = Compaction(
-                token_ns, config.elastic.tpot_ns, self.ensemble, self.ledger, self.relocations
-            )
+        if times := config.elastic.move_token_ns:
+            moves = self.ensemble, self.ledger, self.relocations
+            self.elasticity.compaction = Compaction(times, config.elastic.tpot_ns, *moves)
         self.crossings = Crossings(self.handover, self.relocations, self.ensemble, self._settle, self._lose)
         if config.batcher.prefix_cache:
             self.elasticity.recall = Recall(*common, self.counts)
@@ -135,7 +134,10 @@ class GlobalManager:
         self._expire()
         self._pull()
         self._seat_waiting()
-        self._plan()
+        if self._plan() and not self.flights:  # who yielded made room for others, and no answer will come
+            self._pull()
+            self._seat_waiting()
+            self._plan()
         self._watch()
         return self._out
 
@@ -337,8 +339,8 @@ class GlobalManager:
             if live := self.lives.get(request):
                 self._end(live, EndReason.DEADLINE)
 
-    def _plan(self) -> None:
-        """Give every instance its next steps, in the order of their ids."""
+    def _plan(self) -> bool:
+        """Give every instance its next steps, in the order of their ids. Whether requests yielded."""
         depth = self.config.batcher.depth
         for seat in self.seats.values():
             while seat.flights < depth and (seat.prefilling or seat.decoding):
@@ -348,9 +350,10 @@ class GlobalManager:
                 self._issue(*built)
         for made in self.elasticity.plan(self.flights, self._now_ns):
             self._issue(*made)
-        self._requeue()
+        yielded = self._requeue()
         if self.config.handover.overlap or self.relocations.resting:
             self._pull()
+        return yielded
 
     def _issue(self, step: Step, flight: Flight) -> None:
         self.flights.issue(step, flight, self._now_ns)
@@ -370,10 +373,11 @@ class GlobalManager:
             said.clear()
         self._requeue()
 
-    def _requeue(self) -> None:
-        for live in self.batcher.yielded:
+    def _requeue(self) -> bool:
+        yielded, self.batcher.yielded[:] = list(self.batcher.yielded), ()
+        for live in yielded:
             self.admission.put_back(live)
-        self.batcher.yielded.clear()
+        return bool(yielded)
 
     def _seat_waiting(self) -> None:
         """Requests go to instances until none fits."""
@@ -395,6 +399,6 @@ class GlobalManager:
     @property
     def quiet(self) -> bool:
         """No request is left, no step or move is in flight and no slot is held."""
-        held = any(self.ledger.used(instance) for instance in self.seats)
         moving = self.handover.flying or self.relocations.flying
+        held = any(self.ledger.used(instance) for instance in self.seats)
         return not (self.lives or self.flights or moving or held)

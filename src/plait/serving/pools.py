@@ -53,15 +53,16 @@ class Pools:
     def to_decode(self) -> int:
         """For requests whose prompt is computed elsewhere, or those that do both here."""
         page, ledger, ensemble = self._ledger.page, self._ledger, self._ensemble
-        capacity = sum(ledger.capacity(instance) for instance in ensemble.decoders)
+        pool, apart = ensemble.decoders, ensemble.apart
+        capacity = sum(ledger.capacity(instance) for instance in pool)
         lockstep: list[tuple[int, int]] = []
         fixed = promised = 0
         for live in ensemble.lives.values():
-            parts = [instance for instance in _places(live) if instance in ensemble.decoders]
-            if ensemble.apart and not parts:
+            parts = [instance for instance in _places(live) if instance in pool]
+            if apart and not parts:
                 continue
             held = sum(ledger.held(instance, live.id) for instance in parts)
-            if ensemble.apart and live.master < 0 and live.relocation is None:
+            if apart and live.master < 0 and live.relocation is None:
                 fixed, promised = fixed + held, promised + held  # it has no promise of room for the rest
                 continue
             edges = page * len(parts)  # a page of each instance may stay half empty
@@ -82,5 +83,6 @@ class Pools:
 
 def _places(live: Live) -> tuple[int, ...]:
     """Where it has slots."""
-    on_the_way = () if live.relocation is None else tuple(live.relocation.targets)
-    return (*live.instances, *on_the_way)
+    if live.relocation is None:
+        return live.instances
+    return (*live.instances, *live.relocation.targets)

@@ -30,9 +30,11 @@ class Recall:
         page, ledger = self._ledger.page, self._ledger
         # The last known token is always computed: its logits are what the first draw needs.
         hashes = live.request.block_hashes[: (live.known - 1) // page]
+        if not hashes:
+            return False
         seats = self._ensemble.prefillers.values()
         found = [(ledger.match(seat.instance, hashes), -seat.instance) for seat in seats if not seat.retiring]
-        count, negative = max(found, default=(0, 0)) if hashes else (0, 0)
+        count, negative = max(found, default=(0, 0))
         tokens = count * page
         if one.beta * tokens + one.gamma * tokens * tokens <= one.alpha:
             return False

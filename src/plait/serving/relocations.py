@@ -129,8 +129,8 @@ class Relocations:
         del self.resting[live.id]
         self._ensemble.count(live)
         gone = [keep for keep in live.kept if keep.instance in sources]
-        able = [seat for seat in self.crowd() if self._may_take(seat, live, sources)]
-        pieces = divided(gone, {seat.instance: self._ensemble.unused(seat.instance) for seat in able})
+        others = [seat.instance for seat in self.crowd() if seat.instance not in live.instances]
+        pieces = divided(gone, {instance: self._ensemble.unused(instance) for instance in others})
         if pieces and len({target for _, target in pieces}) == 1:
             self.begin(live, pieces, why)
         else:
@@ -155,14 +155,11 @@ class Relocations:
         if len(ensemble.decoding) + len(self.flying) >= rows:
             return None
         gone = [keep for keep in live.kept if keep.instance in sources]
-        able = [seat for seat in ensemble.able() if self._may_take(seat, live, sources)]
+        lanes = [seat for seat in ensemble.able() if seat.arriving < self.config.pulls]
+        able = [seat for seat in lanes if seat.instance not in live.instances]
         able.sort(key=lambda seat: (self._ledger.used(seat.instance), seat.instance))
         rooms = {seat.instance: ensemble.unused(seat.instance) for seat in able}
         return divided(gone, rooms)
-
-    def _may_take(self, seat: Seat, live: Live, sources: Collection[int]) -> bool:
-        known = seat.instance in sources or seat.instance in live.instances
-        return seat.arriving < self.config.pulls and not known
 
     def holds(self, live: Live) -> bool:
         """It waits or is on its way: all of it is computed, and no step of it is in flight."""

@@ -22,6 +22,8 @@ class Roster:
         """Of these, those that take prompts."""
         self.decoders: dict[int, Seat] = {}
         """Of these, those that take requests whose prompt is computed."""
+        self.apart = False
+        """Some elastic instances take prompts only."""
         self._turning: dict[int, Seat] = {}
         """Those that take another role once they have finished what they have."""
         self._ledger = ledger
@@ -88,6 +90,7 @@ class Roster:
         self.elastic |= found
         self.prefillers |= {id: seat for id, seat in found.items() if seat.role.prefills}
         self.decoders |= {id: seat for id, seat in found.items() if seat.role.decodes}
+        self.apart = not self.prefillers.keys() <= self.decoders.keys()
 
     def _measure(self) -> None:
         joined = [(self._plans[instance].role, slots) for instance, slots in self._slots.items()]
