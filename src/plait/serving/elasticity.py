@@ -188,7 +188,7 @@ class Elasticity:
         """Requests of the queue that are computed now, in batches, each on instances of its own."""
         lives = self._candidates() if self.ensemble.free() else []
         if self.recall is not None:
-            lives = [live for live in lives if not self.recall.take(live, self.widths[0])]
+            lives = self.recall.left(lives, self.widths[0])
         while lives:
             jobs = [self._job(live) for live in lives]
             seats = self._allocate(lives, jobs)
@@ -208,14 +208,14 @@ class Elasticity:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
         config, widths = self._admission.config, self.config.widths
-        room, free = self.pools.to_compute(), len(self.ensemble.free())
+        room, free, apart = self.pools.to_compute(), len(self.ensemble.free()), self.ensemble.apart
         widest = max((each for each in widths if each.instances <= free), key=lambda each: each.instances)
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
         look, tokens, square, most_ns = config.look, 0, 0, self.config.chunk_ns
         for live in sorted(self._admission, key=self._turn) if self._aims else self._admission:
-            asked = self.pools.asked(live)
+            asked = live.least if apart else live.presumed  # where rows decode they find room later
             if asked > room or len(found) >= rows:
                 first = first or live
                 look -= 1

@@ -23,10 +23,6 @@ class Pools:
         self._depth = depth
         self._held_share = held_share
 
-    def asked(self, live: Live) -> int:
-        """Slots that a request of the queue is to find where its prompt is computed."""
-        return live.least if self._ensemble.apart else live.presumed
-
     def to_compute(self) -> int:
         """For requests of the queue."""
         if not self._ensemble.apart:

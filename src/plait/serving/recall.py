@@ -5,6 +5,8 @@ so nobody ever reads what a failed step left out. A prompt that goes on from one
 group with that instance: that is worth it if it saves more than the fixed part of such a step.
 """
 
+from collections.abc import Sequence
+
 from plait.search.batching import Width
 from plait.serving.admission import Admission
 from plait.serving.ensemble import Ensemble
@@ -21,17 +23,19 @@ class Recall:
         self._admission = admission
         self._counts = counts
 
-    def take(self, live: Live, one: Width) -> bool:
-        """Whether a request of the queue goes on from a prefix that is known: it is computed in part then.
+    def left(self, lives: Sequence[Live], one: Width) -> list[Live]:
+        """Have requests of the queue go on from prefixes that are known: they are computed in part then. The
+        others are returned.
 
         Args:
             one: time of a prompt on one instance.
         """
+        return [live for live in lives if not (live.request.block_hashes and self._take(live, one))]
+
+    def _take(self, live: Live, one: Width) -> bool:
         page, ledger = self._ledger.page, self._ledger
         # The last known token is always computed: its logits are what the first draw needs.
         hashes = live.request.block_hashes[: (live.known - 1) // page]
-        if not hashes:
-            return False
         seats = self._ensemble.prefillers.values()
         found = [(ledger.match(seat.instance, hashes), -seat.instance) for seat in seats if not seat.retiring]
         count, negative = max(found, default=(0, 0))
