@@ -13,8 +13,11 @@ from plait.runtime.align_setup import check_memory, check_tokenizers, model_fold
 from plait.runtime.prompts import Prompts
 from plait.runtime.recipe import Recipe, read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
+from plait.sim.scenario import core_from
 from plait.spec.errors import EngineFailure, UserError
+from plait.spec.event import Scored
 from plait.text.tokenizer import Tokenizer
+from plait.workload.journal import read_journal, replay
 from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -163,6 +166,9 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     tail = {"tail": {"tail_share": 0.5, "kept": 1}}
     fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
     assert serial == fused
+    history = read_journal(tmp_path / "fused" / "journal-000000.jsonl")
+    assert any(isinstance(entry.event, Scored) for entry in history.entries)
+    assert replay(core_from(history.config), history.entries) is None
 
 
 @pytest.mark.usefixtures("quick_workers")

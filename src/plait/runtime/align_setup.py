@@ -56,10 +56,7 @@ async def open_alignment(
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
     checkpoint, state = latest(out) if resume else (None, None)
     _begin(out, recipe, state)
-    engine = open_engine(
-        _serve_config(recipe, folders["actor"], prompts),
-        lambda manager: RlhfCore(manager, recipe.rollout.tail),
-    )
+    engine = open_engine(_serve_config(recipe, folders["actor"], prompts, _journal(out, state)), RlhfCore)
     crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
         await _start(engine, crew)
@@ -217,7 +214,7 @@ def load_score(recipe: Recipe, here: Path, prompt: Prompt, tokenizer: Tokenizer)
     return score
 
 
-def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
+def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) -> ServeConfig:
     rollout = recipe.rollout
     longest = max(len(prompt.tokens) for prompt in prompts.rows) + rollout.max_tokens
     slots = rollout.kv_tokens or recipe.samples * (longest + PAGE)
@@ -229,6 +226,7 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
         kv_tokens=slots,
         manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),
         fleet=replace(FleetConfig(), instances=rollout.instances),
+        journal=journal,
     )
 
 
@@ -241,6 +239,11 @@ def _begin(out: Path, recipe: Recipe, state: State | None) -> None:
         rows = metrics.read_text().splitlines(keepends=True)
         kept = [row for row in rows if json.loads(row)["iteration"] < state.iteration]
     metrics.write_text("".join(kept))
+
+
+def _journal(out: Path, state: State | None) -> Path:
+    """What the engine's core heard and said, from this iteration on."""
+    return out / f"journal-{0 if state is None else state.iteration:06d}.jsonl"
 
 
 def _path(here: Path, given: str) -> Path:

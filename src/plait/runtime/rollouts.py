@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from plait.cost.reading import ReadCost
 from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
 from plait.runtime.prompts import Prompt
@@ -21,19 +22,38 @@ from plait.training.orders import Rows
 class Rollouts:
     """Draws the samples of an iteration. Sample i continues prompt i // samples per prompt."""
 
-    def __init__(self, engine: Engine, trainer: Trainer, recipe: Recipe, models: Sequence[str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        trainer: Trainer,
+        recipe: Recipe,
+        models: Sequence[str],
+        pace: ReadCost | None = None,
+    ) -> None:
         """
         Args:
             engine: started; its driver's core is an `RlhfCore`.
             models: that read every sample.
+            pace: of a paced engine: a `Score` is answered no earlier than this says.
         """
         self.engine, self.trainer, self.recipe, self.models = engine, trainer, recipe, tuple(models)
         self.drawn_s = 0.0
         """When the last sample of the last iteration ended, by the host's clock."""
+        self.tail = recipe.rollout.tail.tail(recipe.samples)
+        """Of the next iteration."""
+        self.why = "as the recipe says"
+        """What `tail` follows from."""
+        self._pace = pace
         self._samples: list[asyncio.Task[Sample]] = []
-        self._readings: list[asyncio.Task[None]] = []
-        self._read_out: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
-        """Readings that have ended, well or not."""
+        self._asked: list[Score] = []
+        """What is to be scored and nobody reads yet."""
+        self._owing: dict[int, float] = {}
+        """Score that is not answered -> when it was asked for, in the loop's time."""
+        self._reader: asyncio.Task[None] | None = None
+        self._scored: set[int] = set()
+        """Batches."""
+        self._over: asyncio.Future[None] | None = None
+        """All batches are scored, or a reading failed."""
         self._found: dict[str, dict[int, tuple[float, ...]]] = {}
         engine.driver.score = self._score
 
@@ -45,40 +65,70 @@ class Rollouts:
         """
         each = self.recipe.rollout.samples
         count = len(prompts) * each
+        loop = asyncio.get_running_loop()
         self._found = {name: {} for name in self.models}
-        self._readings.clear()
-        self._read_out = asyncio.Queue()
+        self._scored.clear()
+        self._over = loop.create_future()
         first = self.engine.next_request
-        self.engine.driver.post(Rollout(tuple(range(first, first + count)), self.trainer.micro_batch))
+        tail = self.tail
+        requests = tuple(range(first, first + count))
+        self.engine.driver.post(Rollout(requests, self.trainer.micro_batch, tail.left, tail.kept, self.why))
         streams = [
             self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id), whole=True))
             for id in range(count)
         ]
-        loop = asyncio.get_running_loop()
         self._samples = [
             loop.create_task(self._collect(id, id // each, stream)) for id, stream in enumerate(streams)
         ]
         samples = list(await asyncio.gather(*self._samples))
         self.drawn_s = time.monotonic()
-        while sum(map(len, self._found.values())) < count * len(self.models):
-            (await self._read_out.get()).result()
+        await self._over
         found = {name: tuple(rows[id] for id in range(count)) for name, rows in self._found.items()}
         return samples, found
 
     def _score(self, command: Score) -> None:
-        reading = asyncio.get_running_loop().create_task(self._read(command))
-        reading.add_done_callback(self._read_out.put_nowait)
-        self._readings.append(reading)
+        """One crew reads for all instances: what several of them are to score meanwhile is read together."""
+        loop = asyncio.get_running_loop()
+        self._asked.append(command)
+        self._owing[command.id] = loop.time()
+        if self._reader is None:
+            self._begin_reading()
 
-    async def _read(self, command: Score) -> None:
+    def _begin_reading(self) -> None:
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._reader.add_done_callback(self._read_out)
+
+    async def _read(self) -> None:
         """The samples of a batch have ended, though their last pieces may still be on their way here."""
-        size = self.trainer.micro_batch
-        tasks = [task for b in command.batches for task in self._samples[b * size : (b + 1) * size]]
-        samples = await asyncio.gather(*tasks)
-        found = await self.trainer.read(self.models, samples)
-        for name, rows in found.items():
-            self._found[name] |= {sample.id: row for sample, row in zip(samples, rows, strict=True)}
-        self.engine.driver.post(Scored(command.batches))
+        loop, size = asyncio.get_running_loop(), self.trainer.micro_batch
+        while self._asked:
+            commands, self._asked = self._asked, []
+            batches = sorted(batch for command in commands for batch in command.batches)
+            tasks = [task for b in batches for task in self._samples[b * size : (b + 1) * size]]
+            samples = await asyncio.gather(*tasks)
+            found = await self.trainer.read(self.models, samples)
+            for name, rows in found.items():
+                self._found[name] |= {sample.id: row for sample, row in zip(samples, rows, strict=True)}
+            for command in commands:
+                due_s = self._owing[command.id]
+                due_s += 0.0 if self._pace is None else self._pace.read_ns(command) / 1e9
+                loop.call_at(due_s, self._answer, command)
+
+    def _read_out(self, reader: asyncio.Task[None]) -> None:
+        """Nothing more is asked for, or a rank is gone."""
+        self._reader = None
+        if not reader.cancelled() and (fault := reader.exception()) and self._over and not self._over.done():
+            self._over.set_exception(fault)
+        elif self._asked:
+            self._begin_reading()
+
+    def _answer(self, command: Score) -> None:
+        del self._owing[command.id]
+        self._scored |= set(command.batches)
+        self.engine.driver.post(Scored(command.id))
+        whole = len(self._scored) * self.trainer.micro_batch >= len(self._samples)
+        if whole and not self._owing and self._over and not self._over.done():
+            self._over.set_result(None)
 
     def _sampling(self, iteration: int, id: int) -> SamplingParams:
         rollout, temperature = self.recipe.rollout, self.recipe.policy.temperature
