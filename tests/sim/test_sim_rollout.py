@@ -1,6 +1,6 @@
 """Generation and scoring in virtual time: what overlaps is won, and recordings walk the same road."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
@@ -96,12 +96,13 @@ def test_a_journal_of_an_iteration_replays(tmp_path):
     left=st.integers(0, 16),
     kept=st.integers(1, 3),
     lost_ms=st.none() | st.integers(0, 400),
+    readers=st.integers(1, 3),
 )
-def test_a_recording_walks_the_same_road_and_losses_change_no_result(lengths, left, kept, lost_ms):
+def test_a_recording_walks_the_same_road_and_losses_change_no_result(lengths, left, kept, lost_ms, readers):
     told = samples(*lengths)
     arrivals = [Arrival(0, Request(i, each.prompt, 512), each.response) for i, each in enumerate(told)]
     inputs = [(0, WorkerUp(i, 0, 4096)) for i in range(3)]
-    inputs += [(0, Rollout(tuple(range(len(told))), 2, left, kept))]
+    inputs += [(0, Rollout(tuple(range(len(told))), 2, left, kept, readers))]
     inputs += [(0, Arrived(each.request)) for each in arrivals]
     if lost_ms is not None:
         inputs += [(lost_ms * MS, WorkerLost(1, 0)), ((lost_ms + 30) * MS, WorkerUp(1, 1, 4096))]
@@ -114,24 +115,42 @@ def test_a_recording_walks_the_same_road_and_losses_change_no_result(lengths, le
         )
         return core, entries
 
-    hands = VirtualWorkers(COST, arrivals, Copies(NETWORK, {}), READING)
+    hands = VirtualWorkers(COST, arrivals, Copies(NETWORK, {}), replace(READING, shares=(0.3,) * readers))
     core, entries = run(hands, inputs)
     assert core.manager.quiet
     assert not core.lent
     answered = {entry.event.score for entry in entries if isinstance(entry.event, Scored)}
     scores = [c for entry in entries for c in entry.commands if isinstance(c, Score)]
-    scored = [batch for score in scores if score.id in answered for batch in score.batches]
-    assert sorted(scored) == list(range(-(-len(told) // 2)))
+    scored = [
+        (batch, reader)
+        for score in scores
+        if score.id in answered
+        for batch in score.batches
+        for reader in score.readers
+    ]
+    assert sorted(scored) == [(b, r) for b in range(-(-len(told) // 2)) for r in range(readers)]
     again = Recorded(entries)
     assert run(again, again.inputs)[1] == entries
 
 
-def test_a_line_through_two_pieces_gives_back_what_was_stated():
-    found = stated(READING, 100)
-    assert found.token_ns == pytest.approx(READING.token_ns)
-    assert found.piece_ns == pytest.approx(READING.piece_ns)
-    assert found.load_ns == READING.load_ns
-    both = stated(Reading((COST, COST), 7), 100)
-    assert both.token_ns == pytest.approx(2 * COST.prefill_token_ns)
-    assert both.piece_ns == pytest.approx(2 * COST.prefill_ns, rel=1e-3)
-    assert both.load_ns == 7
+def test_a_line_through_two_pieces_gives_back_what_models_take():
+    found = stated(Reading((COST, COST), 7), 100)
+    assert found.token_ns == pytest.approx(2 * COST.prefill_token_ns)
+    assert found.piece_ns == pytest.approx(2 * COST.prefill_ns, rel=1e-3)
+    assert found.load_ns == 7
+    assert found.shares == (0.5, 0.5)
+
+
+def test_the_last_batch_is_read_by_several_instances_at_once():
+    told = replace(scenario(), reading=replace(READING, shares=(0.25, 0.25, 0.5)), readers=3)
+    scores = []
+
+    def note(now_ns, event, commands):
+        scores.extend(command for command in commands if isinstance(command, Score))
+
+    apart = told.run(LONG, Tail(4, 1), [note])
+    together = scenario().run(LONG, Tail(4, 1))
+    last = [score for score in scores if score.batches == scores[-1].batches]
+    assert sorted(reader for score in last for reader in score.readers) == [0, 1, 2]
+    assert len({score.instance for score in last}) == 3
+    assert apart.scored_ns < together.scored_ns

@@ -11,6 +11,7 @@ does not depend on the fusion. The scheme is that of RLHFuse (arXiv 2409.13221, 
 dry in the tail are lent one by one besides.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -22,7 +23,7 @@ from plait.spec.errors import UserError
 from plait.spec.event import Arrived, Event, Reassign, Rollout, Scored, WorkerLost
 
 PIECES = 2
-"""An instance is given one part in so many of what it would get if all that is ready were dealt out."""
+"""An instance is given one part in so many of what it would get if all instances shared what is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,12 @@ class RlhfCore:
         """Of each sample that is finished, with its prompt; of the others those of the prompt."""
         self._left: list[int] = []
         """Samples of each batch that are not finished."""
-        self._ready: dict[int, int] = {}
-        """Batch that is finished and nobody scores yet -> its tokens."""
+        self._ready: dict[int, tuple[int, ...]] = {}
+        """Batch that is finished -> those who are to read it and were not asked."""
         self._unscored = 0
-        """Batches of this iteration."""
+        """Readings of batches that are not over."""
+        self._expected = 0
+        """Samples that have not arrived."""
         self._tail = False
         """The samples that are left have been moved together."""
         self._fresh: dict[int, None] = {}
@@ -98,6 +101,7 @@ class RlhfCore:
         else:
             if isinstance(event, Arrived) and event.request.id in self._sample:
                 self._tokens[self._sample[event.request.id]] = event.request.prompt_tokens
+                self._expected -= 1
             elif isinstance(event, WorkerLost):
                 self._lose(event.instance)
             commands += self.manager.handle(event, now)
@@ -114,7 +118,7 @@ class RlhfCore:
         self._sample = {request: sample for sample, request in enumerate(event.requests)}
         self._tokens = [0] * count
         self._left = [min(event.batch, count - first) for first in range(0, count, event.batch)]
-        self._unscored = len(self._left)
+        self._unscored, self._expected = len(self._left) * event.readers, count
         self._tail = False
 
     def _take_ends(self, commands: Sequence[Command]) -> None:
@@ -125,7 +129,7 @@ class RlhfCore:
                 batch = sample // self._plan.batch
                 self._left[batch] -= 1
                 if not self._left[batch]:
-                    self._ready[batch] = sum(self._of(batch))
+                    self._ready[batch] = tuple(range(self._plan.readers))
 
     def _of(self, batch: int) -> list[int]:
         """Tokens of the samples of a batch."""
@@ -136,14 +140,15 @@ class RlhfCore:
         for instance, score in self.reading.items():
             if score.id == event.score:
                 del self.reading[instance]
-                self._unscored -= len(score.batches)
+                self._unscored -= len(score.batches) * len(score.readers)
                 return
 
     def _lose(self, instance: int) -> None:
         """What it scored is to be scored anew; an answer that still comes is not waited for."""
         score = self.reading.pop(instance, None)
-        for batch in score.batches if score else ():
-            self._ready[batch] = sum(self._of(batch))
+        if score is not None:
+            for batch in score.batches:
+                self._ready[batch] = tuple(sorted((*self._ready.get(batch, ()), *score.readers)))
         if instance in self.lent:
             self._fresh[instance] = None
 
@@ -153,7 +158,7 @@ class RlhfCore:
         if not self._unscored:
             return self._take_back(now)
         commands: list[Command] = []
-        if not self._tail and 0 < len(self._sample) <= self._plan.left:
+        if not (self._tail or self._expected) and 0 < len(self._sample) <= self._plan.left:
             self._tail = True
             commands += self._gather(now)
         if self._tail or not self._sample:
@@ -195,34 +200,51 @@ class RlhfCore:
         return found if draws or not self._sample else []
 
     def _scores(self) -> list[Command]:
-        """Deal out what is ready: the longest first, and pieces that get smaller, so that all end at once."""
+        """Deal out what is ready: the longest first, and pieces that get smaller, so that all end at once.
+        Who has loaded the models that read goes first."""
         commands: list[Command] = []
         seats = self.manager.seats
-        able = [i for i in self.lent if i in seats and not seats[i].lives]
-        for instance in sorted(i for i in able if i not in self.reading):
-            if not self._ready:
-                break
-            share = sum(self._ready.values()) / (PIECES * len(able))
-            order = sorted(self._ready, key=lambda batch: (-self._ready[batch], batch))
-            batches: list[int] = []
-            while order and (not batches or sum(map(self._ready.__getitem__, batches)) < share):
-                batches.append(order.pop(0))
-            commands.append(self._score(instance, tuple(sorted(batches))))
+        idle = [i for i in self.lent if i in seats and i not in self.reading and not seats[i].lives]
+        free = deque(sorted(idle, key=lambda i: (i in self._fresh, i)))
+        while free and self._ready:
+            batches, readers = self._piece()
+            commands.append(self._score(free.popleft(), batches, readers))
         return commands
 
-    def _score(self, instance: int, batches: tuple[int, ...]) -> Score:
+    def _piece(self) -> tuple[list[int], tuple[int, ...]]:
+        """What the next instance scores: a share of what is ready, down to one batch with some of those who
+        read it, so that the last batches are read by several instances at once."""
+        work = {batch: len(readers) * sum(self._of(batch)) for batch, readers in self._ready.items()}
+        sought = sum(work.values()) / (PIECES * len(self.manager.seats))
+        first, *others = sorted(work, key=lambda batch: (-work[batch], batch))
+        readers, found = self._ready[first], work[first]
+        if found > sought:
+            return [first], readers[: ceil(len(readers) * sought / found)]
+        batches = [first]
+        for batch in others:
+            if found >= sought:
+                break
+            if self._ready[batch] == readers:
+                batches.append(batch)
+                found += work[batch]
+        return sorted(batches), readers
+
+    def _score(self, instance: int, batches: Sequence[int], readers: tuple[int, ...]) -> Score:
+        why = self._why(len(batches))
         for batch in batches:
-            del self._ready[batch]
+            rest = tuple(reader for reader in self._ready.pop(batch) if reader not in readers)
+            if rest:
+                self._ready[batch] = rest
         tokens = tuple(count for batch in batches for count in self._of(batch))
-        id = self.manager.flights.number()
-        score = Score(id, instance, batches, tokens, instance in self._fresh, self._why(len(batches)))
+        id, loads = self.manager.flights.number(), instance in self._fresh
+        score = Score(id, instance, tuple(batches), tokens, readers, loads, why)
         self._fresh.pop(instance, None)
         self.reading[instance] = score
         return score
 
     def _why(self, count: int) -> str:
         drawing = [i for i, seat in self.manager.seats.items() if seat.lives and i not in self.lent]
-        said = f"{count} of {count + len(self._ready)} batches that are ready, {self._unscored} unscored"
+        said = f"{count} of {len(self._ready)} batches that are ready"
         if self._sample:
             said += f"; {len(self._sample)} samples are drawn meanwhile on {len(drawing)} instances"
         return said

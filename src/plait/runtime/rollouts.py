@@ -72,7 +72,9 @@ class Rollouts:
         first = self.engine.next_request
         tail = self.tail
         requests = tuple(range(first, first + count))
-        self.engine.driver.post(Rollout(requests, self.trainer.micro_batch, tail.left, tail.kept, self.why))
+        self.engine.driver.post(
+            Rollout(requests, self.trainer.micro_batch, tail.left, tail.kept, why=self.why)
+        )
         streams = [
             self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id), whole=True))
             for id in range(count)

@@ -62,6 +62,8 @@ class RolloutScenario:
     """Of a response."""
     batch: int = 1
     """Samples that are scored together."""
+    readers: int = 1
+    """Of `reading`: models that may read a batch on different instances."""
 
     def run(
         self, samples: Sequence[SampleLength], tail: Tail = SERIAL, observers: Iterable[Observer] = ()
@@ -81,7 +83,7 @@ class RolloutScenario:
         arrivals = [self._arrival(number, sample) for number, sample in enumerate(samples)]
         hands = VirtualWorkers(scenario.cost, arrivals, copies, self.reading)
         ups = [(0, WorkerUp(each.id, 0, scenario.slots_of(each.id))) for each in instances]
-        start = Rollout(tuple(range(len(samples))), self.batch, tail.left, tail.kept)
+        start = Rollout(tuple(range(len(samples))), self.batch, tail.left, tail.kept, self.readers)
         inputs: list[tuple[int, Event]] = [
             *ups,
             (0, start),

@@ -114,6 +114,8 @@ class Rollout:
     0: scoring waits for the last one."""
     kept: int = 1
     """Instances that go on drawing then (m)."""
+    readers: int = 1
+    """Models, or groups of models, that may read a batch on different instances at the same time."""
     why: str = ""
     """In words, for the journal: what these two follow from."""
 
