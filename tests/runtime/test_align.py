@@ -15,7 +15,7 @@ from plait.runtime.recipe import Recipe, read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
 from plait.sim.scenario import core_from
 from plait.spec.errors import EngineFailure, UserError
-from plait.spec.event import Scored
+from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
 from plait.workload.journal import read_journal, replay
 from tests.tiny import tiny_folder
@@ -113,6 +113,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
         ({"rolout": {}}, "did you mean rollout"),
         ({"train": {"mikro_batch": 2}}, "did you mean train.micro_batch"),
         ({"train": {"ranks": 1}}, "2 or more"),
+        ({"rollout": {"tail": {"tune": True}}}, "two instances"),
         ({"models": {"reward": "model"}}, "exactly one"),
         ({"train": {"mini_batches": 3}}, "mini-batches"),
         ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "samples to 2"),
@@ -168,6 +169,21 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     assert serial == fused
     history = read_journal(tmp_path / "fused" / "journal-000000.jsonl")
     assert any(isinstance(entry.event, Scored) for entry in history.entries)
+    assert replay(core_from(history.config), history.entries) is None
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_tail_that_tunes_itself_changes_nothing_either(workplace, tmp_path):
+    rollout = {"instances": 2, "max_tokens": 24}
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout, iterations=3))
+    tail = {"tail": {"tail_share": 0.5, "kept": 1, "tune": True}}
+    tuned = align(workplace, tmp_path / "tuned", recipe(workplace, rollout=rollout | tail, iterations=3))
+    assert serial == tuned
+    history = read_journal(tmp_path / "tuned" / "journal-000000.jsonl")
+    begun = [entry.event for entry in history.entries if isinstance(entry.event, Rollout)]
+    assert begun[0].why == "as the recipe says"
+    assert "foreseen from 8 lengths" in begun[1].why
+    assert "foreseen from 16 lengths" in begun[2].why
     assert replay(core_from(history.config), history.entries) is None
 
 

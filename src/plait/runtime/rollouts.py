@@ -9,8 +9,10 @@ from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
 from plait.runtime.prompts import Prompt
 from plait.runtime.recipe import Recipe
+from plait.runtime.retune import Retuner
 from plait.runtime.stream import Stream
 from plait.runtime.trainer import Trainer
+from plait.sim.rollout import SampleLength
 from plait.spec.command import Score
 from plait.spec.event import Rollout, Scored
 from plait.spec.request import EndReason
@@ -44,6 +46,10 @@ class Rollouts:
         self.why = "as the recipe says"
         """What `tail` follows from."""
         self._pace = pace
+        self._retuner: Retuner | None = None
+        if recipe.rollout.tail.tune:
+            self._retuner = Retuner(recipe.rollout.instances, recipe.seed)
+            engine.watch(self._retuner.see)
         self._samples: list[asyncio.Task[Sample]] = []
         self._asked: list[Score] = []
         """What is to be scored and nobody reads yet."""
@@ -85,8 +91,15 @@ class Rollouts:
         samples = list(await asyncio.gather(*self._samples))
         self.drawn_s = time.monotonic()
         await self._over
+        if self._retuner is not None:
+            self._retune(self._retuner, samples)
         found = {name: tuple(rows[id] for id in range(count)) for name, rows in self._found.items()}
         return samples, found
+
+    def _retune(self, retuner: Retuner, samples: Sequence[Sample]) -> None:
+        slots = max(each.kv_slots for each in self.engine.stats().instances)
+        tuned = retuner.tune([SampleLength(len(each.prompt), len(each.response)) for each in samples], slots)
+        self.tail, self.why = tuned.tail, str(tuned)
 
     def _score(self, command: Score) -> None:
         """One crew reads for all instances: what several of them are to score meanwhile is read together."""
