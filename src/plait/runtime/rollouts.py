@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from plait.cost.reading import ReadCost
+from plait.cost.reading import StatedReading
 from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
 from plait.runtime.prompts import Prompt
@@ -14,6 +14,7 @@ from plait.runtime.stream import Stream
 from plait.runtime.trainer import Trainer
 from plait.sim.rollout import SampleLength
 from plait.spec.command import Score
+from plait.spec.errors import UserError
 from plait.spec.event import Rollout, Scored
 from plait.spec.request import EndReason
 from plait.spec.sampling import SamplingParams
@@ -30,14 +31,20 @@ class Rollouts:
         trainer: Trainer,
         recipe: Recipe,
         models: Sequence[str],
-        pace: ReadCost | None = None,
+        pace: StatedReading | None = None,
     ) -> None:
         """
         Args:
             engine: started; its driver's core is an `RlhfCore`.
             models: that read every sample.
-            pace: of a paced engine: a `Score` is answered no earlier than this says.
+            pace: of a paced engine: a `Score` is answered no earlier than this says, and each model is a
+                reader of its own, with a share. None: one crew reads for all instances, all models at once.
+
+        Raises:
+            UserError: `pace` does not have a share for each model.
         """
+        if pace is not None and len(pace.shares) != len(models):
+            raise UserError(f"give a share of the reading to each of {', '.join(models)}", "shares")
         self.engine, self.trainer, self.recipe, self.models = engine, trainer, recipe, tuple(models)
         self.drawn_s = 0.0
         """When the last sample of the last iteration ended, by the host's clock."""
@@ -45,6 +52,8 @@ class Rollouts:
         """Of the next iteration."""
         self.why = "as the recipe says"
         """What `tail` follows from."""
+        self.limits: Sequence[int] | None = None
+        """Longest response of each sample; None: the recipe's. For measurements of given lengths."""
         self._pace = pace
         self._retuner: Retuner | None = None
         if recipe.rollout.tail.tune:
@@ -56,8 +65,8 @@ class Rollouts:
         self._owing: dict[int, float] = {}
         """Score that is not answered -> when it was asked for, in the loop's time."""
         self._reader: asyncio.Task[None] | None = None
-        self._scored: set[int] = set()
-        """Batches."""
+        self._unread: set[tuple[int, int]] = set()
+        """(batch, reader) that the core was not told of."""
         self._over: asyncio.Future[None] | None = None
         """All batches are scored, or a reading failed."""
         self._found: dict[str, dict[int, tuple[float, ...]]] = {}
@@ -73,14 +82,13 @@ class Rollouts:
         count = len(prompts) * each
         loop = asyncio.get_running_loop()
         self._found = {name: {} for name in self.models}
-        self._scored.clear()
+        batch, readers = self.trainer.micro_batch, 1 if self._pace is None else len(self.models)
+        self._unread = {(at, reader) for at in range(-(-count // batch)) for reader in range(readers)}
         self._over = loop.create_future()
         first = self.engine.next_request
         tail = self.tail
         requests = tuple(range(first, first + count))
-        self.engine.driver.post(
-            Rollout(requests, self.trainer.micro_batch, tail.left, tail.kept, why=self.why)
-        )
+        self.engine.driver.post(Rollout(requests, batch, tail.left, tail.kept, readers, self.why))
         streams = [
             self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id), whole=True))
             for id in range(count)
@@ -115,19 +123,24 @@ class Rollouts:
 
     async def _read(self) -> None:
         """The samples of a batch have ended, though their last pieces may still be on their way here."""
-        loop, size = asyncio.get_running_loop(), self.trainer.micro_batch
+        loop = asyncio.get_running_loop()
         while self._asked:
-            commands, self._asked = self._asked, []
-            batches = sorted(batch for command in commands for batch in command.batches)
-            tasks = [task for b in batches for task in self._samples[b * size : (b + 1) * size]]
-            samples = await asyncio.gather(*tasks)
-            found = await self.trainer.read(self.models, samples)
-            for name, rows in found.items():
-                self._found[name] |= {sample.id: row for sample, row in zip(samples, rows, strict=True)}
+            readers = self._asked[0].readers
+            commands = [command for command in self._asked if command.readers == readers]
+            self._asked = [command for command in self._asked if command.readers != readers]
+            await self._read_together(sorted(batch for each in commands for batch in each.batches), readers)
             for command in commands:
                 due_s = self._owing[command.id]
                 due_s += 0.0 if self._pace is None else self._pace.read_ns(command) / 1e9
                 loop.call_at(due_s, self._answer, command)
+
+    async def _read_together(self, batches: Sequence[int], readers: Sequence[int]) -> None:
+        size = self.trainer.micro_batch
+        tasks = [task for batch in batches for task in self._samples[batch * size : (batch + 1) * size]]
+        samples = await asyncio.gather(*tasks)
+        models = self.models if self._pace is None else [self.models[reader] for reader in readers]
+        for name, rows in (await self.trainer.read(models, samples)).items():
+            self._found[name] |= {sample.id: row for sample, row in zip(samples, rows, strict=True)}
 
     def _read_out(self, reader: asyncio.Task[None]) -> None:
         """Nothing more is asked for, or a rank is gone."""
@@ -139,16 +152,15 @@ class Rollouts:
 
     def _answer(self, command: Score) -> None:
         del self._owing[command.id]
-        self._scored |= set(command.batches)
         self.engine.driver.post(Scored(command.id))
-        whole = len(self._scored) * self.trainer.micro_batch >= len(self._samples)
-        if whole and not self._owing and self._over and not self._over.done():
+        self._unread -= {(batch, reader) for batch in command.batches for reader in command.readers}
+        if not (self._unread or self._owing) and self._over and not self._over.done():
             self._over.set_result(None)
 
     def _sampling(self, iteration: int, id: int) -> SamplingParams:
         rollout, temperature = self.recipe.rollout, self.recipe.policy.temperature
         return SamplingParams(
-            max_tokens=rollout.max_tokens,
+            max_tokens=rollout.max_tokens if self.limits is None else self.limits[id],
             temperature=temperature,
             ignore_eos=rollout.ignore_eos,
             logprobs=0 if temperature == 1 else None,  # the engine's are those of temperature 1
