@@ -80,7 +80,9 @@ class World:
         """Nanoseconds until the last is drawn, and until all are scored."""
         network = Network(TOKEN_BYTES, LINK, LINK)
         placed = Scenario(Placement.colocated(self.instances), self.steps, 10**6, ManagerConfig(), network)
-        scenario = RolloutScenario(placed, self.reading, self.longest, readers=len(self.reading.shares))
+        reading = self.reading
+        readers, loads = len(reading.shares), reading.load_tokens
+        scenario = RolloutScenario(placed, reading, self.longest, readers=readers, load_tokens=loads)
         times = scenario.run(samples, tail)
         return times.drawn_ns, times.scored_ns
 

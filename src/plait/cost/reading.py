@@ -32,6 +32,11 @@ class StatedReading:
         if min(self.token_ns, self.piece_ns, self.load_ns) < 0:
             raise UserError("times of reading must be at least 0 ns")
 
+    @property
+    def load_tokens(self) -> int:
+        """Tokens that are read in the time that loading takes."""
+        return round(self.load_ns / self.token_ns) if self.token_ns else 0
+
     def read_ns(self, score: Score) -> int:
         """See `ReadCost`."""
         fixed_ns = self.piece_ns + self.load_ns * score.loads

@@ -206,10 +206,18 @@ class RlhfCore:
         seats = self.manager.seats
         idle = [i for i in self.lent if i in seats and i not in self.reading and not seats[i].lives]
         free = deque(sorted(idle, key=lambda i: (i in self._fresh, i)))
-        while free and self._ready:
+        while free and self._ready and self._is_worth_it(free[0]):
             batches, readers = self._piece()
             commands.append(self._score(free.popleft(), batches, readers))
         return commands
+
+    def _is_worth_it(self, instance: int) -> bool:
+        """It has loaded what reads, or those that have would take longer with what is ready than it loads."""
+        loaded = len(self.lent) - len(self._fresh)
+        if instance not in self._fresh or not loaded:
+            return True
+        work = sum(len(readers) * sum(self._of(batch)) for batch, readers in self._ready.items())
+        return work / self._plan.readers / loaded > self._plan.load_tokens
 
     def _piece(self) -> tuple[list[int], tuple[int, ...]]:
         """What the next instance scores: a share of what is ready, down to one batch with some of those who

@@ -88,7 +88,8 @@ class Rollouts:
         first = self.engine.next_request
         tail = self.tail
         requests = tuple(range(first, first + count))
-        self.engine.driver.post(Rollout(requests, batch, tail.left, tail.kept, readers, self.why))
+        loads = 0 if self._pace is None else self._pace.load_tokens
+        self.engine.driver.post(Rollout(requests, batch, tail.left, tail.kept, readers, loads, self.why))
         streams = [
             self.engine.submit(Ask(prompts[id // each].tokens, self._sampling(iteration, id), whole=True))
             for id in range(count)

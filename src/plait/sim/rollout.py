@@ -64,6 +64,8 @@ class RolloutScenario:
     """Samples that are scored together."""
     readers: int = 1
     """Of `reading`: models that may read a batch on different instances."""
+    load_tokens: int = 0
+    """See `Rollout`."""
 
     def run(
         self, samples: Sequence[SampleLength], tail: Tail = SERIAL, observers: Iterable[Observer] = ()
@@ -83,7 +85,8 @@ class RolloutScenario:
         arrivals = [self._arrival(number, sample) for number, sample in enumerate(samples)]
         hands = VirtualWorkers(scenario.cost, arrivals, copies, self.reading)
         ups = [(0, WorkerUp(each.id, 0, scenario.slots_of(each.id))) for each in instances]
-        start = Rollout(tuple(range(len(samples))), self.batch, tail.left, tail.kept, self.readers)
+        requests = tuple(range(len(samples)))
+        start = Rollout(requests, self.batch, tail.left, tail.kept, self.readers, self.load_tokens)
         inputs: list[tuple[int, Event]] = [
             *ups,
             (0, start),

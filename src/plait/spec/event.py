@@ -116,8 +116,11 @@ class Rollout:
     """Instances that go on drawing then (m)."""
     readers: int = 1
     """Models, or groups of models, that may read a batch on different instances at the same time."""
+    load_tokens: int = 0
+    """Tokens that an instance scores in the time that loading what reads takes. Where those that have loaded
+    will be through with the rest sooner, no other begins."""
     why: str = ""
-    """In words, for the journal: what these two follow from."""
+    """In words, for the journal: what these follow from."""
 
 
 @dataclass(frozen=True, slots=True)
