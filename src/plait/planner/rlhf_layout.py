@@ -80,7 +80,8 @@ class Training:
     problem: PipelineProblem
     """Of one block and one mini-batch."""
     reduce_s: tuple[float, float]
-    """Summing up the gradients of a stage over all its copies, of Actor and Critic."""
+    """Summing up the gradients of a stage over all its copies, of Actor and Critic. Each takes the sums of a
+    share; the new weights of the others come as the next forwards go."""
     optimiser_s: float
     """A step of both optimisers, after that."""
 
@@ -170,7 +171,7 @@ def training(job: RlhfJob, machine: Machine, stages: tuple[int, int]) -> Trainin
     if sum(held) + flights > MEMORY * cluster.device.memory_bytes:
         return None
     reduce_s = [
-        shape.weight_bytes / count / tp * 2 * (each - 1) / each / link.bandwidth
+        shape.weight_bytes / count / tp * (each - 1) / each / link.bandwidth
         for shape, count, each in zip(shapes, stages, copies, strict=True)
     ]
     optimiser_s = 2 * sum(held) / cluster.device.bandwidth
@@ -212,8 +213,8 @@ def _alone_s(problem: PipelineProblem, name: str) -> float:
 
 
 def fused_step_s(training: Training) -> float:
-    """The least that a fused mini-batch can take."""
-    return bounds(training.problem).makespan_s + min(training.reduce_s) + training.optimiser_s
+    """The least that a fused mini-batch can take, if both models end on one rank at the same time."""
+    return bounds(training.problem).makespan_s + sum(training.reduce_s) + training.optimiser_s
 
 
 def best_drawing(job: RlhfJob, machine: Machine) -> Drawing:

@@ -5,8 +5,8 @@ pipeline search per mini-batch, whose actions are timed by the same roofline. Wh
 weights to the instances that draw, sums of gradients that nothing hides, the optimisers.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 import numpy as np
@@ -15,7 +15,7 @@ from plait.planner.rlhf_job import RlhfJob
 from plait.planner.rlhf_layout import Drawing, Machine, Training, serial_gradients_s
 from plait.planner.tail import TailTuner, Tuned
 from plait.rlhf.core import SERIAL, Tail
-from plait.search.pipelines.builders import serial_s
+from plait.search.pipelines.builders import one_f_one_b, serial_s
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.fuse import split_backward
 from plait.search.pipelines.timing import ScheduleTiming, measure
@@ -151,6 +151,22 @@ class RlhfPlan:
         pipeline_s = timing.makespan_s
         return Stepped(pipeline_s, max(0.0, end_s - pipeline_s), training.optimiser_s, problem, schedule)
 
+    def bars(self, step: Stepped) -> Iterator[tuple[int, str, float, float]]:
+        """(rank, what, begin, end) of a mini-batch, in seconds: what is a model with the kind of action."""
+        if step.problem is None or step.schedule is None:
+            yield from self._serial_bars()
+            return
+        yield from _bars(step.problem, step.schedule, 0.0)
+
+    def _serial_bars(self) -> Iterator[tuple[int, str, float, float]]:
+        begin_s = 0.0
+        for name in ("actor", "critic"):
+            models = tuple(each for each in self.training.problem.models if each.name == name)
+            alone = replace(self.training.problem, models=models)
+            schedule = one_f_one_b(alone)
+            yield from _bars(alone, schedule, begin_s)
+            begin_s += measure(alone, schedule).makespan_s
+
     def ledger(self, times: RolloutTimes, step: Stepped) -> Ledger:
         """An iteration's."""
         count = self.job.mini_batches
@@ -172,6 +188,16 @@ class RlhfPlan:
             missing / cluster.remote.bandwidth
             + shape.weight_bytes / self.drawing.tp / cluster.local.bandwidth
         )
+
+
+def _bars(
+    problem: PipelineProblem, schedule: PipelineSchedule, begin_s: float
+) -> Iterator[tuple[int, str, float, float]]:
+    timing = measure(problem, schedule)
+    for rank, row in enumerate(schedule.rows):
+        for action, start_s, end_s in zip(row, timing.starts_s[rank], timing.ends_s[rank], strict=True):
+            name = f"{problem.models[action.model].name} {action.kind.value}"
+            yield rank, name, begin_s + start_s, begin_s + end_s
 
 
 def _summed_s(
