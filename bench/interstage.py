@@ -159,7 +159,7 @@ def oracle(number: int, draws: int, seed: int, coarse: int) -> tuple[float, floa
 
 def oracles(quick: bool, seed: int) -> list[Claim]:
     """The tuner on many distributions."""
-    count, draws, coarse = (2, 2, 4) if quick else (20, 3, 1)
+    count, draws, coarse = (2, 2, 4) if quick else (16, 5, 1)
     found = [oracle(number, draws, seed, coarse) for number in range(count)]
     over, clear = zip(*found, strict=True)
     named = f"of {count} distributions"

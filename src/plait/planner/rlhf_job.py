@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import yaml
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from plait.cost.catalog import shape_named
 from plait.sim.rollout import SampleLength
@@ -65,14 +66,16 @@ class RlhfJob:
 
     def draw(self, rng: Generator, count: int) -> list[SampleLength]:
         """Samples of its distribution."""
-        drawn = np.exp(rng.normal(np.log(self.median), self.sigma, count))
-        return [SampleLength(self.prompt, int(each)) for each in np.clip(np.rint(drawn), 1, self.longest)]
+        return [SampleLength(self.prompt, int(each)) for each in self._responses(rng, count)]
 
     @property
     def mean_tokens(self) -> float:
         """Of a sample, prompt and response, to a percent or so."""
-        drawn = self.draw(np.random.default_rng(0), 20_000)
-        return self.prompt + float(np.mean([each.response for each in drawn]))
+        return self.prompt + float(self._responses(np.random.default_rng(0), 20_000).mean())
+
+    def _responses(self, rng: Generator, count: int) -> NDArray[np.float64]:
+        drawn = np.exp(rng.normal(np.log(self.median), self.sigma, count))
+        return np.clip(np.rint(drawn), 1, self.longest)
 
 
 def read_job(path: Path) -> RlhfJob:
