@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.cost.fitted import Fitted
-from plait.cost.reading import Reading, StatedReading, stated
+from plait.cost.reading import Readers, StatedReading, stated
 from plait.rlhf.core import SERIAL, RlhfCore, Tail
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Copies, Network
@@ -134,7 +134,7 @@ def test_a_recording_walks_the_same_road_and_losses_change_no_result(lengths, le
 
 
 def test_a_line_through_two_pieces_gives_back_what_models_take():
-    found = stated(Reading((COST, COST), 7), 100)
+    found = stated(Readers((COST, COST), 7), 100)
     assert found.token_ns == pytest.approx(2 * COST.prefill_token_ns)
     assert found.piece_ns == pytest.approx(2 * COST.prefill_ns, rel=1e-3)
     assert found.load_ns == 7

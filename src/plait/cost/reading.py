@@ -45,7 +45,7 @@ class StatedReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Readers:
     """Models with a cost each: a piece is one packed forward of every model that reads it."""
 
     models: tuple[Cost, ...]
@@ -61,7 +61,7 @@ class Reading:
         return max(1, self.load_ns * score.loads + forward_ns)
 
 
-def stated(reading: Reading, tokens: int) -> StatedReading:
+def stated(reading: Readers, tokens: int) -> StatedReading:
     """The straight line through what a piece of one sample and one of 64 take.
 
     Args:

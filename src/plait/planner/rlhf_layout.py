@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plait.cost.reading import Reading, stated
+from plait.cost.reading import Readers, stated
 from plait.cost.roofline import Roofline
 from plait.planner.cluster import Cluster
 from plait.planner.rlhf_job import RlhfJob
@@ -63,7 +63,7 @@ class Drawing:
     instances: int
     tp: int
     model: TailModel
-    reading: Reading
+    reading: Readers
 
     def __str__(self) -> str:
         return f"{self.instances} instances of tp {self.tp}"
@@ -116,7 +116,7 @@ def drawings(job: RlhfJob, machine: Machine) -> list[Drawing]:
         room = (slots - rows * (job.prompt + job.longest)) * actor.kv_bytes_per_token
         away = max(0, sum(shape.weight_bytes for shape in read) - max(0, room))
         load_s = machine.switch_s + away / tp / machine.host_bandwidth
-        reading = Reading(readers, round(load_s * 1e9))
+        reading = Readers(readers, round(load_s * 1e9))
         steps = fitted_steps(drawn, job.prompt, round(job.mean_tokens) - job.prompt, rows)
         move_ns = actor.kv_bytes_per_token / cluster.remote.bandwidth * 1e9
         model = TailModel(instances, steps, stated(reading, round(job.mean_tokens)), slots, move_ns)
