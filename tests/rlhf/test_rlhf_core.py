@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.rlhf.core import InterStageConfig, RlhfCore
@@ -71,6 +71,7 @@ class Iteration:
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 
 
+@settings(deadline=None)
 @given(lengths, st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 3), st.integers(1, 4))
 def test_every_batch_is_scored_once_and_instances_come_back(lengths, share, kept, instances):
     iteration = Iteration(lengths, InterStageConfig(share, kept), instances)
