@@ -10,7 +10,7 @@ import numpy as np
 
 from plait.planner.rlhf_layout import serial_gradients_s
 from plait.planner.rlhf_plan import Intra, RlhfPlan
-from plait.sim.rollout import SampleLength
+from plait.sim.rollout import RolloutTimes, SampleLength
 from plait.spec.shape import ModelShape
 
 EAGER_LAYER_S = 50e-6
@@ -34,10 +34,14 @@ class Times:
         return self.generation_s + self.inference_s + self.training_s + self.other_s
 
 
-def realhf(plan: RlhfPlan, samples: Sequence[SampleLength]) -> Times:
+def realhf(plan: RlhfPlan, samples: Sequence[SampleLength], times: RolloutTimes) -> Times:
     """ReaLHF, as a model: a layout for each task as ours, stages one after the other, batches that stay
-    whole until their longest sample ends, and samples dealt out to blocks whatever their lengths."""
-    step, times = plan.step(Intra.SERIAL), plan.rollout(samples)
+    whole until their longest sample ends, and samples dealt out to blocks whatever their lengths.
+
+    Args:
+        times: of our serial stages; reading is the same.
+    """
+    step = plan.step(Intra.SERIAL)
     inference_s = (times.scored_ns - times.drawn_ns) / 1e9
     blocks, count = plan.training.blocks, plan.job.mini_batches
     tokens = [each.prompt + each.response for each in samples]

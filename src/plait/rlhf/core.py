@@ -20,7 +20,7 @@ from plait.serving.manager import GlobalManager
 from plait.spec.cluster import Role
 from plait.spec.command import Command, End, Score
 from plait.spec.errors import UserError
-from plait.spec.event import Arrived, Event, Reassign, Rollout, Scored, WorkerLost
+from plait.spec.event import Arrived, Event, Reassign, Rollout, Scored, StepDone, WorkerLost
 
 PIECES = 2
 """An instance is given one part in so many of what it would get if all instances shared what is ready."""
@@ -93,6 +93,8 @@ class RlhfCore:
 
     def handle(self, event: Event, now: int) -> list[Command]:
         """Take in one fact and say what is to be done; see `GlobalManager.handle`."""
+        if isinstance(event, StepDone):
+            return self._step_done(event, now)
         commands: list[Command] = []
         if isinstance(event, Rollout):
             self._begin(event)
@@ -104,9 +106,19 @@ class RlhfCore:
                 self._expected -= 1
             elif isinstance(event, WorkerLost):
                 self._lose(event.instance)
-            commands += self.manager.handle(event, now)
+            commands = self.manager.handle(event, now)
             self._take_ends(commands)
         if self._unscored or self.lent:
+            commands += self._go_on(now)
+        return commands
+
+    def _step_done(self, event: StepDone, now: int) -> list[Command]:
+        """Most events are these, and most change nothing here: nobody ended, and no instance ran dry."""
+        left, seats = len(self._sample), self.manager.flights.seats(event.step)
+        commands = self.manager.handle(event, now)
+        self._take_ends(commands)
+        changed = len(self._sample) < left or not all(seat.lives for seat in seats)
+        if changed and self._unscored:
             commands += self._go_on(now)
         return commands
 
