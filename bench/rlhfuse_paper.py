@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from alignment.policies import deepspeed_chat, realhf
 from claim import Claim, arguments, at_least, at_most, finish, reported, together
 
+from plait.cost.cost import Cost
 from plait.planner.cluster import Cluster
 from plait.planner.rlhf_job import RlhfJob
 from plait.planner.rlhf_layout import Drawing, Machine, best_drawing, training
@@ -29,6 +30,7 @@ from plait.rlhf.core import SERIAL
 from plait.search.pipelines.find import ScheduleSearch
 from plait.spec.cluster import Device, Link
 from plait.spec.schedule import PipelineSchedule
+from plait.spec.step import Step
 
 HOPPER = Device("hopper", 989e12, 0.6 * 3.35e12, 80 * 1024**3, step_ns=1_000_000, efficiency=0.5)
 NVLINK, NODE = Link(300e9, 500), Link(200e9, 20_000)
@@ -125,20 +127,20 @@ def run(cell: Cell, plan: RlhfPlan, schedules: Schedules, seed: int) -> Outcome:
 
 
 @dataclass(frozen=True)
-class _Slower:
+class Slower:
     """A cost of steps that takes so many times as long."""
 
-    inner: object
+    inner: Cost
     times: float
 
-    def step_ns(self, step):  # type: ignore[no-untyped-def]
+    def step_ns(self, step: Step) -> int:
         """See `Cost`."""
         return round(self.inner.step_ns(step) * self.times)
 
 
 def _with_scoring(plan: RlhfPlan, times: float) -> RlhfPlan:
     drawing = plan.drawing
-    reading = replace(drawing.reading, models=tuple(_Slower(each, times) for each in drawing.reading.models))
+    reading = replace(drawing.reading, models=tuple(Slower(each, times) for each in drawing.reading.models))
     line = drawing.model.reading
     slower = replace(line, token_ns=line.token_ns * times, piece_ns=line.piece_ns * times)
     made = Drawing(drawing.instances, drawing.tp, replace(drawing.model, reading=slower), reading)

@@ -22,6 +22,7 @@ from plait.spec.errors import UserError
 from plait.spec.event import Arrived, Rollout, Scored, WorkerLost, WorkerUp
 from plait.spec.request import Request
 from plait.workload.journal import Entry, Journal, read_journal, replay
+from plait.workload.timeline import timeline
 
 MS = 1_000_000
 COST = Fitted(2e6, 1e4, 0.0, 0.0, 5e6, 100.0, 2e4)
@@ -88,6 +89,9 @@ def test_a_journal_of_an_iteration_replays(tmp_path):
     history = read_journal(tmp_path / "journal")
     assert any(isinstance(entry.event, Scored) for entry in history.entries)
     assert replay(RlhfCore(GlobalManager(told.scenario.config)), history.entries) is None
+    slices = [each for each in timeline(history.entries).events if each.get("cat") == "score"]
+    assert sum(each["args"]["batches"] for each in slices) == len(LONG)
+    assert all(each["dur"] > 0 and each["args"]["why"] for each in slices)
 
 
 @settings(max_examples=25, deadline=None)
