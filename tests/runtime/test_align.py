@@ -13,11 +13,13 @@ from plait.runtime.align_setup import check_memory, check_tokenizers, model_fold
 from plait.runtime.prompts import Prompts
 from plait.runtime.recipe import Recipe, read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
+from plait.sim.recorded import Recorded
 from plait.sim.scenario import core_from
+from plait.sim.world import World
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
-from plait.workload.journal import read_journal, replay
+from plait.workload.journal import Entry, History, read_journal, replay
 from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -69,6 +71,17 @@ def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
     asyncio.run(run())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+
+
+def simulated(history: History) -> list[Entry]:
+    """The same iterations in virtual time, with the durations and answers of the live ones."""
+    recorded, entries = Recorded(history.entries), []
+
+    def note(now_ns, event, commands):
+        entries.append(Entry(now_ns, event, tuple(commands)))
+
+    World(core_from(history.config), recorded, [note]).run(recorded.inputs)
+    return entries
 
 
 @pytest.mark.usefixtures("quick_workers")
@@ -170,6 +183,7 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     history = read_journal(tmp_path / "fused" / "journal-000000.jsonl")
     assert any(isinstance(entry.event, Scored) for entry in history.entries)
     assert replay(core_from(history.config), history.entries) is None
+    assert simulated(history) == list(history.entries)
 
 
 @pytest.mark.usefixtures("quick_workers")

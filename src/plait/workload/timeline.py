@@ -1,8 +1,8 @@
 """A journal as a timeline: Chrome trace JSON, which ui.perfetto.dev opens.
 
 process "requests"     a span for each request, from arrival to end; counters of waiting and running
-process "instance i"   a slice for each step and for what it scores on its compute lane, for each move to it on
-                       its copy lane; counter of tokens whose KV it holds
+process "instance i"   a slice for each step and each part of the scoring on its compute lane, for each move
+                       to it on its copy lane; counter of tokens whose KV it holds
 """
 
 from collections.abc import Iterable
