@@ -137,6 +137,27 @@ def test_a_recording_walks_the_same_road_and_losses_change_no_result(lengths, le
     assert run(again, again.inputs)[1] == entries
 
 
+def test_instances_that_are_lent_draw_again_where_nobody_else_can():
+    arrivals = [Arrival(0, Request(i, each.prompt, 512), each.response) for i, each in enumerate(LONG)]
+    inputs = [(0, WorkerUp(i, 0, 1 << 14)) for i in range(3)]
+    inputs += [(0, Rollout(tuple(range(len(LONG))), 1, 4, 1)), *((0, Arrived(a.request)) for a in arrivals)]
+    core, kept = RlhfCore(GlobalManager(ManagerConfig(page=4))), []
+
+    def note(now_ns, event, commands):
+        if core.lent and not kept:
+            kept.extend(i for i in range(3) if i not in core.lent)
+
+    World(core, VirtualWorkers(COST, arrivals, Copies(NETWORK, {}), READING), [note]).run(inputs, 500 * MS)
+    assert len(kept) == 1
+    core, scored = RlhfCore(GlobalManager(ManagerConfig(page=4))), []
+    lost = [(500 * MS, WorkerLost(kept[0], 0))]
+    hands = VirtualWorkers(COST, arrivals, Copies(NETWORK, {}), READING)
+    World(core, hands, [lambda now, event, _: scored.append(isinstance(event, Scored))]).run([*inputs, *lost])
+    assert core.manager.quiet
+    assert not core.lent
+    assert any(scored)
+
+
 def test_a_line_through_two_pieces_gives_back_what_models_take():
     found = stated(Readers((COST, COST), 7), 100)
     assert found.token_ns == pytest.approx(2 * COST.prefill_token_ns)

@@ -176,7 +176,20 @@ class RlhfCore:
         if self._tail or not self._sample:
             for instance in self._idle():
                 commands += self._lend(instance, now)
+        if self._sample and all(instance in self.lent for instance in self.manager.seats):
+            commands += self._recall(now)
         return commands + self._scores()
+
+    def _recall(self, now: int) -> list[Command]:
+        """Those that went on drawing are gone: one that is lent draws again."""
+        up = [instance for instance in self.lent if instance in self.manager.seats]
+        if not up:
+            return []
+        instance = min(up, key=lambda each: (each in self.reading, each))
+        self._fresh.pop(instance, None)
+        commands = self.manager.handle(Reassign(instance, self.lent.pop(instance)), now)
+        self._take_ends(commands)
+        return commands
 
     def _take_back(self, now: int) -> list[Command]:
         commands: list[Command] = []
