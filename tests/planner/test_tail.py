@@ -77,6 +77,12 @@ def test_a_tail_that_does_not_fit_is_never_chosen():
     assert np.isfinite(tuned.ns)
 
 
+def test_steps_that_cost_nothing_but_context_are_no_trouble():
+    odd = TailModel(INSTANCES, Fitted(0.0, 1e4, 0.0, 0.0, 0.0, 5e3, 0.0), reading(60_000), SLOTS, 1.0)
+    tuned = TailTuner(odd).tune(lengths(0), SAMPLES, np.random.default_rng(0))
+    assert 0 < tuned.ns <= tuned.serial_ns
+
+
 def test_coefficients_of_a_cost_give_back_its_steps():
     found = fitted_steps(STEPS, 32, 60, 16)
     assert found.decode_ns == pytest.approx(STEPS.decode_ns, rel=1e-3)

@@ -223,7 +223,9 @@ class _Drawing:
         ]
         loads = [(sum(known for known, _ in home), at) for at, home in enumerate(homes)]
         heapify(loads)
-        step_ns = self.model.steps.decode_ns + self.model.steps.decode_row_ns
+        steps = self.model.steps
+        context_ns = steps.decode_context_ns * float(known_In[open_In].mean())
+        step_ns = max(1.0, steps.decode_ns + steps.decode_row_ns + context_ns)
         moving = open_In.copy()
         moving[kept] = False
         late = [0.0] * len(homes)

@@ -47,19 +47,23 @@ class Retuner:
             elif isinstance(command, Move):
                 self._add(self._moved, now_ns - asked_ns, command.count)
 
-    def tune(self, samples: Sequence[SampleLength], slots: int) -> Tuned:
-        """The tail of the next iteration, which has as many samples as this one.
+    def tune(self, samples: Sequence[SampleLength], slots: int) -> Tuned | None:
+        """The tail of the next iteration, which has as many samples as this one; None where this one had too
+        few steps to tell: the tail stays what it is.
 
         Args:
             samples: as they turned out.
             slots: KV of an instance, in tokens.
         """
         self._seen.append(list(samples))
+        measured = timings(self._steps)
+        self._steps.clear()
+        decodes = sum(not any(row.given for row in each.step.rows) for each in measured)
+        if not 0 < decodes < len(measured):
+            return None
         reading = StatedReading(self._read[0] / max(1, self._read[1]))
         move_token_ns = self._moved[0] / max(1, self._moved[1])
-        steps = Fitted.fit(timings(self._steps))
-        model = TailModel(self._instances, steps, reading, slots, move_token_ns)
-        self._steps.clear()
+        model = TailModel(self._instances, Fitted.fit(measured), reading, slots, move_token_ns)
         self._asked.clear()
         self._read, self._moved = [0, 0], [0, 0]
         seen = [sample for iteration in self._seen for sample in iteration]

@@ -108,7 +108,8 @@ class Rollouts:
     def _retune(self, retuner: Retuner, samples: Sequence[Sample]) -> None:
         slots = max(each.kv_slots for each in self.engine.stats().instances)
         tuned = retuner.tune([SampleLength(len(each.prompt), len(each.response)) for each in samples], slots)
-        self.tail, self.why = tuned.tail, str(tuned)
+        if tuned is not None:
+            self.tail, self.why = tuned.tail, str(tuned)
 
     def _score(self, command: Score) -> None:
         """One crew reads for all instances: what several of them are to score meanwhile is read together."""
