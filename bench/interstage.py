@@ -123,12 +123,11 @@ def ideals(quick: bool, seed: int) -> list[Claim]:
     """Every cell of the grid."""
     found, draws = [], 1 if quick else 4
     for lengths in TAILED[:1] if quick else TAILED:
-        for rho in RHOS:
+        for rho in RHOS[1:] if quick else RHOS:
             gain, best, share = ideal(lengths, rho, draws, seed)
             said = f"longest {lengths.longest}, rho {best - 1:.2f}: {gain:.3f}x, share of 1 + rho"
             found.append(at_least(said, share, IDEAL))
-    others = [] if quick else [(each, 0.6) for each in TAILED]
-    others += [(each, 0.35) for each in (CUT[:1] if quick else CUT)]
+    others = [] if quick else [*((each, 0.6) for each in TAILED), *((each, 0.35) for each in CUT)]
     for lengths, rho in others:
         gain, best, share = ideal(lengths, rho, draws, seed)
         cut = "" if lengths in TAILED else f", median {lengths.median:g}"
@@ -159,7 +158,7 @@ def oracle(number: int, draws: int, seed: int, coarse: int) -> tuple[float, floa
 
 def oracles(quick: bool, seed: int) -> list[Claim]:
     """The tuner on many distributions."""
-    count, draws, coarse = (2, 2, 4) if quick else (16, 5, 1)
+    count, draws, coarse = (2, 2, 6) if quick else (16, 5, 1)
     found = [oracle(number, draws, seed, coarse) for number in range(count)]
     over, clear = zip(*found, strict=True)
     named = f"of {count} distributions"
