@@ -158,7 +158,7 @@ def oracle(number: int, draws: int, seed: int, coarse: int) -> tuple[float, floa
 
 def oracles(quick: bool, seed: int) -> list[Claim]:
     """The tuner on many distributions."""
-    count, draws, coarse = (2, 2, 6) if quick else (16, 5, 1)
+    count, draws, coarse = (2, 2, 7) if quick else (16, 5, 1)
     found = [oracle(number, draws, seed, coarse) for number in range(count)]
     over, clear = zip(*found, strict=True)
     named = f"of {count} distributions"

@@ -1,11 +1,14 @@
 """`plait plan rlhf` and `plait simulate rlhf`, and that plan and simulate still stand by themselves."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from plait.cli.main import app
+from plait.planner.cluster import read_cluster
+from plait.planner.rlhf_job import read_job
 from plait.search.pipelines.form import from_csv
 from plait.spec.errors import UserError
 
@@ -59,3 +62,9 @@ def test_help_names_what_serving_takes(verb):
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
     assert "--cluster" in result.output
+
+
+def test_what_ships_can_be_read():
+    plans = Path(__file__).parents[2] / "recipes" / "plan"
+    assert read_job(plans / "rlhf.yaml").samples == 512
+    assert read_cluster(plans / "h100-256.yaml").devices == 256
