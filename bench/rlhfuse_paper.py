@@ -9,6 +9,8 @@ micro-batches of 1; lengths lognormal (median 150, 200, 250) cut at 512, 1,024, 
 the same layouts, kernels and balance. DeepSpeed-Chat and ReaLHF are policies in the same cost model: models
 of those systems, not those systems.
 
+A cell's value is the gain of both fusions; in brackets that of the first and of the second alone.
+
 Bars: both fusions are nowhere slower than the base; the stages' gains are where the published ranges begin
 where scoring takes as much of generation as these imply (0.35); other overheads stay below 3 % on average.
 """
