@@ -59,7 +59,8 @@ def _verbs(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield name, command
         return
     for part in inner:
-        yield from _verbs(f"{name} {part}", inner[part])
+        alone = part == getattr(command, "alone", None)
+        yield from _verbs(name if alone else f"{name} {part}", inner[part])
 
 
 def _option(parameter: Any) -> tuple[str, str, str]:

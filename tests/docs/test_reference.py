@@ -28,7 +28,18 @@ def pages(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def test_every_verb_has_its_options(pages: dict[str, str]):
-    for verb in ("serve", "pull", "chat", "simulate", "replay", "doctor", "demo", "bench serve"):
+    for verb in (
+        "serve",
+        "pull",
+        "chat",
+        "simulate",
+        "replay",
+        "doctor",
+        "demo",
+        "bench serve",
+        "plan",
+        "plan rlhf",
+    ):
         assert f"## `plait {verb}`" in pages["cli.md"]
     said = "Instances; each has all weights, in --tp x --pp processes."
     assert f"| `--instances` | `1` | {said} |" in pages["cli.md"]

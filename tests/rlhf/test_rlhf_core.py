@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.rlhf.core import InterStageConfig, RlhfCore
@@ -20,7 +20,7 @@ class Iteration:
     """Samples of given lengths on instances that answer in turn; what the core said, in order."""
 
     def __init__(self, lengths: list[int], config: InterStageConfig, instances: int = 4) -> None:
-        self.core = RlhfCore(GlobalManager(ManagerConfig(page=4)), config)
+        self.core = RlhfCore(GlobalManager(ManagerConfig(page=4)))
         self.now = 0
         self.work: deque[object] = deque()
         self.said: list[object] = []
@@ -28,7 +28,8 @@ class Iteration:
         for instance in range(instances):
             self.send(WorkerUp(instance, 1, 4096))
         self.lengths = lengths
-        self.send(Rollout(tuple(range(len(lengths))), 2))
+        tail = config.tail(len(lengths))
+        self.send(Rollout(tuple(range(len(lengths))), 2, tail.left, tail.kept))
         for request, length in enumerate(lengths):
             self.send(Arrived(Request(request, 5, length)))
 
@@ -52,10 +53,15 @@ class Iteration:
                 case Move() as move:
                     self.send(Moved(move.id))
                 case Score() as score:
+                    assert score.instance in self.core.lent
+                    assert not self.core.manager.seats[score.instance].lives
+                    samples = [s for b in score.batches for s in range(b * 2, b * 2 + 2)]
+                    known = tuple(5 + self.lengths[s] for s in samples if s < len(self.lengths))
+                    assert score.tokens == known
                     for batch in score.batches:
                         members = range(batch * 2, min(batch * 2 + 2, len(self.lengths)))
                         assert self.done.issuperset(members), "a batch is scored before it is finished"
-                    self.send(Scored(score.batches))
+                    self.send(Scored(score.id))
 
     @property
     def scored(self) -> list[int]:
@@ -65,6 +71,7 @@ class Iteration:
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 
 
+@settings(deadline=None)
 @given(lengths, st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 3), st.integers(1, 4))
 def test_every_batch_is_scored_once_and_instances_come_back(lengths, share, kept, instances):
     iteration = Iteration(lengths, InterStageConfig(share, kept), instances)

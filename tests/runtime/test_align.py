@@ -13,8 +13,13 @@ from plait.runtime.align_setup import check_memory, check_tokenizers, model_fold
 from plait.runtime.prompts import Prompts
 from plait.runtime.recipe import Recipe, read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
+from plait.sim.recorded import Recorded
+from plait.sim.scenario import core_from
+from plait.sim.world import World
 from plait.spec.errors import EngineFailure, UserError
+from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
+from plait.workload.journal import Entry, History, read_journal, replay
 from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -68,6 +73,17 @@ def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
 
 
+def simulated(history: History) -> list[Entry]:
+    """The same iterations in virtual time, with the durations and answers of the live ones."""
+    recorded, entries = Recorded(history.entries), []
+
+    def note(now_ns, event, commands):
+        entries.append(Entry(now_ns, event, tuple(commands)))
+
+    World(core_from(history.config), recorded, [note]).run(recorded.inputs)
+    return entries
+
+
 @pytest.mark.usefixtures("quick_workers")
 def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
     serial = align(workplace, tmp_path / "serial", recipe(workplace, train={"fusion": "off"}))
@@ -110,6 +126,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
         ({"rolout": {}}, "did you mean rollout"),
         ({"train": {"mikro_batch": 2}}, "did you mean train.micro_batch"),
         ({"train": {"ranks": 1}}, "2 or more"),
+        ({"rollout": {"tail": {"tune": True}}}, "two instances"),
         ({"models": {"reward": "model"}}, "exactly one"),
         ({"train": {"mini_batches": 3}}, "mini-batches"),
         ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "samples to 2"),
@@ -163,6 +180,25 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     tail = {"tail": {"tail_share": 0.5, "kept": 1}}
     fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
     assert serial == fused
+    history = read_journal(tmp_path / "fused" / "journal-000000.jsonl")
+    assert any(isinstance(entry.event, Scored) for entry in history.entries)
+    assert replay(core_from(history.config), history.entries) is None
+    assert simulated(history) == list(history.entries)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_tail_that_tunes_itself_changes_nothing_either(workplace, tmp_path):
+    rollout = {"instances": 2, "max_tokens": 24}
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout, iterations=3))
+    tail = {"tail": {"tail_share": 0.5, "kept": 1, "tune": True}}
+    tuned = align(workplace, tmp_path / "tuned", recipe(workplace, rollout=rollout | tail, iterations=3))
+    assert serial == tuned
+    history = read_journal(tmp_path / "tuned" / "journal-000000.jsonl")
+    begun = [entry.event for entry in history.entries if isinstance(entry.event, Rollout)]
+    assert begun[0].why == "as the recipe says"
+    assert "foreseen from 8 lengths" in begun[1].why
+    assert "foreseen from 16 lengths" in begun[2].why
+    assert replay(core_from(history.config), history.entries) is None
 
 
 @pytest.mark.usefixtures("quick_workers")

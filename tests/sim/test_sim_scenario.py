@@ -121,7 +121,7 @@ def test_a_journal_of_a_simulation_builds_its_core_again(tmp_path):
         TIGHT.run(rows(count=20), [journal.append])
     history = read_journal(path)
     core = core_from(history.config)
-    assert core.config == TIGHT.config
+    assert core.manager.config == TIGHT.config
     assert replay(core, history.entries) is None
     changed = replace(TIGHT.config, batcher=BatcherConfig(step_tokens=64))
     assert replay(core_from(asdict(changed)), history.entries) is not None

@@ -18,8 +18,10 @@ from plait.cli.pull import pull
 from plait.cli.quantize import quantize
 from plait.cli.replay import replay
 from plait.cli.reward import reward
+from plait.cli.rlhf import plan_rlhf, simulate_rlhf
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
+from plait.cli.verbs import Verbs
 from plait.spec.errors import PlaitError, UserError
 
 app = typer.Typer(
@@ -51,8 +53,14 @@ app.command()(compress)
 app.command()(chat)
 app.command()(demo)
 app.command()(profile)
-app.command()(plan)
-app.command()(simulate)
+for verb, serving, aligning, about in (
+    ("plan", plan, plan_rlhf, "Find what goes where; without a subject, for serving."),
+    ("simulate", simulate, simulate_rlhf, "Predict without the devices; without a subject, serving."),
+):
+    group = typer.Typer(cls=Verbs, help=about)
+    group.command("serving")(serving)
+    group.command("rlhf")(aligning)
+    app.add_typer(group, name=verb)
 app.command()(replay)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

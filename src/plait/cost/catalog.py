@@ -83,10 +83,32 @@ _SMOLLM2_135M = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+_LLAMA_13B = _LLAMA_2_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "max_position_embeddings": 2048,
+}
+_LLAMA_33B = _LLAMA_13B | {
+    "hidden_size": 6656,
+    "intermediate_size": 17920,
+    "num_attention_heads": 52,
+    "num_hidden_layers": 60,
+}
+_LLAMA_65B = _LLAMA_13B | {
+    "hidden_size": 8192,
+    "intermediate_size": 22016,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+}
 # The sizes of the models' own config.json.
 CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llama-2-7b": _LLAMA_2_7B,
+        "llama-13b": _LLAMA_13B,
+        "llama-33b": _LLAMA_33B,
+        "llama-65b": _LLAMA_65B,
         "llama-3-8b": _LLAMA_3_8B,
         "opt-13b": _OPT_13B,
         "opt-66b": _OPT_66B,

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.cost.reading import StatedReading
 from plait.runtime.engine import Engine
 from plait.runtime.prompts import Prompt, Prompts
 from plait.runtime.recipe import Recipe
@@ -58,12 +59,14 @@ class Alignment:
         score: Score | None,
         out: Path,
         state: State | None = None,
+        pace: StatedReading | None = None,
     ) -> None:
         """
         Args:
             score: the reward function; None: the reward model scores.
             out: folder of metrics, checkpoints and the aligned model.
             state: of the checkpoint that the trainer was resumed from.
+            pace: of a paced engine: what scoring takes at least.
         """
         self.recipe, self.engine, self.trainer, self.prompts = recipe, engine, trainer, prompts
         self.score, self.out = score, out
@@ -71,7 +74,7 @@ class Alignment:
         models = ["actor"] * recipe.reads_actor
         models += ["reference"] * recipe.has_reference + ["critic"] * recipe.has_critic
         models += ["reward"] * (score is None)
-        self._rollouts = Rollouts(engine, trainer, recipe, models)
+        self.rollouts = Rollouts(engine, trainer, recipe, models, pace)
         shared = Path("/dev/shm")
         self._exports = tempfile.TemporaryDirectory(
             prefix="plait-weights-", dir=shared if shared.is_dir() else None
@@ -110,8 +113,8 @@ class Alignment:
     async def _iterate(self, iteration: int) -> dict[str, float]:
         began_s = time.monotonic()
         prompts = self.prompts.of(iteration, self.recipe.rollout.prompts, self.recipe.seed)
-        samples, found = await self._rollouts.draw(iteration, prompts)
-        drawn_s = self._rollouts.drawn_s
+        samples, found = await self.rollouts.draw(iteration, prompts)
+        drawn_s = self.rollouts.drawn_s
         judged = self._judge(samples, found, prompts)
         read_s = time.monotonic()
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from plait.cost.cost import Cost
+from plait.cost.reading import StatedReading
 from plait.model.hub import resolve
 from plait.rlhf.core import RlhfCore
 from plait.runtime.align import Alignment, State, answered, latest
@@ -19,6 +21,7 @@ from plait.runtime.setup import ServeConfig, open_engine
 from plait.runtime.trainer import Trainer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.manager import ManagerConfig
+from plait.spec.cluster import Link
 from plait.spec.errors import UserError
 from plait.text.tokenizer import Tokenizer
 from plait.training import reward_function
@@ -32,9 +35,19 @@ TRAINED_BYTES, FROZEN_BYTES, DRAWING_BYTES = 16, 4, 8
 """Of each parameter: weight, gradient and two moments; weight; weight and its packed copy."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Times of devices that are not there: what draws and reads is real, and answers come no earlier."""
+
+    steps: Cost
+    reading: StatedReading
+    link: Link
+    """Between instances."""
+
+
 @contextlib.asynccontextmanager
 async def open_alignment(
-    recipe: Recipe, here: Path, out: Path, *, resume: bool = False
+    recipe: Recipe, here: Path, out: Path, *, resume: bool = False, pace: Pace | None = None
 ) -> AsyncIterator[Alignment]:
     """Check everything, start an engine and a trainer, and end them afterwards.
 
@@ -42,6 +55,7 @@ async def open_alignment(
         here: folder of the recipe, which relative paths start from.
         out: folder of the run.
         resume: go on from its last checkpoint.
+        pace: of generation and scoring; None: they take as long as they do.
 
     Raises:
         UserError: something cannot be used; nothing was started.
@@ -56,17 +70,18 @@ async def open_alignment(
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
     checkpoint, state = latest(out) if resume else (None, None)
     _begin(out, recipe, state)
-    engine = open_engine(
-        _serve_config(recipe, folders["actor"], prompts),
-        lambda manager: RlhfCore(manager, recipe.rollout.tail),
-    )
+    serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, state))
+    if pace is not None:
+        serving = replace(serving, pace=pace.steps, pace_link=pace.link)
+    engine = open_engine(serving, RlhfCore)
     crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
         await _start(engine, crew)
         train = recipe.train
         temperature = recipe.policy.temperature
         trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
-        alignment = Alignment(recipe, engine, trainer, prompts, score, out, state)
+        reading = None if pace is None else pace.reading
+        alignment = Alignment(recipe, engine, trainer, prompts, score, out, state, reading)
         try:
             yield alignment
         finally:
@@ -217,7 +232,7 @@ def load_score(recipe: Recipe, here: Path, prompt: Prompt, tokenizer: Tokenizer)
     return score
 
 
-def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
+def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) -> ServeConfig:
     rollout = recipe.rollout
     longest = max(len(prompt.tokens) for prompt in prompts.rows) + rollout.max_tokens
     slots = rollout.kv_tokens or recipe.samples * (longest + PAGE)
@@ -229,6 +244,7 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts) -> ServeConfig:
         kv_tokens=slots,
         manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),
         fleet=replace(FleetConfig(), instances=rollout.instances),
+        journal=journal,
     )
 
 
@@ -241,6 +257,11 @@ def _begin(out: Path, recipe: Recipe, state: State | None) -> None:
         rows = metrics.read_text().splitlines(keepends=True)
         kept = [row for row in rows if json.loads(row)["iteration"] < state.iteration]
     metrics.write_text("".join(kept))
+
+
+def _journal(out: Path, state: State | None) -> Path:
+    """What the engine's core heard and said, from this iteration on."""
+    return out / f"journal-{0 if state is None else state.iteration:06d}.jsonl"
 
 
 def _path(here: Path, given: str) -> Path:

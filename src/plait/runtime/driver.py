@@ -98,7 +98,7 @@ class Driver:
         self.observers = list(observers)
         """See every call of the core, in order."""
         self.score: Callable[[Score], None] | None = None
-        """Carries out `Score`, and posts `Scored` in the end."""
+        """Carries out `Score`, and posts `Scored` in the end. Scores come from several instances at once."""
         self._clock_ns = clock_ns
         self._zero_ns = clock_ns()
         self._now_ns = 0

@@ -178,6 +178,8 @@ class Recipe:
                 f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "
                 "could score: raise rollout.instances, lower tail.kept, or leave tail out"
             )
+        if self.rollout.tail.tune and self.rollout.instances < 2:
+            raise UserError("rollout.tail.tune needs two instances or more: raise rollout.instances")
         if self.samples // self.train.mini_batches < self.train.blocks:
             raise UserError("a mini-batch has fewer samples than train.blocks: lower one of them")
         if self.rollout.exact and self.rollout.dtype != "float32":

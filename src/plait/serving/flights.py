@@ -24,6 +24,11 @@ class Flights:
         """Those of an instance, in order."""
         return [flight for flight in self._flying.values() if seat in flight.seats]
 
+    def seats(self, step: int) -> tuple[Seat, ...]:
+        """The instances of a step; none if it is not in flight."""
+        flight = self._flying.get(step)
+        return () if flight is None else flight.seats
+
     def number(self) -> int:
         """The next id."""
         self.next_id += 1

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from plait.cost.cost import Cost
+from plait.rlhf.core import RlhfCore
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.sim.copies import Copies, Network
 from plait.sim.workers import Arrival, VirtualWorkers
@@ -22,14 +23,14 @@ PARTED = (Role.PREFILL, Role.DECODE, Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE)
 """Roles that take one phase: requests are moved between their instances."""
 
 
-def core_from(config: Mapping[str, Any]) -> GlobalManager:
-    """A fresh core from the configuration in a journal's header.
+def core_from(config: Mapping[str, Any]) -> RlhfCore:
+    """A fresh core from the configuration in a journal's header. Where no `Rollout` comes it is its manager.
 
     Raises:
         UserError: it is not a serving core's.
     """
     try:
-        return GlobalManager(msgspec.convert(dict(config), ManagerConfig))
+        return RlhfCore(GlobalManager(msgspec.convert(dict(config), ManagerConfig)))
     except msgspec.ValidationError as error:
         raise UserError(f"the journal's header does not configure a serving core: {error}") from error
 

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plait.cost.cost import Cost
+from plait.cost.reading import ReadCost
 from plait.sim.copies import Copies
 from plait.sim.lanes import Lanes
 from plait.sim.world import World
+from plait.spec.command import Score
 from plait.spec.errors import UserError
-from plait.spec.event import Arrived, Event, StepDone
+from plait.spec.event import Arrived, Event, Scored, StepDone
 from plait.spec.move import Move
 from plait.spec.request import Request
 from plait.spec.step import Step
@@ -33,10 +35,19 @@ class VirtualWorkers:
     the same token. (Nothing is forgotten when a row is closed: who opens it describes it.)
     """
 
-    def __init__(self, cost: Cost, arrivals: Iterable[Arrival], copies: Copies | None = None) -> None:
-        """`copies` may be None where nothing is ever moved."""
+    def __init__(
+        self,
+        cost: Cost,
+        arrivals: Iterable[Arrival],
+        copies: Copies | None = None,
+        reading: ReadCost | None = None,
+    ) -> None:
+        """`copies` may be None where nothing is ever moved, `reading` where nothing is scored."""
         self._lanes = Lanes.of(cost)
         self._copies = copies
+        self._reading = reading
+        self._scoring: dict[int, int] = {}
+        """Score -> its instance, until it is answered."""
         self._flying: dict[int, tuple[tuple[int, ...], int, int]] = {}
         """Step -> its group, its start and its end, until it is answered."""
         self._known: dict[int, int] = {}
@@ -58,8 +69,21 @@ class VirtualWorkers:
         """See `Hands`."""
         return max(at_ns, now_ns)
 
-    def answer(self, step: Step) -> StepDone | None:
-        """See `Hands`. Each row that draws gets one token."""
+    def score_end_ns(self, score: Score, now_ns: int) -> int:
+        """See `Hands`. The instance has nothing else to do: it is lent, and scores one piece at a time."""
+        if self._reading is None:
+            raise UserError("samples are to be scored, but nobody reads: give the simulation a cost of it")
+        self._scoring[score.id] = score.instance
+        return now_ns + self._reading.read_ns(score)
+
+    def answer(self, work: Step | Score) -> Event | None:
+        """See `Hands`."""
+        if isinstance(work, Score):
+            return None if self._scoring.pop(work.id, None) is None else Scored(work.id)
+        return self._stepped(work)
+
+    def _stepped(self, step: Step) -> StepDone | None:
+        """Each row that draws gets one token."""
         if self._flying.pop(step.id, None) is None:
             return None
         known, full = self._known, self._full
@@ -82,6 +106,7 @@ class VirtualWorkers:
         broken = [step for step, (group, _, _) in self._flying.items() if instance in group]
         for step in broken:
             del self._flying[step]
+        self._scoring = {score: home for score, home in self._scoring.items() if home != instance}
         self._lanes.lost(instance)
         if self._copies is not None:
             self._copies.lost(instance, now_ns)

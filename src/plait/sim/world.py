@@ -1,6 +1,6 @@
 """`World`: a heap of timed events feeds a core; whoever carries its commands out says when they end.
 
-inputs (arrivals, faults) --> heap --> core.handle --> Step, Wake --> hands --> heap
+inputs (arrivals, faults) --> heap --> core.handle --> Step, Score, Wake --> hands --> heap
                                                    |-> Move, Cancel --> hands, asked when the next one ends
                                                    `-> Token, End (observers see them)
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from plait.spec.command import Command, Wake
+from plait.spec.command import Command, Score, Wake
 from plait.spec.event import Event, Woken, WorkerLost
 from plait.spec.move import Cancel, Move
 from plait.spec.step import Step
@@ -19,7 +19,7 @@ INPUT, ANSWER, WOKEN = range(3)
 """Ranks: at one instant facts from outside come first, then answers, then alarms."""
 
 
-Due = tuple[int, int, int, Event | Step]
+Due = tuple[int, int, int, Event | Step | Score]
 """(time, rank, number, what comes then)."""
 
 
@@ -38,8 +38,12 @@ class Hands(Protocol):
         """When an alarm for `at_ns`, set now, will ring; None: never."""
         ...
 
-    def answer(self, step: Step) -> Event | None:
-        """The answer to a step whose end has come; None if its worker was lost meanwhile."""
+    def score_end_ns(self, score: Score, now_ns: int) -> int | None:
+        """When samples that are to be scored from now on will be; None: never."""
+        ...
+
+    def answer(self, work: Step | Score) -> Event | None:
+        """The answer to what has come to its end; None if its worker was lost meanwhile."""
         ...
 
     def move(self, move: Move, now_ns: int) -> None:
@@ -103,14 +107,17 @@ class World:
             for command in commands:
                 seq = self._carry_out(command, now_ns, heap, seq)
 
-    def _fact(self, item: Event | Step) -> Event | None:
-        return self._hands.answer(item) if isinstance(item, Step) else item
+    def _fact(self, item: Event | Step | Score) -> Event | None:
+        return self._hands.answer(item) if isinstance(item, Step | Score) else item
 
     def _carry_out(self, command: Command, now_ns: int, heap: list[Due], seq: int) -> int:
         """Returns the number of the next entry of the heap."""
         hands = self._hands
-        if isinstance(command, Step):
-            end_ns = hands.step_end_ns(command, now_ns)
+        if isinstance(command, Step | Score):
+            if isinstance(command, Step):
+                end_ns = hands.step_end_ns(command, now_ns)
+            else:
+                end_ns = hands.score_end_ns(command, now_ns)
             if end_ns is not None:
                 heappush(heap, (end_ns, ANSWER, seq, command))
                 seq += 1

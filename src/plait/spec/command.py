@@ -34,9 +34,21 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Have every model read the samples of these batches, on the devices of instances that are lent."""
+    """Have models read the samples of these batches, on the devices of an instance that is lent."""
 
+    id: int
+    """Of the order that steps and moves share."""
+    instance: int
     batches: tuple[int, ...]
+    """Rising."""
+    tokens: tuple[int, ...]
+    """Of each of their samples, prompt and response."""
+    readers: tuple[int, ...] = (0,)
+    """Which models, by their numbers below `Rollout.readers`."""
+    loads: bool = False
+    """The instance drew until now: models that read are loaded first."""
+    why: str = ""
+    """In words, for the journal: what is left to score, and who draws meanwhile."""
 
 
 Command = Step | Move | Cancel | Wake | Token | End | Score

@@ -109,13 +109,25 @@ class Rollout:
     """By sample."""
     batch: int
     """Samples that are scored together, in their order: the last batch may have fewer."""
+    left: int = 0
+    """When so few are not finished, they go on together on `kept` instances while the others score (R_t).
+    0: scoring waits for the last one."""
+    kept: int = 1
+    """Instances that go on drawing then (m)."""
+    readers: int = 1
+    """Models, or groups of models, that may read a batch on different instances at the same time."""
+    load_tokens: int = 0
+    """Tokens that an instance scores in the time that loading what reads takes. Where those that have loaded
+    will be through with the rest sooner, no other begins."""
+    why: str = ""
+    """In words, for the journal: what these follow from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """All models have said what they have to say of these batches of samples."""
+    """All models have said what they have to say of the batches of a `Score`."""
 
-    batches: tuple[int, ...]
+    score: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,5 @@ Event = (
     | Scored
     | Drain
 )
-EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Rollout, Scored, Drain)
-"""Events that no command causes, and `Scored`, since nobody scores in the virtual world: the input of a
-simulation."""
+EXTERNAL = (Arrived, Aborted, Stopped, WorkerUp, WorkerLost, Reassign, Rollout, Drain)
+"""Events that no command causes: the input of a simulation."""

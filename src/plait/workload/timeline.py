@@ -1,8 +1,8 @@
 """A journal as a timeline: Chrome trace JSON, which ui.perfetto.dev opens.
 
 process "requests"     a span for each request, from arrival to end; counters of waiting and running
-process "instance i"   a slice for each step on its compute lane and for each move to it on its copy lane;
-                       counter of tokens whose KV it holds
+process "instance i"   a slice for each step and each part of the scoring on its compute lane, for each move
+                       to it on its copy lane; counter of tokens whose KV it holds
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from plait.spec.command import End, Token
+from plait.spec.command import End, Score, Token
 from plait.spec.event import (
     Arrived,
     Drain,
@@ -19,6 +19,7 @@ from plait.spec.event import (
     Moved,
     MoveFailed,
     Reassign,
+    Scored,
     StepDone,
     StepFailed,
     WorkerLost,
@@ -41,6 +42,7 @@ class Timeline:
         self.events: list[dict[str, Any]] = []
         self._issued: dict[int, tuple[int, Step]] = {}
         self._moving: dict[int, tuple[int, Move]] = {}
+        self._scoring: dict[int, tuple[int, Score]] = {}
         self._lane_free_ns: dict[tuple[int, int], int] = {}
         """(instance, lane) -> end of its last slice; its next one starts no earlier."""
         self._waiting: dict[int, None] = {}
@@ -64,6 +66,8 @@ class Timeline:
                 self._issue(now_ns, command)
             elif isinstance(command, Move):
                 self._moving[command.id] = (now_ns, command)
+            elif isinstance(command, Score):
+                self._scoring[command.id] = (now_ns, command)
             elif isinstance(command, Token):
                 self._first_tokens(now_ns, command)
             elif isinstance(command, End):
@@ -97,6 +101,8 @@ class Timeline:
             self._copied(now_ns, event.move, {})
         elif isinstance(event, MoveFailed):
             self._copied(now_ns, event.move, {"failed": event.reason})
+        elif isinstance(event, Scored):
+            self._scored(now_ns, event.score)
         elif isinstance(event, Reassign):
             self._instant(now_ns, event.instance + 1, f"takes {event.role}")
         elif isinstance(event, Drain):
@@ -162,6 +168,19 @@ class Timeline:
         args |= {"source": move.source.instance, "issued": issued_ns}
         span = self._occupied(now_ns, issued_ns, move.target.instance, COPY)
         self.events.append({"name": "move", "cat": "move", "ph": "X", **span, "args": args})
+
+    def _scored(self, now_ns: int, score_id: int) -> None:
+        if score_id not in self._scoring:
+            return
+        issued_ns, score = self._scoring.pop(score_id)
+        args = {
+            "score": score.id,
+            "batches": len(score.batches),
+            "tokens": sum(score.tokens),
+            "why": score.why,
+        }
+        span = self._occupied(now_ns, issued_ns, score.instance, COMPUTE)
+        self.events.append({"name": "score", "cat": "score", "ph": "X", **span, "args": args})
 
     def _occupied(self, now_ns: int, issued_ns: int, instance: int, lane: int) -> dict[str, float]:
         """Where and when a lane was busy with what has just been answered."""
