@@ -8,9 +8,9 @@ import torch
 
 from plait.compression.calibration import Calibration
 from plait.compression.evaluator import Fidelity
-from plait.compression.gptq import Rounding, compensated, nearest, scheme_of
+from plait.compression.gptq import Rounding, compensated, nearest
 from plait.compression.kv_rounding import rounded
-from plait.compression.language import DecoderConfig
+from plait.compression.language import DecoderConfig, Storage
 from plait.compression.language_features import error_config
 from plait.model import check
 from plait.model.config import ModelConfig
@@ -40,7 +40,7 @@ def test_making_up_for_errors_brings_outputs_nearer(count):
     torch.manual_seed(count)
     x_TI = torch.randn(500, 128) @ torch.randn(128, 128) * torch.rand(128)
     weight_NI, moments_II = torch.randn(40, 128), x_TI.T @ x_TI / 500
-    work = Rounding(weight_NI, scheme_of(count, 64))
+    work = Rounding(weight_NI, Storage(64).scheme(count))
     plain, (made,) = nearest(work, moments_II), compensated([work], moments_II)
     half = 2 ** (count - 1)
     assert made.codes_NI.min() >= -half
@@ -54,7 +54,7 @@ def test_making_up_for_errors_brings_outputs_nearer(count):
 def test_layers_are_rounded_together_as_each_by_itself():
     torch.manual_seed(0)
     moments_II = torch.diag(torch.rand(64) + 0.1)
-    work = [Rounding(torch.randn(5, 64), scheme_of(bits, 32)) for bits in (2, 4, 8)]
+    work = [Rounding(torch.randn(5, 64), Storage(32).scheme(bits)) for bits in (2, 4, 8)]
     for one, (alone,) in zip(
         compensated(work, moments_II), (compensated([each], moments_II) for each in work), strict=True
     ):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plait.compression.language import DecoderConfig, open_decoder, space_of
+from plait.compression.language import DecoderConfig, Storage, open_decoder, space_of
 from plait.compression.language_cost import kv_bytes, weight_bytes
 from plait.compression.targets import TARGETS
 from plait.spec.errors import Unsupported, UserError
@@ -20,7 +20,7 @@ def reader(tmp_path_factory):
 def test_bytes_are_those_of_the_pieces(reader):
     """Codes, scales and what is left at 16 bits, of blocks that stay; widths and heads really cut."""
     decoder, space = reader.decoder, reader.task.space
-    cost = weight_bytes(space, decoder, 64, reader.carver.order)
+    cost = weight_bytes(space, decoder, Storage(64), reader.carver.order)
     for index_D in [*space.sample(np.random.default_rng(0), 20), space.count_D - 1]:
         plan, real = reader.carver.plan(space.decode(index_D)), 2 * decoder.rest
         for linear in (x for x in decoder.linears if x.block in plan.alive):
@@ -40,7 +40,7 @@ def test_kv_bytes_count_heads_and_their_scales(reader):
 def test_costs_have_the_gradients_of_their_differences(reader):
     space, rng = reader.task.space, np.random.default_rng(1)
     for cost in (
-        weight_bytes(space, reader.decoder, 64, reader.carver.order),
+        weight_bytes(space, reader.decoder, Storage(64), reader.carver.order),
         kv_bytes(space, reader.decoder, reader.carver.order),
     ):
         z_BD = rng.uniform(0.01, 0.99, (20, len(space)))
@@ -69,7 +69,7 @@ def test_what_cannot_be_loaded_is_refused_before_the_search(tmp_path):
     with pytest.raises(UserError, match=r"groups of 64 do not divide the 160 inputs .*down_proj: choose 32"):
         space_of(decoder, DecoderConfig(), TARGETS["plait"])
     space_of(decoder, DecoderConfig(group=32), TARGETS["plait"])
-    with pytest.raises(UserError, match="group is 48"):
+    with pytest.raises(UserError, match="group is 48; for plait choose 32 or 64 or 128"):
         space_of(decoder, DecoderConfig(group=48), TARGETS["plait"])
     with pytest.raises(UserError, match=r"no kernel for .* at weight_bits"):
         space_of(decoder, DecoderConfig(bits=(5.0, 6.0)), TARGETS["vllm"])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plait.compression.language import GROUPED_BITS
 from plait.model.quantised import QuantisedWeight
 from plait.model.schemes import Scheme
 
@@ -34,11 +33,6 @@ class Rounding:
     weight_NI: Tensor
     """float32."""
     scheme: Scheme
-
-
-def scheme_of(bits: float, group: int) -> Scheme:
-    """The form of so many bits: groups up to 4 bits, a scale for each output above."""
-    return Scheme(int(bits), group if bits <= GROUPED_BITS else None, True, ())
 
 
 def scales(weight_NI: Tensor, scheme: Scheme, importance_I: Tensor) -> Tensor:

@@ -20,13 +20,12 @@ from plait.compression.space import Space
 from plait.compression.targets import Target, restrict
 from plait.model.load import load_config
 from plait.model.pack import SIBLINGS
+from plait.model.schemes import Scheme
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.policy import Knob, Slot, Tie, Unit
 
 FULL_BITS = 16.0
 """Weights, keys and values that are left alone are bf16."""
-GROUPED_BITS = 4.0
-"""Up to so many bits a group of inputs shares a scale, above an output has one: that is what kernels read."""
 ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj"))
 GATED = frozenset(("gate_proj", "up_proj", "down_proj"))
 
@@ -50,6 +49,26 @@ class Linear:
     def parent(self) -> str:
         """The module that it is a part of."""
         return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How weights of so many bits lie in a target's files."""
+
+    group: int
+    """Inputs that share a scale."""
+    grouped_bits: float = 4.0
+    """Above so many bits an output has one scale."""
+
+    def scheme(self, bits: float) -> Scheme:
+        """The form of whole numbers of `bits`."""
+        return Scheme(int(bits), self.group if bits <= self.grouped_bits else None, True, ())
+
+    def scales(self, linear: Linear, bits: float) -> float:
+        """Scales of a whole layer."""
+        if bits >= FULL_BITS:
+            return 0.0
+        return linear.outputs * (linear.inputs / self.group if bits <= self.grouped_bits else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +176,7 @@ def space_of(decoder: Decoder, config: DecoderConfig, target: Target) -> Space:
             no kernel for what may be chosen.
         Unsupported: this decoder's widths and heads cannot be cut.
     """
-    _check_groups(decoder, config)
+    _check_groups(decoder, config, target)
     cuts = config.widths != (0.0,) or config.heads != (0.0,)
     if cuts and not decoder.prunable:
         raise Unsupported("widths and heads are cut in Llama-like blocks only: leave them out", "widths")
@@ -173,8 +192,8 @@ def space_of(decoder: Decoder, config: DecoderConfig, target: Target) -> Space:
         units += [Unit(x.name, weight_bits=config.bits) for x in own]
         if target.fused:
             ties += [Tie(tuple(Slot(x.name, Knob.WEIGHT_BITS) for x in part)) for part in siblings(own)]
-    if cuts and target.equal_widths:
-        for name in (decoder.mlp, decoder.attention):
+    for name, equal in ((decoder.mlp, target.equal_widths), (decoder.attention, target.equal_heads)):
+        if cuts and equal:
             ties.append(Tie(tuple(Slot(name(block), Knob.PRUNE) for block in range(decoder.count))))
     space = restrict(units, ties, replace(target, equal_widths=False))
     if not len(space):
@@ -197,15 +216,21 @@ def _levels(whole: int, shares: Sequence[float], multiple: int) -> tuple[float, 
     return tuple(1 - count / whole for count in counts)
 
 
-def _check_groups(decoder: Decoder, config: DecoderConfig) -> None:
-    if config.group not in (32, 64, 128):
-        raise UserError(f"group is {config.group}; choose 32, 64 or 128", "group")
-    if min(config.bits) > GROUPED_BITS:
+def storage_of(config: DecoderConfig, target: Target) -> Storage:
+    """How `target` keeps weights."""
+    return Storage(config.group, target.grouped_bits)
+
+
+def _check_groups(decoder: Decoder, config: DecoderConfig, target: Target) -> None:
+    if config.group not in target.groups:
+        choices = " or ".join(map(str, target.groups))
+        raise UserError(f"group is {config.group}; for {target.name} choose {choices}", "group")
+    if min(config.bits) > target.grouped_bits:
         return
     for linear in decoder.linears:
         if linear.inputs % config.group:
-            fits = [str(size) for size in (32, 64, 128) if not linear.inputs % size]
-            hint = f"choose {' or '.join(fits)}" if fits else "choose bits above 4"
+            fits = [str(size) for size in target.groups if not linear.inputs % size]
+            hint = f"choose {' or '.join(fits)}" if fits else f"choose bits above {target.grouped_bits:g}"
             raise UserError(
                 f"groups of {config.group} do not divide the {linear.inputs} inputs of {linear.name}: {hint}",
                 "group",

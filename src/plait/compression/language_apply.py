@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from plait.compression.calibration import Calibration
-from plait.compression.gptq import Rounding, compensated, nearest, scheme_of
+from plait.compression.gptq import Rounding, compensated, nearest
 from plait.compression.kv_rounding import NAME as ROUNDED_KV
-from plait.compression.language import FULL_BITS, Decoder, Linear
+from plait.compression.language import FULL_BITS, Decoder, Linear, Storage
 from plait.model.quantised import QuantisedWeight
 from plait.spec.policy import CompressionPolicy
 
@@ -66,8 +66,8 @@ class CarverConfig:
 
     bits: tuple[float, ...]
     """All that policies may ask for; a layer is rounded to all of them in one pass."""
-    group: int = 64
-    """Inputs that share a scale at 4 bits and fewer."""
+    storage: Storage
+    """How they lie in files."""
     compensate: bool = True
     """GPTQ; else each weight is rounded by itself."""
 
@@ -201,7 +201,7 @@ class Carver:
         kept_K = self.cut(linear.name, columns)[1]
         moments_KK = moments[linear.name][kept_K][:, kept_K]
         told = [(n, bits) for n in together for bits in self.config.bits if bits < FULL_BITS]
-        work = [Rounding(self.cut(n, columns)[0], scheme_of(bits, self.config.group)) for n, bits in told]
+        work = [Rounding(self.cut(n, columns)[0], self.config.storage.scheme(bits)) for n, bits in told]
         if self.config.compensate:
             found = compensated(work, moments_KK)
         else:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from plait.compression.language import FULL_BITS, GROUPED_BITS, Decoder, Linear
+from plait.compression.language import FULL_BITS, Decoder, Linear, Storage
 from plait.compression.space import Floats, Ints, Space
 from plait.spec.policy import Knob, Slot
 
@@ -61,13 +61,7 @@ class Tabled:
         return self.base + np.prod(factor_FBL, 0).sum(-1), gradient_BD
 
 
-def stored_bytes(linear: Linear, bits: float, group: int) -> float:
-    """Bytes of a whole layer: whole numbers packed without gaps, and scales."""
-    weights = linear.outputs * linear.inputs * bits / 8
-    return weights + SCALE_BYTES * _scales(linear, bits, group)
-
-
-def weight_bytes(space: Space, decoder: Decoder, group: int, order: Sequence[int]) -> Tabled:
+def weight_bytes(space: Space, decoder: Decoder, storage: Storage, order: Sequence[int]) -> Tabled:
     """Bytes of all weights in a folder; what is not a block's linear layer is bf16.
 
     Args:
@@ -76,13 +70,12 @@ def weight_bytes(space: Space, decoder: Decoder, group: int, order: Sequence[int
     terms: list[Term] = [(decoder.rest * FULL_BITS / 8, ())]
     for x in decoder.linears:
         # A scale of an output serves all inputs that are kept: it does not shrink with them.
-        grouped = _bits(x, lambda b, x=x: stored_bytes(x, b, group) if b <= GROUPED_BITS else 0.0)
-        codes = _bits(x, lambda b, x=x: x.outputs * x.inputs * b / 8 if b > GROUPED_BITS else 0.0)
-        scales = _bits(x, lambda b, x=x: SCALE_BYTES * _scales(x, b, group) if b > GROUPED_BITS else 0.0)
+        grouped = _bits(x, lambda b, x=x: _bytes(x, b, storage, grouped=True))
+        whole = _bits(x, lambda b, x=x: _bytes(x, b, storage, grouped=False))
         there = alive(decoder, order, x.block)
         rows, columns = _kept(decoder, x)
-        terms += [(1.0, (each, *rows, *columns, there)) for each in (grouped, codes)]
-        terms.append((1.0, (scales, *rows, there)))
+        terms.append((1.0, (grouped, *rows, *columns, there)))
+        terms.append((1.0, (whole, *rows, there)))
     return tabled("size", "bytes", space, terms)
 
 
@@ -136,10 +129,13 @@ def tabled(name: str, unit: str, space: Space, terms: Sequence[Term]) -> Tabled:
     return Tabled(name, unit, base, level_z_DV, gene_LF, value_LFV)
 
 
-def _scales(linear: Linear, bits: float, group: int) -> float:
-    if bits >= FULL_BITS:
-        return 0.0
-    return linear.outputs * (linear.inputs / group if bits <= GROUPED_BITS else 1)
+def _bytes(linear: Linear, bits: float, storage: Storage, *, grouped: bool) -> float:
+    """Bytes of a whole layer that shrink with its inputs (`grouped`), or those that do not."""
+    scales = SCALE_BYTES * storage.scales(linear, bits)
+    shrink = bits <= storage.grouped_bits
+    if grouped:
+        return linear.outputs * linear.inputs * bits / 8 + (scales if shrink else 0.0)
+    return 0.0 if shrink else scales
 
 
 def _bits(linear: Linear, value_of: Callable[[float], float]) -> Factor:

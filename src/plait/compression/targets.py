@@ -27,6 +27,12 @@ class Target:
     """Weights and activations of a unit have the same number of bits."""
     equal_kv: bool = False
     """Keys and values of all layers have the same number of bits."""
+    equal_heads: bool = False
+    """All layers keep the same number of KV heads."""
+    groups: tuple[int, ...] = (32, 64, 128)
+    """Inputs that may share a scale."""
+    grouped_bits: float = 4.0
+    """Up to so many bits they do; above, an output has one scale."""
     fused: bool = False
     """Layers that are computed in one product (query, key, value; gate, up) have the same bits."""
 
@@ -37,10 +43,19 @@ TARGETS = {
     target.name: target
     for target in (
         Target("simulated"),
-        Target("plait", READ, (16.0,), (8.0, 16.0), equal_kv=True, fused=True),
-        Target("transformers", READ, (16.0,), (16.0,), equal_widths=True),
-        Target("vllm", (4.0, 8.0, 16.0), (16.0,), (16.0,), equal_widths=True, fused=True),
-        Target("gguf", (4.0, 5.0, 8.0, 16.0), (16.0,), (16.0,), equal_widths=True),
+        Target("plait", READ, (16.0,), (8.0, 16.0), equal_kv=True, equal_heads=True, fused=True),
+        Target("transformers", READ, (16.0,), (16.0,), equal_widths=True, equal_heads=True),
+        Target("vllm", (4.0, 8.0, 16.0), (16.0,), (16.0,), equal_widths=True, equal_heads=True, fused=True),
+        Target(
+            "gguf",
+            (4.0, 5.0, 8.0, 16.0),
+            (16.0,),
+            (16.0,),
+            equal_widths=True,
+            equal_heads=True,
+            groups=(32,),
+            grouped_bits=8.0,
+        ),
         Target("int8", weight_bits=(8.0,), act_bits=(8.0,)),
     )
 }

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from plait.compression.calibration import Calibration, calibrate
 from plait.compression.evaluator import Fidelity
-from plait.compression.language import Decoder, DecoderConfig, open_decoder, space_of
+from plait.compression.language import Decoder, DecoderConfig, open_decoder, space_of, storage_of
 from plait.compression.language_apply import Carver, CarverConfig
 from plait.compression.space import Space
 from plait.compression.targets import TARGETS
@@ -141,7 +141,7 @@ class Reader:
             self.reference,
             self.decoder,
             self._calibration(),
-            CarverConfig(task.choice.bits, task.choice.group, task.compensate),
+            CarverConfig(task.choice.bits, storage_of(task.choice, TARGETS[task.target]), task.compensate),
         )
 
     @cached_property

@@ -1,0 +1,96 @@
+"""`LanguageSearch`: from nothing to a decoder's best policy for any budget.
+
+It begins where others end: with the dynamic programme over layers' errors, and with what that programme gives
+if some kinds of layers counted more. How errors add up in truth is learned from measured policies.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
+from plait.compression.language import storage_of
+from plait.compression.language_cost import Tabled, weight_bytes
+from plait.compression.language_features import ErrorConfig, error_config
+from plait.compression.language_rules import llama_rule, tilted, uniform
+from plait.compression.optimiser import Budget
+from plait.compression.predictor import Predictor, PredictorConfig
+from plait.compression.process import ProcessConfig
+from plait.compression.search import Chosen, Search, SearchConfig
+from plait.compression.space import Ints, Space
+from plait.compression.targets import TARGETS
+from plait.compression.tasks.language import Language, Reader
+from plait.spec.policy import Knob
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageSearchConfig:
+    """How many policies are measured for each budget."""
+
+    labels: int = 28
+    """In all; those of other budgets are known and not measured again where they fit."""
+    first: int = 14
+    """Of them those that rules and dynamic programmes came to."""
+    batch: int = 4
+    finalists: int = 4
+    seed: int = 0
+
+    def of(self, errors: ErrorConfig) -> SearchConfig:
+        """The search's settings, with a predictor that reads errors."""
+        members = ((errors, ProcessConfig(clip=3.0)), (errors, ProcessConfig(smooth=False, clip=3.0)))
+        return SearchConfig(
+            labels=self.labels,
+            first=self.first,
+            batch=self.batch,
+            promising=0.75,
+            finalists=self.finalists,
+            fidelity=Fidelity.L0,
+            seed=self.seed,
+            predictor=PredictorConfig(members),
+        )
+
+
+class LanguageSearch:
+    """One decoder, its labels and its searches."""
+
+    def __init__(self, task: Language, labels: Path, config: LanguageSearchConfig | None = None) -> None:
+        self.task, self.config = task, config or LanguageSearchConfig()
+        self.space: Space = task.space
+        self.evaluator = Evaluator(task, self.space.digest, Labels(labels), EvaluatorConfig(processes=0))
+        self.reader: Reader = self.evaluator.measurer
+
+    @cached_property
+    def errors(self) -> ErrorConfig:
+        """Errors of all levels of all genes."""
+        return error_config(self.space, self.reader.carver)
+
+    @cached_property
+    def size(self) -> Tabled:
+        """Bytes of all weights."""
+        storage = storage_of(self.task.choice, TARGETS[self.task.target])
+        return weight_bytes(self.space, self.task.decoder, storage, self.reader.carver.order)
+
+    def known(self, budgets: Sequence[Budget]) -> Ints:
+        """What rules and dynamic programmes come to; none where costs of bits and cuts do not add up."""
+        if len(budgets) > 1 or {gene.knob for gene in self.space.genes} != {Knob.WEIGHT_BITS}:
+            return np.empty((0, len(self.space)), dtype=np.int64)
+        rng = np.random.default_rng(self.config.seed)
+        rules = [uniform(self.space, budgets[0]), llama_rule(self.space, self.task.decoder, budgets[0])]
+        count = self.config.first - len(rules)
+        return np.stack([*tilted(self.space, self.errors, budgets[0], count, rng), *rules])
+
+    def best(
+        self, budgets: Sequence[Budget], noted: Callable[[Search], None] = lambda search: None
+    ) -> tuple[Search, Predictor, Chosen]:
+        """Search within the budgets; run again, it goes on with the labels that are there.
+
+        Raises:
+            UserError: no policy meets the budgets.
+        """
+        told = self.config.of(self.errors)
+        search = Search(self.space, self.evaluator, told, noted, self.known(budgets))
+        predictor = search.learn(budgets)
+        return search, predictor, search.choose(predictor, budgets)
