@@ -48,7 +48,8 @@ def write_folder(carver: Carver, policy: CompressionPolicy, source: Path, target
     Raises:
         UserError: the folder is not empty, or the policy's KV heads differ from layer to layer.
     """
-    prepare(target)
+    refuse_full(target)
+    target.mkdir(parents=True, exist_ok=True)
     plan, pieces = carver.plan(policy), collect(carver, policy)
     tensors = {name: tensor.bfloat16() for name, tensor in pieces.dense.items()}
     for name, weight in pieces.quantised.items():
@@ -66,11 +67,10 @@ def write_folder(carver: Carver, policy: CompressionPolicy, source: Path, target
     return (target / "model.safetensors").stat().st_size
 
 
-def prepare(target: Path) -> None:
-    """Make the folder. Raises UserError where it holds something."""
+def refuse_full(target: Path) -> None:
+    """Raise UserError where `target` is no new or empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty: name a new folder", "out")
-    target.mkdir(parents=True, exist_ok=True)
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -73,7 +73,7 @@ def weight_bytes(space: Space, decoder: Decoder, storage: Storage, order: Sequen
         grouped = _bits(x, lambda b, x=x: _bytes(x, b, storage, grouped=True))
         whole = _bits(x, lambda b, x=x: _bytes(x, b, storage, grouped=False))
         there = alive(decoder, order, x.block)
-        rows, columns = _kept(decoder, x)
+        rows, columns = kept_of(decoder, x)
         terms.append((1.0, (grouped, *rows, *columns, there)))
         terms.append((1.0, (whole, *rows, there)))
     return tabled("size", "bytes", space, terms)
@@ -142,7 +142,7 @@ def _bits(linear: Linear, value_of: Callable[[float], float]) -> Factor:
     return Slot(linear.name, Knob.WEIGHT_BITS), value_of, FULL_BITS
 
 
-def _kept(decoder: Decoder, linear: Linear) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+def kept_of(decoder: Decoder, linear: Linear) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
     """What removes its outputs, and what removes its inputs."""
     if not decoder.prunable:
         return (), ()

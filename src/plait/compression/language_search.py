@@ -13,7 +13,7 @@ import numpy as np
 
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
 from plait.compression.language import storage_of
-from plait.compression.language_cost import Tabled, weight_bytes
+from plait.compression.language_cost import Tabled, kv_bytes, weight_bytes
 from plait.compression.language_features import ErrorConfig, error_config
 from plait.compression.language_rules import llama_rule, tilted, uniform
 from plait.compression.optimiser import Budget
@@ -72,6 +72,11 @@ class LanguageSearch:
         """Bytes of all weights."""
         storage = storage_of(self.task.choice, TARGETS[self.task.target])
         return weight_bytes(self.space, self.task.decoder, storage, self.reader.carver.order)
+
+    @cached_property
+    def kv(self) -> Tabled:
+        """Bytes of keys and values of one token."""
+        return kv_bytes(self.space, self.task.decoder, self.reader.carver.order)
 
     def known(self, budgets: Sequence[Budget]) -> Ints:
         """What rules and dynamic programmes come to; none where costs of bits and cuts do not add up."""

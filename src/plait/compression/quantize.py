@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from plait.compression.export import INDEX, copy_files, described, prepare
+from plait.compression.export import INDEX, copy_files, described, refuse_full
 from plait.model.load import load_config
 from plait.model.quantised import QuantisedWeight, pack_words
 from plait.model.schemes import GROUPS, Scheme
@@ -73,7 +73,7 @@ def quantize(source: Path, target: Path, config: QuantizeConfig) -> Quantized:
     hf_config = load_config(source)
     if getattr(hf_config, "quantization_config", None):
         raise UserError(f"{source} is quantised already: name the folder that it was made from", "model")
-    prepare(target)
+    refuse_full(target)
     scheme = _scheme(config)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(hf_config)
@@ -85,6 +85,7 @@ def quantize(source: Path, target: Path, config: QuantizeConfig) -> Quantized:
     embedding = next(n for n, part in module.named_modules() if part is module.get_input_embeddings())
     sources = {f"{name}.weight": name for name in layers if not (tied and name == HEAD)}
     copied = {f"{embedding}.weight": HEAD} if tied else {}
+    target.mkdir(parents=True, exist_ok=True)
     names: dict[str, str] = {}
     for path in paths:
         tensors = _convert(path, sources, copied, scheme)
