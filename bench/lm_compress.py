@@ -17,7 +17,6 @@ The time budget is for a decode step of one row on our engine, whose own times o
 what a policy costs.
 """
 
-import asyncio
 import math
 import shutil
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from plait.compression.tasks.language import Distance, Language, load_reference
 from plait.compression.tasks.text import TextConfig
 from plait.model.hub import resolve
 from plait.runtime.setup import ServeConfig
-from plait.runtime.step_times import Grid, profile
+from plait.runtime.step_times import DECODE, decode_ns
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT.parent / "shared" / "data" / "text"
@@ -46,7 +45,6 @@ RUNS = ROOT / "runs" / "lm_compress"
 MODEL = "smollm2-135m"
 SHARES = (0.9, 0.77, 0.66)
 """Budgets, as shares of what 4 bits take: 50, 43 and 37 MB of SmolLM2's linear layers."""
-STEPS = Grid(prompts=(8, 16), batches=(1,), contexts=(64, 256), steps=48, repeats=1)
 QUICK_BLOCKS = 4
 RESAMPLES = 2000
 
@@ -79,7 +77,7 @@ def study(quick: bool) -> Study:
     task = Language(
         folder=folder,
         calibration=TextConfig(train, 8192 // few, 256),
-        validation=TextConfig(train, 1024 // few, 256, skip=200),
+        validation=TextConfig(train, 1024 // few, 256, skip=8192),
         test=TextConfig(test, 4096 // few, 256),
         cache=runs,
         choice=DecoderConfig(bits=(2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)),
@@ -154,9 +152,8 @@ def interval(ours: Distance, theirs: Distance) -> tuple[float, float]:
 
 
 def step_ns(folder: Path) -> float:
-    """Nanoseconds of a decode step of one row, of the live engine: the median at some context."""
-    found = asyncio.run(profile(ServeConfig(model=str(folder), threads=1), STEPS, lambda line: None))
-    return float(np.median([point.ns for point in found.points if point.phase == "decode"]))
+    """Nanoseconds of a decode step of one row, of the live engine."""
+    return decode_ns(ServeConfig(model=str(folder), threads=1), DECODE)
 
 
 def at_time(world: Study, runs: Path) -> list[claim.Claim]:

@@ -26,7 +26,7 @@ def tiny_language(root: Path, choice: DecoderConfig | None = None, **changes: ob
     return Language(
         folder=folder,
         calibration=TextConfig((texts[0],), 2048, 128),
-        validation=TextConfig((texts[0],), 256, 128, skip=120),
+        validation=TextConfig((texts[0],), 256, 128, skip=2048),
         test=TextConfig((texts[1],), 256, 128),
         cache=root / "cache",
         choice=choice or DecoderConfig(),

@@ -116,7 +116,7 @@ def load_module(
         state = None
         if quantisation is not None:
             state, quantised = read_weights(folder, quantisation, dtype)
-        with _quietly():
+        with quietly():
             module, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
                 None if state else folder,
                 config=config,
@@ -140,7 +140,7 @@ def load_module(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' progress bar on our streams."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -25,7 +25,7 @@ from plait.compression.language_apply import Carver, CarverConfig
 from plait.compression.space import Space
 from plait.compression.targets import TARGETS
 from plait.compression.tasks.text import TextConfig, sequences
-from plait.model.load import load_config
+from plait.model.load import load_config, quietly
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
 
@@ -67,9 +67,17 @@ class Language:
     @cached_property
     def protocol(self) -> str:
         """A hash of all settings, of the text that is used and of the reference's weights."""
-        told = asdict(self) | {"folder": None, "cache": None, "test": None}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=lambda path: path.name).encode())
-        for ids_T in [*sequences(self.folder, self.calibration), *sequences(self.folder, self.validation)]:
+        told = [asdict(self.choice), self.target, self.compensate, self.calibrated]
+        digest = hashlib.sha256(json.dumps(told).encode())
+        for ids_T in sequences(self.folder, self.validation):
+            digest.update(ids_T.numpy())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def calibrated(self) -> str:
+        """A hash of all that calibration depends on."""
+        digest = hashlib.sha256(f"{self.felt_tokens} {self.seed}".encode())
+        for ids_T in sequences(self.folder, self.calibration):
             digest.update(ids_T.numpy())
         for path in sorted(self.folder.glob("*.safetensors")):
             with path.open("rb") as file:
@@ -167,7 +175,7 @@ class Reader:
         return {"score": score, "kl": found.kl, "perplexity": found.perplexity}
 
     def _calibration(self) -> Calibration:
-        path = self.task.cache / f"calibration-{self.task.protocol}.safetensors"
+        path = self.task.cache / f"calibration-{self.task.calibrated}.safetensors"
         if not path.exists():
             tokens = sequences(self.task.folder, self.task.calibration)
             few = max(1, self.task.felt_tokens // self.task.calibration.length)
@@ -175,6 +183,16 @@ class Reader:
             felt = tokens[:: max(1, len(tokens) // few)][:few]
             calibrate(self.reference, self.decoder, tokens, felt, self.task.seed).save(path)
         return Calibration.load(path, self.decoder)
+
+
+def text_of(train: Path, test: Path, tokens: int) -> dict[str, TextConfig]:
+    """What a task of two files reads: eight times as much text to calibrate with as to choose with, and four
+    times as much to test with. Keys are fields of `Language`."""
+    return {
+        "calibration": TextConfig((train,), 8 * tokens),
+        "validation": TextConfig((train,), tokens, skip=8 * tokens),
+        "test": TextConfig((test,), 4 * tokens),
+    }
 
 
 def load_reference(folder: Path) -> nn.Module:
@@ -188,9 +206,10 @@ def load_reference(folder: Path) -> nn.Module:
         raise UserError(f"{folder} is quantised already: name the folder that it was made from", "model")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no *.safetensors weights; convert or pull them", "model")
-    module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True, use_safetensors=True
-    )
+    with quietly():
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
     return module.eval().requires_grad_(False)
 
 

@@ -26,7 +26,7 @@ class TextConfig:
     length: int = 256
     """Tokens of a sequence."""
     skip: int = 0
-    """Documents of each file that are left out, the first ones."""
+    """Tokens of each file that are left out, the first ones."""
 
 
 def sequences(folder: Path, config: TextConfig) -> list[Tensor]:
@@ -39,18 +39,17 @@ def sequences(folder: Path, config: TextConfig) -> list[Tensor]:
     each = -(-config.tokens // (config.length * len(config.files)))
     for path in config.files:
         ids: list[int] = []
-        for number, document in enumerate(_documents(path)):
-            if number >= config.skip:
-                ids += tokenizer.encode(document + "\n\n", add_special_tokens=False)
-            if len(ids) >= each * config.length:
+        past = config.skip + each * config.length
+        for document in _documents(path):
+            ids += tokenizer.encode(document + "\n\n", add_special_tokens=False)
+            if len(ids) >= past:
                 break
         else:
             raise UserError(
-                f"{path} has {len(ids)} tokens after {config.skip} documents, {each * config.length} are "
-                "needed: ask for fewer tokens or name more text",
+                f"{path} has {len(ids)} tokens and {past} are needed: ask for fewer tokens or name more text",
                 "text",
             )
-        found += list(torch.tensor(ids[: each * config.length]).split(config.length))
+        found += list(torch.tensor(ids[config.skip : past]).split(config.length))
     return found[: -(-config.tokens // config.length)]
 
 
