@@ -1,5 +1,6 @@
 """Exported decoders are what was measured: in transformers, in this engine, and in others where they are."""
 
+import copy
 import json
 import subprocess
 from pathlib import Path
@@ -117,6 +118,31 @@ def test_a_pruned_folder_is_smaller_and_dense(tmp_path):
     )
     assert gap(exact_TV, measured(reader, policy)) < 0.02
     assert gap(engine_logits(tmp_path / "small"), exact_TV) <= 1.25 * gap(rounded_TV, exact_TV)
+
+
+@pytest.mark.parametrize("bits", [(16.0,), (3.0, 6.0)])
+def test_layers_of_different_widths_run_in_plait_alone(bits, tmp_path):
+    choice = DecoderConfig(bits=bits, widths=(0.5, 0.25, 0.0))
+    reader = tiny_language(tmp_path, choice, target="plait").open()
+    space = reader.task.space
+    index_D = np.array([n % 3 if gene.knob == "prune" else n % 2 for n, gene in enumerate(space.genes)])
+    policy = space.decode(index_D)
+    size = write_folder(reader.carver, policy, reader.task.folder, tmp_path / "small")
+    cost = weight_bytes(space, reader.decoder, Storage(64), reader.carver.order)
+    assert size == pytest.approx(cost(space.z_of(index_D)[None])[0][0], rel=0.03, abs=12_000)
+    model = engine(tmp_path / "small")
+    widths = [layer.ffn for layer in model.shape.layers]
+    assert len(set(widths)) > 1
+    assert [part.mlp.gate_proj.out_features for part in model.module.model.layers] == widths
+    exact_TV = measured(reader, policy)
+    with torch.inference_mode():
+        rounded_TV = copy.deepcopy(reader.carver.module).bfloat16()(IDS_T[None]).logits[0].float()
+    assert gap(engine_logits(tmp_path / "small"), exact_TV) <= 1.25 * gap(rounded_TV, exact_TV)
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    config["plait_layers"].pop()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="needs an intermediate_size for each of 4 layers"):
+        engine(tmp_path / "small")
 
 
 @pytest.mark.parametrize("bits", [4, 5, 8])

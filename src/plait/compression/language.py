@@ -21,6 +21,7 @@ from plait.compression.targets import Target, restrict
 from plait.model.load import load_config
 from plait.model.pack import SIBLINGS
 from plait.model.schemes import Scheme
+from plait.model.widths import widths_of
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.policy import Knob, Slot, Tie, Unit
 
@@ -125,8 +126,11 @@ def open_decoder(folder: Path) -> Decoder:
     Raises:
         Unsupported: plait does not serve it, or it has no linear layers that could be compressed.
     """
+    config = load_config(folder)
+    if widths_of(config) is not None:
+        raise Unsupported(f"{folder.name} was cut already: name the folder that it was made from", "model")
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(load_config(folder))
+        module = AutoModelForCausalLM.from_config(config)
     return describe(module)
 
 

@@ -74,6 +74,15 @@ def unpack_words(words_NW: Tensor, bits: int, inputs: int) -> Tensor:
     return pairs[:, :inputs] - 8
 
 
+def all_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder as they are in its files."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return tensors
+
+
 def read_weights(
     folder: Path, quantisation: Quantisation, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, QuantisedWeight]]:
@@ -83,10 +92,7 @@ def read_weights(
         UserError: tensors are missing or do not fit each other.
         Unsupported: tensors that no scheme we read has.
     """
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    tensors = all_weights(folder)
     weights = {}
     for name in sorted(tensors):
         layer, _, part = name.rpartition(".")
