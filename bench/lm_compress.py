@@ -76,12 +76,12 @@ def study(quick: bool) -> Study:
     few = 4 if quick else 1
     task = Language(
         folder=folder,
-        calibration=TextConfig(train, 8192 // few, 256),
-        validation=TextConfig(train, 1024 // few, 256, skip=8192),
+        calibration=TextConfig(train, 4096 // few, 256),
+        validation=TextConfig(train, 1024 // few, 256, skip=4096),
         test=TextConfig(test, 4096 // few, 256),
         cache=runs,
         choice=DecoderConfig(bits=(2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)),
-        felt_tokens=2048 // few,
+        felt_tokens=1024 // few,
     )
     config = LanguageSearchConfig(labels=20, first=12) if quick else LanguageSearchConfig()
     search = LanguageSearch(task, runs / "labels.jsonl", config)

@@ -30,6 +30,7 @@ def tiny_language(root: Path, choice: DecoderConfig | None = None, **changes: ob
         test=TextConfig((texts[1],), 256, 128),
         cache=root / "cache",
         choice=choice or DecoderConfig(),
+        dtype="float32",
         felt_tokens=1024,
         **told,
     )

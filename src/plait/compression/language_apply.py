@@ -70,6 +70,8 @@ class CarverConfig:
     """How they lie in files."""
     compensate: bool = True
     """GPTQ; else each weight is rounded by itself."""
+    dtype: torch.dtype = torch.float32
+    """Type in which the compressed decoder computes."""
 
 
 class Carver:
@@ -82,7 +84,7 @@ class Carver:
         self.decoder, self.calibration, self.config = decoder, calibration, config
         self.order = calibration.order(decoder)
         self.reference = module
-        self.module = copy.deepcopy(module)
+        self.module = copy.deepcopy(module).to(config.dtype)
         self._blocks = list(self.module.get_submodule(decoder.blocks))
         self._linear = {x.name: x for x in decoder.linears}
         self._types = getattr(module.config, "layer_types", None)
@@ -191,7 +193,8 @@ class Carver:
         part.out_features, part.in_features = weight_NI.shape
         bias_N = self.reference.get_submodule(linear.name).bias
         if bias_N is not None:
-            part.bias = nn.Parameter(bias_N.detach()[self.rows(linear, plan)], requires_grad=False)
+            kept_N = bias_N.detach()[self.rows(linear, plan)].to(part.weight.dtype)
+            part.bias = nn.Parameter(kept_N, requires_grad=False)
         self._set[linear.name] = key
 
     def _round(self, linear: Linear, columns: int) -> None:

@@ -25,10 +25,12 @@ from plait.compression.language_apply import Carver, CarverConfig
 from plait.compression.space import Space
 from plait.compression.targets import TARGETS
 from plait.compression.tasks.text import TextConfig, sequences
+from plait.kernels.choice import choose
 from plait.model.load import load_config, quietly
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEAST_KL = 1e-6
 """Nats a token below which two models count as equal."""
 
@@ -52,6 +54,9 @@ class Language:
     """One of `TARGETS`."""
     compensate: bool = True
     """Round with GPTQ; else each weight by itself."""
+    dtype: str = "auto"
+    """Type in which compressed decoders compute: float32, bfloat16, or auto: bfloat16 where this CPU has
+    products of it, as the engine does. The reference computes in float32."""
     felt_tokens: int = 1024
     """Calibration tokens that gradients are taken of."""
     seed: int = 0
@@ -61,13 +66,15 @@ class Language:
         shared = set(self.test.files) & {*self.calibration.files, *self.validation.files}
         if shared:
             raise UserError(f"{min(shared)} is to test with and to choose with: name another file", "text")
+        if self.dtype not in ("auto", *DTYPES):
+            raise UserError(f"dtype is {self.dtype}; choose one of auto, {', '.join(DTYPES)}", "dtype")
         if self.target not in TARGETS:
             raise UserError(f"no target is named {self.target}: choose one of {', '.join(TARGETS)}", "target")
 
     @cached_property
     def protocol(self) -> str:
         """A hash of all settings, of the text that is used and of the reference's weights."""
-        told = [asdict(self.choice), self.target, self.compensate, self.calibrated]
+        told = [asdict(self.choice), self.target, self.compensate, str(self.computed), self.calibrated]
         digest = hashlib.sha256(json.dumps(told).encode())
         for ids_T in sequences(self.folder, self.validation):
             digest.update(ids_T.numpy())
@@ -83,6 +90,12 @@ class Language:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
+
+    @property
+    def computed(self) -> torch.dtype:
+        """What `dtype` means here."""
+        fast = choose().isa == "AVX-512-bf16"
+        return DTYPES[("bfloat16" if fast else "float32") if self.dtype == "auto" else self.dtype]
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -145,12 +158,13 @@ class Reader:
         torch.set_num_threads(1)  # measurements are parallel, each is not: labels do not depend on how many
         self.task, self.decoder = task, task.decoder
         self.reference = load_reference(task.folder)
-        self.carver = Carver(
-            self.reference,
-            self.decoder,
-            self._calibration(),
-            CarverConfig(task.choice.bits, storage_of(task.choice, TARGETS[task.target]), task.compensate),
+        told = CarverConfig(
+            bits=task.choice.bits,
+            storage=storage_of(task.choice, TARGETS[task.target]),
+            compensate=task.compensate,
+            dtype=task.computed,
         )
+        self.carver = Carver(self.reference, self.decoder, self._calibration(), told)
 
     @cached_property
     def validation(self) -> Held:
