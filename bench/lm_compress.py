@@ -81,7 +81,6 @@ def study(quick: bool) -> Study:
         test=TextConfig(test, 4096 // few, 256),
         cache=runs,
         choice=DecoderConfig(bits=(2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)),
-        felt_tokens=1024 // few,
     )
     config = LanguageSearchConfig(labels=20, first=12) if quick else LanguageSearchConfig()
     search = LanguageSearch(task, runs / "labels.jsonl", config)

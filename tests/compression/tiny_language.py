@@ -31,6 +31,5 @@ def tiny_language(root: Path, choice: DecoderConfig | None = None, **changes: ob
         cache=root / "cache",
         choice=choice or DecoderConfig(),
         dtype="float32",
-        felt_tokens=1024,
         **told,
     )

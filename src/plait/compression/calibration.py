@@ -1,10 +1,11 @@
 """`Calibration`: what real text tells about a decoder: inputs of its layers, and how its loss feels outputs.
 
-One pass over calibration text sums the second moments of every layer's inputs. Another, with gradients,
-takes for each output the mean square of the loss's slope, where the loss is that of tokens drawn from the
-model: the diagonal of the Fisher information. Half the sum of slope^2 times (change of the output)^2 is then,
-to second order, the KL divergence that one layer's error causes, in nats a token; errors of different layers
-add up. Nothing here depends on a policy, and it is kept in a file.
+One pass with gradients over calibration text. The loss is that of tokens drawn from the model itself, so that
+half the mean of slope^2 times (change of an output)^2 is, to second order, the KL divergence that the change
+causes, in nats a token (the diagonal of the Fisher information); errors of different layers add up. Kept are
+the mean square of the slope by each output, and the second moments of each layer's inputs, in which a token
+counts as much as the loss feels of it: the first token of a text, whose activations are huge and whose errors
+nobody feels, would drown the others. Nothing here depends on a policy, and it is kept in a file.
 Legend: T tokens, I inputs, N outputs.
 """
 
@@ -24,7 +25,7 @@ class Calibration:
     """Tensors by the names of layers and blocks; float32."""
 
     moments: dict[str, Tensor]
-    """[I, I]: mean of x x^T over tokens, for each linear layer; siblings share one."""
+    """[I, I]: weighted mean of x x^T over tokens, for each linear layer; siblings share one."""
     slopes: dict[str, Tensor]
     """[N]: half the mean square of the loss's slope by each output."""
     lost: dict[str, Tensor]
@@ -61,20 +62,21 @@ class Calibration:
         return Calibration(shared, found["slopes"], found["lost"], found["change"])
 
 
-def calibrate(
-    module: nn.Module, decoder: Decoder, tokens: Sequence[Tensor], felt: Sequence[Tensor], seed: int
-) -> Calibration:
-    """Run the reference over text.
+def calibrate(module: nn.Module, decoder: Decoder, tokens: Sequence[Tensor], seed: int) -> Calibration:
+    """Run a decoder over text, with gradients of activations.
 
     Args:
-        tokens: sequences [T] of token ids, for the inputs' moments.
-        felt: those for the slopes, which cost three times as much.
+        tokens: sequences [T] of token ids.
         seed: of the tokens that are drawn from the model.
     """
-    heads = _heads(decoder)
-    own, change = _moments(module, decoder, heads, tokens)
-    slopes, lost = _slopes(module, decoder, felt, seed)
-    return Calibration({name: own[head] for name, head in heads.items()}, slopes, lost, change)
+    pass_ = _Pass(module, decoder, sum(len(ids_T) for ids_T in tokens))
+    generator = torch.Generator().manual_seed(seed)
+    for ids_T in tokens:
+        logits_TV = module(ids_T[None], use_cache=False).logits[0].float()
+        drawn_T = torch.multinomial(logits_TV.detach().softmax(-1), 1, generator=generator)[:, 0]
+        torch.nn.functional.cross_entropy(logits_TV, drawn_T, reduction="sum").backward()
+        pass_.weigh()
+    return pass_.end()
 
 
 def _heads(decoder: Decoder) -> dict[str, str]:
@@ -85,78 +87,67 @@ def _heads(decoder: Decoder) -> dict[str, str]:
     return {name: head if head in names else name for name, head in found.items()}
 
 
-def _moments(
-    module: nn.Module, decoder: Decoder, heads: dict[str, str], tokens: Sequence[Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    own = {head: torch.zeros(1) for head in heads.values()}
-    change = {f"{decoder.blocks}.{block}": torch.zeros(()) for block in range(decoder.count)}
-    total = sum(len(ids_T) for ids_T in tokens)
+class _Pass:
+    """Hooks on a decoder, and what they have summed up."""
 
-    def add(name: str, x: Tensor) -> None:
-        x_TI = x.flatten(0, -2).float()
-        own[name] = own[name] + x_TI.T @ x_TI / total
+    def __init__(self, module: nn.Module, decoder: Decoder, total: int) -> None:
+        self.total, self.heads = total, _heads(decoder)
+        blocks = [f"{decoder.blocks}.{block}" for block in range(decoder.count)]
+        self.moments = {head: torch.zeros(1) for head in self.heads.values()}
+        self.felt = dict.fromkeys(self.moments, 0.0)
+        self.slopes = {x.name: torch.zeros(x.outputs) for x in decoder.linears}
+        self.lost = {name: torch.zeros(()) for name in blocks}
+        self.change = {name: torch.zeros(()) for name in blocks}
+        self._inputs: dict[str, Tensor] = {}
+        self._felt_T: dict[str, Tensor] = {}
+        embedding = module.get_input_embeddings()
+        self._hooks = [embedding.register_forward_hook(lambda _, args, out: out.requires_grad_())]
+        for names, watch in ((self.slopes, self._watch), (blocks, self._watch_block)):
+            self._hooks += [
+                module.get_submodule(name).register_forward_hook(
+                    lambda _, args, out, name=name, watch=watch: watch(name, args[0], _first(out))
+                )
+                for name in names
+            ]
 
-    def compare(name: str, before: Tensor, after: Tensor) -> None:
-        apart_T = 1 - torch.cosine_similarity(before.float(), after.float(), dim=-1)
-        change[name] += apart_T.sum() / total
+    def weigh(self) -> None:
+        """After a sequence: add its inputs, each token as much as the loss feels of it."""
+        for head, x_TI in self._inputs.items():
+            felt_T = self._felt_T[head]
+            self.moments[head] = self.moments[head] + (x_TI * felt_T[:, None]).T @ x_TI
+            self.felt[head] += float(felt_T.sum())
+        self._inputs.clear()
+        self._felt_T.clear()
 
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: add(name, args[0]))
-        for name in own
-    ]
-    hooks += [
-        module.get_submodule(name).register_forward_hook(
-            lambda _, args, out, name=name: compare(name, args[0], _first(out))
-        )
-        for name in change
-    ]
-    with torch.inference_mode():
-        for ids_T in tokens:
-            module(ids_T[None], use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return {name: value.clone() for name, value in own.items()}, change
+    def end(self) -> Calibration:
+        """What was found; the module is left as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        mean = {head: moments_II / self.felt[head] for head, moments_II in self.moments.items()}
+        shared = {name: mean[head] for name, head in self.heads.items()}
+        return Calibration(shared, self.slopes, self.lost, self.change)
 
+    def _watch(self, name: str, x: Tensor, out: Tensor) -> None:
+        head = self.heads[name]
+        if name == head:
+            self._inputs[head] = x.detach().flatten(0, -2).float()
 
-def _slopes(
-    module: nn.Module, decoder: Decoder, felt: Sequence[Tensor], seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    slopes = {x.name: torch.zeros(x.outputs) for x in decoder.linears}
-    lost = {f"{decoder.blocks}.{block}": torch.zeros(()) for block in range(decoder.count)}
-    total = sum(len(ids_T) for ids_T in felt)
-    generator = torch.Generator().manual_seed(seed)
+        def feel(slope: Tensor) -> None:
+            square_TN = slope.float().flatten(0, -2).square()
+            self.slopes[name] += square_TN.sum(0) / (2 * self.total)
+            self._felt_T[head] = self._felt_T.get(head, 0.0) + square_TN.sum(1).sqrt()
 
-    def feel(name: str, slope: Tensor) -> None:
-        slopes[name] += slope.float().flatten(0, -2).square().sum(0) / (2 * total)
+        out.register_hook(feel)
 
-    def lose(name: str, delta: Tensor, slope: Tensor) -> None:
-        lost[name] += (slope.float() * delta).square().sum() / (2 * total)
+    def _watch_block(self, name: str, before: Tensor, after: Tensor) -> None:
+        before, now = before.detach().float(), after.detach().float()
+        self.change[name] += (1 - torch.cosine_similarity(before, now, dim=-1)).sum() / self.total
+        delta = now - before
 
-    def watch(name: str, out: Tensor) -> None:
-        out.register_hook(lambda slope: feel(name, slope))
+        def lose(slope: Tensor) -> None:
+            self.lost[name] += (slope.float() * delta).square().sum() / (2 * self.total)
 
-    def watch_block(name: str, before: Tensor, after: Tensor) -> None:
-        delta = (after - before).detach().float()
-        after.register_hook(lambda slope: lose(name, delta, slope))
-
-    hooks = [module.get_input_embeddings().register_forward_hook(lambda _, args, out: out.requires_grad_())]
-    hooks += [
-        module.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: watch(name, out))
-        for name in slopes
-    ]
-    hooks += [
-        module.get_submodule(name).register_forward_hook(
-            lambda _, args, out, name=name: watch_block(name, args[0], _first(out))
-        )
-        for name in lost
-    ]
-    for ids_T in felt:
-        logits_TV = module(ids_T[None], use_cache=False).logits[0].float()
-        drawn_T = torch.multinomial(logits_TV.detach().softmax(-1), 1, generator=generator)[:, 0]
-        torch.nn.functional.cross_entropy(logits_TV, drawn_T, reduction="sum").backward()
-    for hook in hooks:
-        hook.remove()
-    return slopes, lost
+        after.register_hook(lose)
 
 
 def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -2,11 +2,14 @@
 
 Errors come from `Carver`: KL in nats a token, to second order, of one change by itself. They would add up if
 layers did not act on each other's errors; how they do, the predictor learns. A feature is the logarithm of a
-sum of errors: of all, and of each kind of unit in each third of the depth.
+sum of errors: of all, and of each kind of unit in each part of the depth. Errors are estimates, and the least
+of many sums of estimates is too low; so there are also sums of all in which layers' own estimates are drawn
+towards what is usual for their size (`tempered`).
 Legend: B policies, D genes, V levels, F features, M things whose derivatives are pulled back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +20,10 @@ from plait.spec.policy import Knob, Slot
 
 TINY = 1e-7
 """Nats that are added to every error: nothing is without one."""
-THIRDS = 3
+PARTS = 5
+"""Of the depth, in which kinds are told apart."""
+TEMPERS = (1.0, 0.5, 0.0)
+"""Of the sums of all."""
 INPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers that read what a norm gives; the others read what their own block computed."""
 
@@ -28,6 +34,23 @@ class ErrorConfig:
 
     errors: tuple[tuple[float, ...], ...]
     kinds: tuple[str, ...]
+    sizes: tuple[float, ...]
+    """Weights whose bits a gene sets; 0: it sets something else."""
+
+    def tempered(self, temper: float) -> Floats:
+        """Factors (D) of the genes' errors that draw their errors a weight towards the geometric mean: 1
+        leaves them, 0 makes them all alike."""
+        size_D = np.array(self.sizes)
+        error_D = np.array([row[0] for row in self.errors]) + TINY
+        sized_D = size_D > 0
+        log_D = np.log(error_D / np.where(sized_D, size_D, 1.0))
+        apart_D = log_D - log_D[sized_D].mean() if sized_D.any() else log_D
+        return np.where(sized_D, np.exp((temper - 1) * apart_D), 1.0)
+
+    def scaled(self, factors: Mapping[str, float]) -> "ErrorConfig":
+        """The errors of each kind multiplied by its factor."""
+        both = zip(self.errors, self.kinds, strict=True)
+        return replace(self, errors=tuple(tuple(factors[k] * e for e in row) for row, k in both))
 
     def of(self, space: Space) -> "ErrorFeatures":
         """Its features in a space."""
@@ -45,13 +68,12 @@ class ErrorFeatures:
         self.level_z_DV = (space.levels_DV - space.first_D[:, None]) / space.span_D[:, None]
         names = sorted(set(config.kinds))
         members = [[float(kind == name) for kind in config.kinds] for name in names]
-        whole = [] if len(names) == 1 else [[1.0] * len(config.kinds)]
-        self.member_FD = np.array([*whole, *members])
+        self.member_FD = np.array([*(config.tempered(temper) for temper in TEMPERS), *members])
 
     @property
     def groups(self) -> list[int]:
-        """The sum of all is a kind of its own."""
-        return [0] + [1] * (len(self.member_FD) - 1)
+        """Sums of all are a kind of their own."""
+        return [0] * len(TEMPERS) + [1] * (len(self.member_FD) - len(TEMPERS))
 
     def __call__(self, z_BD: Floats) -> Floats:
         """Features (B, F)."""
@@ -94,14 +116,20 @@ def error_config(space: Space, carver: Carver) -> ErrorConfig:
     errors = tuple(
         tuple(sum(error(slot, level) for slot in gene.slots) for level in gene.levels) for gene in space.genes
     )
-    return ErrorConfig(errors, tuple(_kind(carver.decoder, gene.slots) for gene in space.genes))
+    kinds = tuple(_kind(carver.decoder, gene.slots) for gene in space.genes)
+    weights = {x.name: float(x.outputs * x.inputs) for x in carver.decoder.linears}
+    sizes = tuple(
+        sum(weights[slot.unit] for slot in gene.slots if slot.knob is Knob.WEIGHT_BITS)
+        for gene in space.genes
+    )
+    return ErrorConfig(errors, kinds, sizes)
 
 
 def _kind(decoder: Decoder, slots: tuple[Slot, ...]) -> str:
-    """Of a gene: what it sets and, where it belongs to one block, in which third."""
+    """Of a gene: what it sets and, where it belongs to one block, in which part of the depth."""
     first = slots[0]
     blocks = {_block(decoder, slot.unit) for slot in slots}
-    where = "" if len(blocks) > 1 or None in blocks else f" {min(blocks) * THIRDS // decoder.count}"
+    where = "" if len(blocks) > 1 or None in blocks else f" {min(blocks) * PARTS // decoder.count}"
     if first.knob is Knob.WEIGHT_BITS:
         return f"{first.unit.rpartition('.')[2]}{where}"
     what = first.unit.rpartition(".")[2] if _block(decoder, first.unit) is not None else "depth"

@@ -17,6 +17,11 @@ from plait.compression.space import Floats, Ints, Space
 from plait.spec.errors import UserError
 from plait.spec.policy import Knob
 
+STEPS = 5
+"""Tempers, from none to whole."""
+SPREAD = 0.4
+"""Standard deviation of the logarithm of a kind's factor."""
+
 
 def uniform(space: Space, budget: Budget) -> Ints:
     """The highest level that all genes can have; then one level more for the first blocks."""
@@ -39,41 +44,36 @@ def llama_rule(space: Space, decoder: Decoder, budget: Budget) -> Ints:
     return filled(space, budget, base_D, sorted(range(len(space)), key=lambda gene: not more[gene]))
 
 
-def additive(space: Space, config: ErrorConfig, budget: Budget, tilt_K: Floats | None = None) -> Ints:
+def additive(space: Space, config: ErrorConfig, budget: Budget, factor_D: Floats | None = None) -> Ints:
     """The least sum of layers' errors within the budget, by dynamic programming.
 
     Args:
-        tilt_K: factors of the errors of each kind, in the order of their names; None: errors count as they
-            are.
+        factor_D: what each gene's errors are multiplied by; None: they count as they are.
 
     Raises:
         UserError: the cost of one gene depends on others, or no policy fits.
     """
     if len({gene.knob for gene in space.genes}) > 1:
         raise UserError("a dynamic programme needs costs that add up: search for bits alone", "budget")
-    kinds = sorted(set(config.kinds))
-    tilt = dict(zip(kinds, np.ones(len(kinds)) if tilt_K is None else tilt_K, strict=True))
     gain_DV = np.zeros(space.levels_DV.shape)
     for gene, row in enumerate(config.errors):
-        factor = tilt[config.kinds[gene]]
-        gain_DV[gene] = -factor * np.array([*row, *[row[-1]] * (gain_DV.shape[1] - len(row))])
+        gain_DV[gene] = -np.array([*row, *[row[-1]] * (gain_DV.shape[1] - len(row))])
+    if factor_D is not None:
+        gain_DV *= factor_D[:, None]
     found = knapsack(space, gain_DV, Budget(_table(space, budget), budget.limit))
     return filled(space, budget, found, range(len(space)))
 
 
-def tilted(
-    space: Space,
-    config: ErrorConfig,
-    budget: Budget,
-    count: int,
-    rng: np.random.Generator,
-    spread: float = 0.7,
-) -> Ints:
-    """Policies that would be best if errors of some kinds counted more than others: the first for errors as
-    they are, the rest for factors drawn log-normally."""
-    kinds = len(set(config.kinds))
-    tilts = [None, *np.exp(spread * rng.standard_normal((count - 1, kinds)))]
-    return np.stack([additive(space, config, budget, tilt) for tilt in tilts])
+def tilted(space: Space, config: ErrorConfig, budget: Budget, count: int, rng: np.random.Generator) -> Ints:
+    """Policies that would be best if errors were other than estimated: the first for errors as they are, then
+    tempered ever more, then tempered at random with factors for each kind, drawn log-normally."""
+    kinds = sorted(set(config.kinds))
+    kind_D = np.array([kinds.index(kind) for kind in config.kinds])
+    factors = [config.tempered(temper) for temper in np.linspace(1, 0, STEPS)[:count]]
+    while len(factors) < count:
+        drawn_K = np.exp(SPREAD * rng.standard_normal(len(kinds)))
+        factors.append(config.tempered(rng.uniform()) * drawn_K[kind_D])
+    return np.stack([additive(space, config, budget, factor_D) for factor_D in factors])
 
 
 def filled(space: Space, budget: Budget, index_D: Ints, order: Sequence[int]) -> Ints:

@@ -1,7 +1,8 @@
 """`LanguageSearch`: from nothing to a decoder's best policy for any budget.
 
-It begins where others end: with the dynamic programme over layers' errors, and with what that programme gives
-if some kinds of layers counted more. How errors add up in truth is learned from measured policies.
+Each kind of layers is first measured by itself: that says by how much estimates of its errors are wrong. The
+search then begins where others end, with the dynamic programme over errors, and with what that programme
+gives if errors were other than that. How they add up in truth is learned from measured policies.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +16,14 @@ from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, La
 from plait.compression.language import storage_of
 from plait.compression.language_cost import Tabled, kv_bytes, weight_bytes
 from plait.compression.language_features import ErrorConfig, error_config
-from plait.compression.language_rules import llama_rule, tilted, uniform
+from plait.compression.language_rules import additive, llama_rule, tilted, uniform
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import Predictor, PredictorConfig
 from plait.compression.process import ProcessConfig
 from plait.compression.search import Chosen, Search, SearchConfig
 from plait.compression.space import Ints, Space
 from plait.compression.targets import TARGETS
-from plait.compression.tasks.language import Language, Reader
+from plait.compression.tasks.language import LEAST_KL, Language, Reader
 from plait.spec.policy import Knob
 
 
@@ -64,8 +65,23 @@ class LanguageSearch:
 
     @cached_property
     def errors(self) -> ErrorConfig:
-        """Errors of all levels of all genes."""
+        """Errors of all levels of all genes, as estimated."""
         return error_config(self.space, self.reader.carver)
+
+    @cached_property
+    def measured_errors(self) -> ErrorConfig:
+        """The same, multiplied for each kind of layers by what a measurement of it alone says."""
+        top_D, kinds = self.space.count_D - 1, sorted(set(self.errors.kinds))
+        # The second lowest level: at the lowest ones errors no longer add up.
+        low_D = np.where(self.space.count_D > 2, 1, 0)
+        kind_D = np.array(self.errors.kinds)
+        index_ND = np.stack([top_D, *(np.where(kind_D == kind, low_D, top_D) for kind in kinds)])
+        policies = [self.space.decode(index_D) for index_D in index_ND]
+        labels = self.evaluator.measure(policies, Fidelity.L0, self.config.seed)
+        floor, *kl = (label.metric["kl"] for label in labels)
+        base, *told = self.errors.of(self.space).total(self.space.z_of(index_ND))
+        both = zip(kinds, kl, told, strict=True)
+        return self.errors.scaled({k: max(real - floor, LEAST_KL) / (e - base) for k, real, e in both})
 
     @cached_property
     def size(self) -> Tabled:
@@ -84,8 +100,9 @@ class LanguageSearch:
             return np.empty((0, len(self.space)), dtype=np.int64)
         rng = np.random.default_rng(self.config.seed)
         rules = [uniform(self.space, budgets[0]), llama_rule(self.space, self.task.decoder, budgets[0])]
+        rules.append(additive(self.space, self.errors, budgets[0]))
         count = self.config.first - len(rules)
-        return np.stack([*tilted(self.space, self.errors, budgets[0], count, rng), *rules])
+        return np.stack([*tilted(self.space, self.measured_errors, budgets[0], count, rng), *rules])
 
     def best(
         self, budgets: Sequence[Budget], noted: Callable[[Search], None] = lambda search: None
@@ -95,7 +112,7 @@ class LanguageSearch:
         Raises:
             UserError: no policy meets the budgets.
         """
-        told = self.config.of(self.errors)
+        told = self.config.of(self.measured_errors)
         search = Search(self.space, self.evaluator, told, noted, self.known(budgets))
         predictor = search.learn(budgets)
         return search, predictor, search.choose(predictor, budgets)

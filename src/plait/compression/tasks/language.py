@@ -7,6 +7,7 @@ other files, is for what was chosen in the end.
 Legend: T tokens, V words of the vocabulary.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -57,8 +58,6 @@ class Language:
     dtype: str = "auto"
     """Type in which compressed decoders compute: float32, bfloat16, or auto: bfloat16 where this CPU has
     products of it, as the engine does. The reference computes in float32."""
-    felt_tokens: int = 1024
-    """Calibration tokens that gradients are taken of."""
     seed: int = 0
     """Of the tokens that are drawn for gradients."""
 
@@ -83,7 +82,7 @@ class Language:
     @cached_property
     def calibrated(self) -> str:
         """A hash of all that calibration depends on."""
-        digest = hashlib.sha256(f"{self.felt_tokens} {self.seed}".encode())
+        digest = hashlib.sha256(f"{self.computed} {self.seed}".encode())
         for ids_T in sequences(self.folder, self.calibration):
             digest.update(ids_T.numpy())
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -192,10 +191,8 @@ class Reader:
         path = self.task.cache / f"calibration-{self.task.calibrated}.safetensors"
         if not path.exists():
             tokens = sequences(self.task.folder, self.task.calibration)
-            few = max(1, self.task.felt_tokens // self.task.calibration.length)
-            # Evenly from all files: sequences of a file stand together.
-            felt = tokens[:: max(1, len(tokens) // few)][:few]
-            calibrate(self.reference, self.decoder, tokens, felt, self.task.seed).save(path)
+            module = copy.deepcopy(self.reference).to(self.task.computed)
+            calibrate(module, self.decoder, tokens, self.task.seed).save(path)
         return Calibration.load(path, self.decoder)
 
 
