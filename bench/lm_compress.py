@@ -32,7 +32,7 @@ from plait.compression.language_rules import additive, llama_rule, uniform
 from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
 from plait.compression.optimiser import Budget
 from plait.compression.space import Floats, Ints
-from plait.compression.step_time import measure_steps, step_time
+from plait.compression.step_time import MIXES, Mix, measure_steps, step_time
 from plait.compression.tasks.language import Distance, Language, load_reference
 from plait.compression.tasks.text import TextConfig
 from plait.model.hub import resolve
@@ -59,6 +59,8 @@ class Study:
     """Of the blocks' linear layers at 4 bits."""
     rest_bytes: float
     """Of everything else; in every budget."""
+    mixes: tuple[Mix, ...]
+    """Policies whose steps are timed."""
 
     def budget(self, share: float) -> Budget:
         """So much of what 4 bits take."""
@@ -78,7 +80,7 @@ def study(quick: bool) -> Study:
         folder=folder,
         calibration=TextConfig(train, 4096 // few, 256),
         validation=TextConfig(train, 1024 // few, 256, skip=4096),
-        test=TextConfig(test, 4096 // few, 256),
+        test=TextConfig(test, 2048 // few, 256),
         cache=runs,
         choice=DecoderConfig(bits=(2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)),
     )
@@ -87,7 +89,7 @@ def study(quick: bool) -> Study:
     rest = 2.0 * task.decoder.rest
     fours_D = np.array([gene.levels.index(4.0) for gene in search.space.genes])
     fours = float(search.size(search.space.z_of(fours_D)[None])[0][0])
-    return Study(search, SHARES[1:2] if quick else SHARES, fours - rest, rest)
+    return Study(search, SHARES[1:2] if quick else SHARES, fours - rest, rest, MIXES[:4] if quick else MIXES)
 
 
 def truncated(source: Path, target: Path) -> Path:
@@ -159,7 +161,7 @@ def at_time(world: Study, runs: Path) -> list[claim.Claim]:
     """The best policy for a time, and how long it really takes."""
     search = world.search
     carver, task = search.reader.carver, search.task
-    times = measure_steps(carver, task.folder, runs / "steps", step_ns)
+    times = measure_steps(carver, task.folder, runs / "steps", step_ns, world.mixes)
     cost = step_time(search.space, task.decoder, carver.order, times)
     ends = cost(search.space.z_of(np.stack([search.space.count_D * 0, search.space.count_D - 1])))[0]
     budget = Budget(cost, math.sqrt(ends[0] * ends[1]))

@@ -22,7 +22,9 @@ from plait.spec.policy import Choice, CompressionPolicy, Knob, Slot
 
 KERNELS = (4, 8, 16)
 """Bits in which weights are kept in memory."""
-MIXES: tuple[tuple[tuple[float, ...], float], ...] = (
+Mix = tuple[tuple[float, ...], float]
+"""Bits that blocks get in turn, and the share of the blocks that is left out."""
+MIXES: tuple[Mix, ...] = (
     ((16.0,), 0.0),
     ((8.0,), 0.0),
     ((4.0,), 0.0),
@@ -31,7 +33,7 @@ MIXES: tuple[tuple[tuple[float, ...], float], ...] = (
     ((4.0, 8.0), 0.0),
     ((8.0, 16.0), 0.5),
 )
-"""What is measured: bits that layers get in turn, and the share of the blocks that is left out."""
+"""What is measured; the first four are as many as there are constants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,20 @@ class StepTime:
     """Largest relative error of the fit on what it was fitted to."""
 
 
-def measure_steps(carver: Carver, source: Path, scratch: Path, timed: Callable[[Path], float]) -> StepTime:
+def measure_steps(
+    carver: Carver,
+    source: Path,
+    scratch: Path,
+    timed: Callable[[Path], float],
+    mixes: Sequence[Mix] = MIXES,
+) -> StepTime:
     """Write a few compressed decoders, have their steps timed, and fit.
 
     Args:
         source: the reference's folder.
         scratch: where folders are written; those that are there are not written again.
         timed: nanoseconds of a decode step of a folder's model on the engine.
+        mixes: what is measured; the first four suffice.
 
     Raises:
         UserError: policies of 4 and of 8 bits cannot be made.
@@ -60,7 +69,7 @@ def measure_steps(carver: Carver, source: Path, scratch: Path, timed: Callable[[
     if missing:
         raise UserError("a time budget needs 4 and 8 among the bits: allow them", "bits")
     rows, times = [], []
-    for number, (bits, depth) in enumerate(MIXES):
+    for number, (bits, depth) in enumerate(mixes):
         policy = _mixed(carver.decoder, bits, depth)
         folder = scratch / f"step-{number}"
         if not (folder / "model.safetensors").exists():
