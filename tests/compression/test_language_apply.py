@@ -156,6 +156,14 @@ def test_calibration_is_kept_and_read_back(reader):
         mine, theirs = getattr(reader.carver.calibration, kind), getattr(again, kind)
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for linear in reader.decoder.linears[:5]:
+        reader.carver.bits_error(linear, 3.0)
+    kept = {path: path.stat().st_mtime_ns for path in reader.task.cache.glob("rounded-*/*")}
+    other = reader.task.open().carver
+    for linear in reader.decoder.linears[:5]:
+        assert other.bits_error(linear, 3.0) == reader.carver.bits_error(linear, 3.0)
+    assert {path: path.stat().st_mtime_ns for path in reader.task.cache.glob("rounded-*/*")} == kept
+    assert kept
     first = reader.decoder.attention(0)
     assert again.moments[f"{first}.q_proj"] is again.moments[f"{first}.v_proj"]
 

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from plait.compression.gptq import Rounding, compensated, nearest
 from plait.compression.kv_rounding import NAME as ROUNDED_KV
 from plait.compression.language import FULL_BITS, Decoder, Linear, Storage
 from plait.model.quantised import QuantisedWeight
+from plait.model.schemes import Scheme
+from plait.model.weights_file import read, write
 from plait.spec.policy import CompressionPolicy
 
 RIDGE = 1e-3
@@ -72,6 +75,8 @@ class CarverConfig:
     """GPTQ; else each weight is rounded by itself."""
     dtype: torch.dtype = torch.float32
     """Type in which the compressed decoder computes."""
+    cache: Path | None = None
+    """Folder, of this calibration and these settings alone, where rounded layers are kept."""
 
 
 class Carver:
@@ -198,17 +203,24 @@ class Carver:
         self._set[linear.name] = key
 
     def _round(self, linear: Linear, columns: int) -> None:
-        """Round a layer, and those that share its input, to all bits."""
+        """Round a layer, and those that share its input, to all bits; or read that it was done."""
         moments = self.calibration.moments
         together = [n for n in moments if moments[n] is moments[linear.name]]
-        kept_K = self.cut(linear.name, columns)[1]
-        moments_KK = moments[linear.name][kept_K][:, kept_K]
         told = [(n, bits) for n in together for bits in self.config.bits if bits < FULL_BITS]
-        work = [Rounding(self.cut(n, columns)[0], self.config.storage.scheme(bits)) for n, bits in told]
-        if self.config.compensate:
-            found = compensated(work, moments_KK)
+        schemes = [self.config.storage.scheme(bits) for _, bits in told]
+        path = self.config.cache and self.config.cache / f"{together[0]}-{columns}.safetensors"
+        if path and path.exists():
+            found = _read_parts(path, told, schemes)
         else:
-            found = [nearest(each, moments_KK) for each in work]
+            kept_K = self.cut(linear.name, columns)[1]
+            moments_KK = moments[linear.name][kept_K][:, kept_K]
+            work = [Rounding(self.cut(n, columns)[0], s) for (n, _), s in zip(told, schemes, strict=True)]
+            if self.config.compensate:
+                found = compensated(work, moments_KK)
+            else:
+                found = [nearest(each, moments_KK) for each in work]
+            if path:
+                write(path, _parts(told, found))
         self._rounded |= {(n, columns, bits): got for (n, bits), got in zip(told, found, strict=True)}
 
     def _cut(self, name: str, columns: int) -> tuple[Tensor, Tensor]:
@@ -250,3 +262,21 @@ class Carver:
             moved_N = ((weight_NW @ self.calibration.moments[name][own, own]) * weight_NW).sum(1)
             felt.append(float(self.calibration.slopes[name] @ moved_N))
         return torch.tensor(felt).topk(count).indices.sort().values
+
+
+def _parts(told: Sequence[tuple[str, float]], found: Sequence[QuantisedWeight]) -> dict[str, Tensor]:
+    """Tensors of layers rounded to bits, by name."""
+    both = list(zip(told, found, strict=True))
+    codes = {f"{name}.{bits:g}.codes": weight.codes_NI for (name, bits), weight in both}
+    return codes | {f"{name}.{bits:g}.scales": weight.scales_NG for (name, bits), weight in both}
+
+
+def _read_parts(
+    path: Path, told: Sequence[tuple[str, float]], schemes: Sequence[Scheme]
+) -> list[QuantisedWeight]:
+    """What was written of them."""
+    tensors = read(path)
+    return [
+        QuantisedWeight(tensors[f"{name}.{bits:g}.codes"], tensors[f"{name}.{bits:g}.scales"], scheme)
+        for (name, bits), scheme in zip(told, schemes, strict=True)
+    ]

@@ -5,8 +5,9 @@ search then begins where others end, with the dynamic programme over errors, and
 gives if errors were other than that. How they add up in truth is learned from measured policies.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -65,8 +66,14 @@ class LanguageSearch:
 
     @cached_property
     def errors(self) -> ErrorConfig:
-        """Errors of all levels of all genes, as estimated."""
-        return error_config(self.space, self.reader.carver)
+        """Errors of all levels of all genes, as estimated; kept beside what they were estimated from."""
+        path = self.task.cache / f"errors-{self.task.rounded}-{self.space.digest}.json"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(asdict(error_config(self.space, self.reader.carver))))
+            partial.rename(path)
+        told = json.loads(path.read_text())
+        return ErrorConfig(tuple(map(tuple, told["errors"])), tuple(told["kinds"]), tuple(told["sizes"]))
 
     @cached_property
     def measured_errors(self) -> ErrorConfig:

@@ -90,6 +90,13 @@ class Language:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def rounded(self) -> str:
+        """A hash of all that rounded layers depend on."""
+        storage = asdict(storage_of(self.choice, TARGETS[self.target]))
+        told = [self.calibrated, self.choice.bits, storage, self.compensate]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
     @property
     def computed(self) -> torch.dtype:
         """What `dtype` means here."""
@@ -162,6 +169,7 @@ class Reader:
             storage=storage_of(task.choice, TARGETS[task.target]),
             compensate=task.compensate,
             dtype=task.computed,
+            cache=task.cache / f"rounded-{task.rounded}",
         )
         self.carver = Carver(self.reference, self.decoder, self._calibration(), told)
 
