@@ -8,7 +8,7 @@ towards what is usual for their size (`tempered`).
 Legend: B policies, D genes, V levels, F features, M things whose derivatives are pulled back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,10 +47,12 @@ class ErrorConfig:
         apart_D = log_D - log_D[sized_D].mean() if sized_D.any() else log_D
         return np.where(sized_D, np.exp((temper - 1) * apart_D), 1.0)
 
-    def scaled(self, factors: Mapping[str, float]) -> "ErrorConfig":
-        """The errors of each kind multiplied by its factor."""
+    def scaled(self, factors: Mapping[str, Sequence[float]]) -> "ErrorConfig":
+        """The errors of each kind multiplied by its factors: of the lowest level, and of all others."""
         both = zip(self.errors, self.kinds, strict=True)
-        return replace(self, errors=tuple(tuple(factors[k] * e for e in row) for row, k in both))
+        scaled = [(row[0] * factors[k][0], *(e * factors[k][1] for e in row[1:])) for row, k in both]
+        # What rises with the level in truth is taken to stay as it is: costs do rise.
+        return replace(self, errors=tuple(tuple(np.maximum.accumulate(row[::-1])[::-1]) for row in scaled))
 
     def of(self, space: Space) -> "ErrorFeatures":
         """Its features in a space."""

@@ -77,18 +77,22 @@ class LanguageSearch:
 
     @cached_property
     def measured_errors(self) -> ErrorConfig:
-        """The same, multiplied for each kind of layers by what a measurement of it alone says."""
+        """The same, multiplied for each kind of layers by what measurements of it alone say: at its lowest
+        level, where errors no longer add up as estimated, and at the one above."""
         top_D, kinds = self.space.count_D - 1, sorted(set(self.errors.kinds))
-        # The second lowest level: at the lowest ones errors no longer add up.
-        low_D = np.where(self.space.count_D > 2, 1, 0)
         kind_D = np.array(self.errors.kinds)
-        index_ND = np.stack([top_D, *(np.where(kind_D == kind, low_D, top_D) for kind in kinds)])
-        policies = [self.space.decode(index_D) for index_D in index_ND]
-        labels = self.evaluator.measure(policies, Fidelity.L0, self.config.seed)
+        second_D = np.minimum(1, top_D - 1)  # of two levels the upper one is no change
+        probes = [(kind, low_D) for kind in kinds for low_D in (0 * top_D, second_D)]
+        index_ND = np.stack([top_D, *(np.where(kind_D == kind, low_D, top_D) for kind, low_D in probes)])
+        labels = self.evaluator.measure(
+            [self.space.decode(index_D) for index_D in index_ND], Fidelity.L0, self.config.seed
+        )
         floor, *kl = (label.metric["kl"] for label in labels)
         base, *told = self.errors.of(self.space).total(self.space.z_of(index_ND))
-        both = zip(kinds, kl, told, strict=True)
-        return self.errors.scaled({k: max(real - floor, LEAST_KL) / (e - base) for k, real, e in both})
+        factors: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for (kind, _), real, estimated in zip(probes, kl, told, strict=True):
+            factors[kind].append(max(real - floor, LEAST_KL) / (estimated - base))
+        return self.errors.scaled(factors)
 
     @cached_property
     def size(self) -> Tabled:
