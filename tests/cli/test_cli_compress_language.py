@@ -53,7 +53,7 @@ def test_a_decoder_is_compressed_and_again_from_its_labels(world):
     policy = CompressionPolicy.parse((world / "out" / "best.json").read_text())
     assert json.loads(policy.json()) == report["policy"]
     labels = (world / "out" / "labels.jsonl").read_text()
-    assert len(labels.splitlines()) == report["labels"] <= 14
+    assert len(labels.splitlines()) == report["labels"]
     again = run(world, *more, budgets=("size=0.4", "kv=0.6"))
     assert json.loads(again.stdout) == report
     assert (world / "out" / "labels.jsonl").read_text() == labels

@@ -54,7 +54,10 @@ def compress(
     kv_bits: Annotated[str, typer.Option(help="Of decoders' keys and values.")] = "16",
     tokens: Annotated[int, typer.Option(help="Tokens of text to measure a decoder with.")] = 1024,
     labels: Annotated[
-        int | None, typer.Option(help="Policies to measure: of images 60, of decoders 28.")
+        int | None,
+        typer.Option(
+            help="Policies to measure: of images 60, of decoders 28, and two for each kind of layers."
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(help="Measurements of images at a time.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the search and of its trainings.")] = 0,

@@ -66,7 +66,7 @@ def compress_language(config: LanguageCompressConfig) -> dict[str, Any]:
     found, predictor, chosen = search.best(budgets, lambda so_far: note(so_far, budgets, out))
     index_D = search.space.encode(chosen.policy)
     report = _report(search, predictor, chosen, budgets, index_D) | {
-        "labels": len(found.score_N),
+        "labels": len(search.evaluator.labels.found),
         "front": _front(search, found, predictor, budgets[0].cost),
         "bytes": _write(search, chosen, out),
     }

@@ -33,7 +33,7 @@ class LanguageSearchConfig:
     """How many policies are measured for each budget."""
 
     labels: int = 28
-    """In all; those of other budgets are known and not measured again where they fit."""
+    """For each budget, beside two of each kind of layers; what is known is not measured again."""
     first: int = 14
     """Of them those that rules and dynamic programmes came to."""
     batch: int = 4
