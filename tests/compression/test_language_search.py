@@ -122,3 +122,11 @@ def test_times_that_would_be_negative_count_for_nothing():
     assert found.byte_ns == (0, 0, 0)
     assert 86 < found.constant_ns < 98
     assert found.worst > 0
+
+
+def test_more_bits_are_never_faster(search):
+    """Noise may say so of a model whose steps are short."""
+    times = StepTime(1e5, (0.4, 0.1, 0.01), 0.3)
+    cost = step_time(search.space, search.task.decoder, search.reader.carver.order, times)
+    z_BD = np.random.default_rng(0).uniform(size=(20, len(search.space)))
+    assert (cost(z_BD)[1] >= 0).all()

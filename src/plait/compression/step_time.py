@@ -111,8 +111,9 @@ def kernel(bits: float) -> int:
 
 
 def _ns(linear: Linear, bits: float, times: StepTime) -> float:
-    kept = kernel(bits)
-    return linear.outputs * linear.inputs * kept / 8 * times.byte_ns[KERNELS.index(kept)]
+    """Of a whole layer. More bits are taken to be no faster than fewer: costs grow with every gene."""
+    weight_ns = [kept / 8 * byte_ns for kept, byte_ns in zip(KERNELS, times.byte_ns, strict=True)]
+    return linear.outputs * linear.inputs * max(weight_ns[: KERNELS.index(kernel(bits)) + 1])
 
 
 def _row(decoder: Decoder, plan: Plan) -> list[float]:
