@@ -138,7 +138,7 @@ class Distance:
         return math.exp(float(self.loss_T.mean()))
 
 
-class Held:
+class HeldText:
     """Text, and what the reference says of each position."""
 
     def __init__(self, reference: nn.Module, tokens: list[Tensor]) -> None:
@@ -174,14 +174,14 @@ class Reader:
         self.carver = Carver(self.reference, self.decoder, self._calibration(), told)
 
     @cached_property
-    def validation(self) -> Held:
+    def validation(self) -> HeldText:
         """Text that policies are chosen with."""
-        return Held(self.reference, sequences(self.task.folder, self.task.validation))
+        return HeldText(self.reference, sequences(self.task.folder, self.task.validation))
 
     @cached_property
-    def test(self) -> Held:
+    def test(self) -> HeldText:
         """Text that no choice was made with."""
-        return Held(self.reference, sequences(self.task.folder, self.task.test))
+        return HeldText(self.reference, sequences(self.task.folder, self.task.test))
 
     def measure(self, policy: CompressionPolicy, fidelity: Fidelity, seed: int) -> dict[str, float]:
         """-log KL (`score`), KL and perplexity on the validation text; nothing depends on the seed.
