@@ -54,13 +54,6 @@ class ErrorConfig:
         # What rises with the level in truth is taken to stay as it is: costs do rise.
         return replace(self, errors=tuple(tuple(np.maximum.accumulate(row[::-1])[::-1]) for row in scaled))
 
-    def expected(self, space: Space, z_BD: Floats) -> tuple[Floats, Floats]:
-        """-log KL if errors added up, the mean over tempers; and its derivatives by z. It is a `Prior`."""
-        features = self.of(space)
-        weight_1BF = np.zeros((1, len(z_BD), len(features.groups)))
-        weight_1BF[..., : len(TEMPERS)] = -1 / len(TEMPERS)
-        return (features(z_BD) * weight_1BF[0]).sum(1), features.pull(z_BD, weight_1BF)[0]
-
     def of(self, space: Space) -> "ErrorFeatures":
         """Its features in a space."""
         return ErrorFeatures(space, self)

@@ -51,7 +51,7 @@ class LanguageSearchConfig:
             finalists=self.finalists,
             fidelity=Fidelity.L0,
             seed=self.seed,
-            predictor=PredictorConfig(members, prior=errors),
+            predictor=PredictorConfig(members),
         )
 
 

@@ -9,7 +9,6 @@ Legend: N labels, B policies, D genes, M members.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -24,13 +23,6 @@ FEWEST = 8
 """Labels below which nothing can be fitted."""
 
 
-class Prior(Protocol):
-    """What is expected before anything is measured: hashable plain data."""
-
-    def expected(self, space: Space, z_BD: Floats) -> tuple[Floats, Floats]:
-        """Performances (B) and their derivatives by z (B, D)."""
-
-
 @dataclass(frozen=True, slots=True)
 class PredictorConfig:
     """What the ensemble is made of."""
@@ -40,8 +32,6 @@ class PredictorConfig:
         (FeatureConfig(), ProcessConfig(smooth=False, clip=2.0)),
     )
     """Views and processes."""
-    prior: Prior | None = None
-    """The ensemble learns by how much this is wrong; None: it learns all."""
     sharpness: float = 0.05
     """Ridge on the members' weights, as a share of the labels' variance; it pulls towards equal weights."""
 
@@ -70,10 +60,7 @@ class Predictor:
         config = config or PredictorConfig()
         if len(y_N) < FEWEST or not np.isfinite(y_N).all():
             raise UserError(f"a predictor needs at least {FEWEST} labels, all of them numbers", "labels")
-        self.space, self.prior = space, config.prior
-        base_N = self._expected(z_ND)[0]
-        y_N = y_N - base_N
-        self.centre, self.spread = float(y_N.mean()), float(y_N.std()) or 1.0
+        self.space, self.centre, self.spread = space, float(y_N.mean()), float(y_N.std()) or 1.0
         target_N = (y_N - self.centre) / self.spread
         # Members that read the same features share one view, which is read once.
         views = list(dict.fromkeys(view for view, _ in config.members))
@@ -89,14 +76,13 @@ class Predictor:
         left_N, mixed_N = _mixed(self.weight_M, left_MN, std_MN)
         share = min(1.0, 0.9 * (len(y_N) + 1) / len(y_N))
         self.stretch = float(np.quantile(np.abs(left_N - target_N) / mixed_N, share)) / NINETY
-        self.left_out_N = left_N * self.spread + self.centre + base_N
+        self.left_out_N = left_N * self.spread + self.centre
 
     def predict(self, z_BD: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a measurement at z."""
         mean_MB, std_MB = _stacked(p.predict(x_BF) for p, x_BF in self._read(z_BD))
         mean_B, std_B = _mixed(self.weight_M, mean_MB, std_MB)
-        mean_B = mean_B * self.spread + self.centre + self._expected(z_BD)[0]
-        return mean_B, std_B * self.stretch * self.spread
+        return mean_B * self.spread + self.centre, std_B * self.stretch * self.spread
 
     def covariance(self, z_AD: Floats, z_BD: Floats) -> tuple[Floats, Floats]:
         """Covariance of measurements at the one with those at the other (A, B), and variances of the latter.
@@ -123,19 +109,9 @@ class Predictor:
                     by_feature_2BF[1] += self.weight_M[m] * both_BF / std_B[:, None]
             by_z_2BD += view.pull(z_BD, by_feature_2BF)
         scale = self.stretch * self.spread
-        base_B, base_BD = self._expected(z_BD)
         return Slopes(
-            mean_B * self.spread + self.centre + base_B,
-            std_B * scale,
-            by_z_2BD[0] * self.spread + base_BD,
-            by_z_2BD[1] * scale,
+            mean_B * self.spread + self.centre, std_B * scale, by_z_2BD[0] * self.spread, by_z_2BD[1] * scale
         )
-
-    def _expected(self, z_BD: Floats) -> tuple[Floats, Floats]:
-        """What the prior says; nothing where there is none."""
-        if self.prior is None:
-            return np.zeros(len(z_BD)), np.zeros_like(z_BD)
-        return self.prior.expected(self.space, z_BD)
 
     def _read(self, z_BD: Floats) -> list[tuple[GaussianProcess, Floats]]:
         """Each process with what it reads."""
