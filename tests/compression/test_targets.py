@@ -1,5 +1,7 @@
 """Spaces restricted to what an engine can load."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,9 @@ def policies(space: Space) -> list:
 
 def test_only_what_has_kernels_is_left():
     for policy in policies(restrict(UNITS, [], TARGETS["plait"])):
-        assert all(choice.weight_bits in (4, 8) and choice.act_bits == 16 for _, choice in policy.choices)
+        assert all(choice.weight_bits in BITS and choice.act_bits == 16 for _, choice in policy.choices)
+    for policy in policies(restrict(UNITS, [], replace(TARGETS["vllm"], equal_widths=False))):
+        assert all(choice.weight_bits in (4, 8) for _, choice in policy.choices)
     for policy in policies(restrict(UNITS, [], TARGETS["int8"])):
         assert all(choice.weight_bits == choice.act_bits == 8 for _, choice in policy.choices)
     assert restrict(UNITS, [], TARGETS["simulated"]).digest == Space(UNITS).digest
@@ -36,4 +40,4 @@ def test_widths_and_bits_are_tied_where_the_engine_has_one_of_them():
 def test_units_without_a_legal_level_are_named_before_the_search():
     odd = [*UNITS, Unit("odd", weight_bits=(3.0, 5.0))]
     with pytest.raises(UserError, match=r"no kernel for odd at weight_bits .* allow one of \(4.0"):
-        restrict(odd, [], TARGETS["plait"])
+        restrict(odd, [], TARGETS["vllm"])

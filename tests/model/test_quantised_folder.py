@@ -39,6 +39,10 @@ FORMS = {
     "int4-32": (4, 32, "pack-quantized"),
     "int4-64": (4, 64, "pack-quantized"),
     "int4-128": (4, 128, "pack-quantized"),
+    "int2-32": (2, 32, "pack-quantized"),
+    "int3-64": (3, 64, "pack-quantized"),
+    "int5": (5, None, "pack-quantized"),
+    "int7": (7, None, "pack-quantized"),
 }
 
 
@@ -147,7 +151,7 @@ def test_a_tape_gives_the_models_logits(form, tmp_path):
         assert (ours_BV - theirs_BV).abs().max() <= 6e-2 * theirs_BV.abs().max()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("inputs", [1, 7, 8, 33, 128])
 def test_words_are_the_librarys(bits, inputs):
     half = 2 ** (bits - 1)
@@ -181,7 +185,7 @@ REFUSALS = [
     (("config_groups", "group_0", "input_activations"), {"num_bits": 8}),
     (("config_groups", "group_0", "output_activations"), {"num_bits": 8}),
     (("config_groups", "group_0", "targets"), ["Embedding"]),
-    ((*WEIGHTS, "num_bits"), 3),
+    ((*WEIGHTS, "num_bits"), 9),
     ((*WEIGHTS, "type"), "float"),
     ((*WEIGHTS, "symmetric"), False),
     ((*WEIGHTS, "strategy"), "tensor"),

@@ -191,8 +191,7 @@ class Evaluator:
         if not policies:
             return
         if not self.config.processes:
-            measurer = self.task.open()
-            yield from (_measured(measurer, policy, fidelity, seed) for policy in policies)
+            yield from (_measured(self.measurer, policy, fidelity, seed) for policy in policies)
             return
         running: set[Future[tuple[CompressionPolicy, dict[str, float], float]]] = {
             self._pool.submit(_measure_there, self.task, policy, fidelity, seed) for policy in policies
@@ -201,6 +200,11 @@ class Evaluator:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+
+    @cached_property
+    def measurer(self) -> Measurer:
+        """The task, opened in this process."""
+        return self.task.open()
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:

@@ -9,6 +9,7 @@ Legend: B policies, D genes, C genes of one knob, F features.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,14 +17,39 @@ from plait.compression.space import Floats, Space
 from plait.spec.policy import Knob
 
 
+class Reading(Protocol):
+    """Features of one space's policies, with gradients; `Features` is one."""
+
+    @property
+    def groups(self) -> list[int]:
+        """For each feature the number of its kind."""
+
+    def __call__(self, z_BD: Floats) -> Floats:
+        """Features (B, F)."""
+
+    def pull(self, z_BD: Floats, by_feature_MBF: Floats) -> Floats:
+        """Derivatives by z (M, B, D) of M things whose derivatives by features are known."""
+
+
+class View(Protocol):
+    """What is read of policies: hashable plain data; `FeatureConfig` is one."""
+
+    def of(self, space: Space) -> Reading:
+        """Its features in a space."""
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureConfig:
-    """What is read."""
+    """What is read of any network's policies."""
 
     physical: bool = True
     """Bits as 4^-b and ratios as log(1 - ratio); else both as they are."""
     aggregates: bool = True
     """Whole-network aggregates beside a feature for each gene."""
+
+    def of(self, space: Space) -> "Features":
+        """Its features in a space."""
+        return Features(space, self)
 
 
 class Features:

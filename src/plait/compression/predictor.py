@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plait.compression.features import FeatureConfig, Features
+from plait.compression.features import FeatureConfig, View
 from plait.compression.process import GaussianProcess, ProcessConfig
 from plait.compression.space import Floats, Space
 from plait.spec.errors import UserError
@@ -27,7 +27,7 @@ FEWEST = 8
 class PredictorConfig:
     """What the ensemble is made of."""
 
-    members: tuple[tuple[FeatureConfig, ProcessConfig], ...] = (
+    members: tuple[tuple[View, ProcessConfig], ...] = (
         (FeatureConfig(), ProcessConfig(clip=2.0)),
         (FeatureConfig(), ProcessConfig(smooth=False, clip=2.0)),
     )
@@ -122,8 +122,8 @@ class Predictor:
 class _View:
     """Standardised features."""
 
-    def __init__(self, space: Space, z_ND: Floats, config: FeatureConfig) -> None:
-        self.features = Features(space, config)
+    def __init__(self, space: Space, z_ND: Floats, view: View) -> None:
+        self.features = view.of(space)
         self.kind_F = np.array(self.features.groups)
         x_NF = self.features(z_ND)
         self.centre_F, spread_F = x_NF.mean(0), x_NF.std(0)

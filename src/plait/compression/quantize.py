@@ -7,10 +7,8 @@ Legend: N outputs, I inputs, G groups.
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from plait.compression.export import INDEX, copy_files, described, refuse_full
 from plait.model.load import load_config
 from plait.model.quantised import QuantisedWeight, pack_words
 from plait.model.schemes import GROUPS, Scheme
@@ -26,7 +25,6 @@ from plait.spec.errors import Unsupported, UserError
 log = logging.getLogger(__name__)
 
 HEAD = "lm_head"
-INDEX = "model.safetensors.index.json"
 BITS = {"int8": 8, "int4": 4}
 
 
@@ -75,8 +73,7 @@ def quantize(source: Path, target: Path, config: QuantizeConfig) -> Quantized:
     hf_config = load_config(source)
     if getattr(hf_config, "quantization_config", None):
         raise UserError(f"{source} is quantised already: name the folder that it was made from", "model")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty: name a new folder", "out")
+    refuse_full(target)
     scheme = _scheme(config)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(hf_config)
@@ -157,12 +154,10 @@ def _write_rest(
     source: Path, target: Path, names: dict[str, str], scheme: Scheme, ignored: list[str], untie: bool
 ) -> None:
     """Write config.json and the index of several files, copy everything but weights."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and path.name != INDEX:
-            shutil.copyfile(path, target / path.name)
+    copy_files(source, target)
     config = json.loads((source / "config.json").read_text())
     config.pop("torch_dtype", None)
-    config |= {"dtype": "bfloat16", "quantization_config": _described(scheme, ignored)}
+    config |= {"dtype": "bfloat16", "quantization_config": described([scheme], ignored)}
     if untie:
         config["tie_word_embeddings"] = False
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -170,22 +165,3 @@ def _write_rest(
         size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
         index = {"metadata": {"total_size": size}, "weight_map": names}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _described(scheme: Scheme, ignored: list[str]) -> dict[str, Any]:
-    """The `quantization_config` of a folder."""
-    weights = {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group" if scheme.group else "channel",
-        "group_size": scheme.group,
-        "dynamic": False,
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": list(scheme.targets), "weights": weights}},
-        "ignore": ignored,
-    }

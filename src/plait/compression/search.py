@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plait.compression.best import BestConfig, Found, best_policy
 from plait.compression.complexity import Cost
@@ -34,6 +35,8 @@ class SearchConfig:
     """Of them the first design's."""
     batch: int = 8
     """Policies chosen between two fits."""
+    promising: float = 0.5
+    """Share of them that are taken for best within the budgets; the rest are those that teach most."""
     finalists: int = 4
     """Best policies of each budget that are measured before one is chosen."""
     fidelity: Fidelity = Fidelity.L1
@@ -62,8 +65,11 @@ class Search:
         evaluator: Evaluator,
         config: SearchConfig,
         noted: Callable[["Search"], None] = lambda search: None,
+        known_ND: Ints | None = None,
     ) -> None:
-        """`noted` is called after each batch of measurements.
+        """Args:
+            noted: called after each batch of measurements.
+            known_ND: policies that others came to; those within the budgets are measured first.
 
         Raises:
             UserError: the labels do not suffice for a predictor and finalists.
@@ -75,6 +81,7 @@ class Search:
                 "labels",
             )
         self.space, self.evaluator, self.config, self.noted = space, evaluator, config, noted
+        self.known_ND: Ints = np.empty((0, len(space)), dtype=np.int64) if known_ND is None else known_ND
         self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
         self.score_N: Floats = np.empty(0)
 
@@ -82,8 +89,8 @@ class Search:
         """Measure until only the finalists' measurements are left, and fit.
 
         Among the first are uniform policies that use most of the budgets: what is chosen is no worse.
-        Half of every batch are policies from which the predictor learns most; half are those that it takes
-        for best within the budgets, where it must not be wrong.
+        Of every batch some are policies that the predictor takes for best within the budgets, where it must
+        not be wrong; the rest are those from which it learns most.
 
         Raises:
             UserError: no policy meets the budgets, or a measurement failed.
@@ -91,14 +98,17 @@ class Search:
         check(self.space, budgets)
         rng = np.random.default_rng(self.config.seed)
         fit = fit_to(self.space, [Budget(b.cost, b.limit * 1.3) for b in budgets], rng)
+        told_ND = self.known_ND[self._fits(budgets, self.known_ND)]
         edge_ND = self._uniform(budgets)[: self.config.first // 3]
         design_ND = seed_design(self.space, self.config.first, fit, rng)
-        self.measure(distinct(np.concatenate([edge_ND, design_ND]))[: self.config.first])
+        self.measure(distinct(np.concatenate([told_ND, edge_ND, design_ND]))[: self.config.first])
         room = self.config.labels - self.config.finalists
         while len(self.index_ND) < room:
             predictor = self.predictor()
             count = min(self.config.batch, room - len(self.index_ND))
-            promising_ND = self._fresh(self.best(predictor, budgets, rng).index_ND)[: count // 2]
+            promising_ND = self._fresh(self.best(predictor, budgets, rng).index_ND)[
+                : int(count * self.config.promising)
+            ]
             known_ND = np.concatenate([self.index_ND, promising_ND])
             rest = count - len(promising_ND)
             learnt_ND = select(predictor, rest, fit, self.config.selection, rng, known_ND)
@@ -126,7 +136,7 @@ class Search:
 
     def best_measured(self, budgets: Sequence[Budget]) -> int | None:
         """The number of the best measured policy within the budgets, if there is any."""
-        fits_N = (shares(budgets, self.space.z_of(self.index_ND)) <= 1).all(0)
+        fits_N = self._fits(budgets, self.index_ND)
         return int(np.where(fits_N, self.score_N, -np.inf).argmax()) if fits_N.any() else None
 
     def best(self, predictor: Predictor, budgets: Sequence[Budget], rng: np.random.Generator) -> Found:
@@ -153,6 +163,9 @@ class Search:
         self.score_N = np.concatenate([self.score_N, [label.metric["score"] for label in labels]])
         self.noted(self)
         return labels
+
+    def _fits(self, budgets: Sequence[Budget], index_ND: Ints) -> NDArray[np.bool_]:
+        return (shares(budgets, self.space.z_of(index_ND)) <= 1).all(0)
 
     def _fresh(self, index_ND: Ints) -> Ints:
         """Those that were not measured yet."""

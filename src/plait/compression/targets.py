@@ -25,18 +25,42 @@ class Target:
     """All units are cut alike: the engine's configuration has one width for all layers."""
     equal_bits: bool = False
     """Weights and activations of a unit have the same number of bits."""
+    equal_kv: bool = False
+    """Keys and values of all layers have the same number of bits."""
+    equal_heads: bool = False
+    """All layers keep the same number of KV heads."""
+    groups: tuple[int, ...] = (32, 64, 128)
+    """Inputs that may share a scale."""
+    grouped_bits: float = 4.0
+    """Up to so many bits they do; above, an output has one scale."""
+    fused: bool = False
+    """Layers that are computed in one product (query, key, value; gate, up) have the same bits."""
 
 
+READ = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 16.0)
+"""Weight bits of a compressed-tensors folder that plait and transformers read."""
 TARGETS = {
     target.name: target
     for target in (
         Target("simulated"),
-        Target("plait", weight_bits=(4.0, 8.0, 16.0), act_bits=(16.0,), kv_bits=(8.0, 16.0)),
+        Target("plait", READ, (16.0,), (8.0, 16.0), equal_kv=True, equal_heads=True, fused=True),
+        Target("transformers", READ, (16.0,), (16.0,), equal_widths=True, equal_heads=True),
+        Target("vllm", (4.0, 8.0, 16.0), (16.0,), (16.0,), equal_widths=True, equal_heads=True, fused=True),
+        Target(
+            "gguf",
+            (4.0, 5.0, 8.0, 16.0),
+            (16.0,),
+            (16.0,),
+            equal_widths=True,
+            equal_heads=True,
+            groups=(32,),
+            grouped_bits=8.0,
+        ),
         Target("int8", weight_bits=(8.0,), act_bits=(8.0,)),
     )
 }
-"""By name. `simulated` is arithmetic that no kernel does: bits that are not 4, 8 or 16 save bytes and bit
-operations on paper, not time."""
+"""By name. `simulated` is arithmetic that no kernel does. Weights of 2 and 3 bits are as fast in plait
+as those of 4, and those of 5 to 7 as fast as those of 8: fewer bits save bytes on disk, not time."""
 
 
 def restrict(units: Sequence[Unit], ties: Sequence[Tie], target: Target) -> Space:
@@ -52,6 +76,8 @@ def restrict(units: Sequence[Unit], ties: Sequence[Tie], target: Target) -> Spac
     if target.equal_bits:
         pairs = [unit for unit in legal if unit.weight_bits and unit.act_bits]
         more += [Tie((Slot(u.name, Knob.WEIGHT_BITS), Slot(u.name, Knob.ACT_BITS))) for u in pairs]
+    if target.equal_kv:
+        more.append(Tie(tuple(Slot(unit.name, Knob.KV_BITS) for unit in legal if unit.kv_bits)))
     return Space(legal, [*ties, *(tie for tie in more if len(tie.slots) > 1)])
 
 

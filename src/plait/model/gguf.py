@@ -77,7 +77,9 @@ def _rotate_halves(weight_NK: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _config(facts: dict[str, Any], tied: bool) -> dict[str, Any]:
-    return {
+    # Heads that were cut away leave the others as they were.
+    size = facts.get("llama.attention.key_length")
+    return ({"head_dim": size} if size else {}) | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",

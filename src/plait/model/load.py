@@ -13,8 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from plait.model.attend import NAME
-from plait.model.quantised import QuantisedWeight, check_layers, read_weights
+from plait.model.quantised import QuantisedWeight, all_weights, check_layers, read_weights
 from plait.model.schemes import Quantisation, read_quantisation
+from plait.model.widths import load_uneven, widths_of
 from plait.spec.errors import NotFound, Unsupported, UserError
 
 LAYER_TYPES = frozenset(("full_attention", "sliding_attention", "attention"))
@@ -116,22 +117,11 @@ def load_module(
         state = None
         if quantisation is not None:
             state, quantised = read_weights(folder, quantisation, dtype)
-        with _quietly():
-            module, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-                None if state else folder,
-                config=config,
-                state_dict=state,
-                attn_implementation=NAME,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        missing = sorted(report["missing_keys"])
-        if missing or report["mismatched_keys"]:
-            what = missing or sorted(str(key) for key in report["mismatched_keys"])
-            raise UserError(f"{folder} lacks weights that config.json names: {', '.join(what[:5])}", "model")
+        widths = widths_of(config)
+        if widths is None:
+            module = _pretrained(folder, config, dtype, state)
+        else:
+            module = load_uneven(config, widths, state or all_weights(folder), NAME, dtype)
         if quantisation is not None:
             check_layers(module, quantisation, quantised)
     if any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in module.named_parameters()):
@@ -139,8 +129,31 @@ def load_module(
     return module.eval().requires_grad_(False), quantised
 
 
+def _pretrained(
+    folder: Path, config: Any, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
+) -> nn.Module:
+    """The module that transformers loads, from `state` where it is given."""
+    with quietly():
+        module, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None if state else folder,
+            config=config,
+            state_dict=state,
+            attn_implementation=NAME,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        what = missing or sorted(str(key) for key in report["mismatched_keys"])
+        raise UserError(f"{folder} lacks weights that config.json names: {', '.join(what[:5])}", "model")
+    return module
+
+
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' progress bar on our streams."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

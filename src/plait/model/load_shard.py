@@ -15,8 +15,9 @@ from transformers.initialization import no_init_weights
 from plait.model import shard, stage
 from plait.model.attend import NAME
 from plait.model.shard import Cut
+from plait.model.widths import widths_of
 from plait.model.world import World
-from plait.spec.errors import UserError
+from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import LayerShape
 
 
@@ -27,9 +28,11 @@ def load_share(folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape,
         layer: sizes of a whole layer.
 
     Raises:
-        Unsupported: the model has no plan to divide it so.
+        Unsupported: the model has no plan to divide it so, or its layers differ in width.
         UserError: weights are missing, or of other sizes than the configuration says.
     """
+    if widths_of(config) is not None:
+        raise Unsupported("layers of different widths are not divided: use tp 1 and pp 1", "tp")
     with no_init_weights():  # memory that nobody writes is not taken: only our share will be
         module = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
     tied = dict(module.all_tied_weights_keys)

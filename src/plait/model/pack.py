@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from plait.kernels import ops
 from plait.kernels.memory import on_large_pages
 from plait.model.quantised import QuantisedWeight
+from plait.model.schemes import GROUPED
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ class GatedProduct:
 
 
 class QuantisedProduct:
-    """A bf16 product with weights of 8 or 4 bits, each times its scale; sums are float32, rounded once.
+    """A bf16 product with quantised weights, each times its scale; sums are float32, rounded once.
+
+    Whole numbers of up to 4 bits are kept in 4, others in 8.
 
     4-bit weights with one scale an output have that scale in each group of inputs.
     """
@@ -100,7 +103,7 @@ class QuantisedProduct:
         """`wide`: give the float32 sums as they are."""
         scheme, bias_N, codes = weights[0].scheme, _bias(members), [weight.codes_NI for weight in weights]
         scales_NG = torch.cat([weight.scales_NG for weight in weights])
-        self.group = None if scheme.bits == 8 else scheme.group or LARGEST_GROUP
+        self.group = None if scheme.bits > GROUPED else scheme.group or LARGEST_GROUP
         if self.group and not scheme.group:
             scales_NG = scales_NG.expand(-1, -(-codes[0].shape[1] // LARGEST_GROUP))
         self.packed = ops.pack_int4(codes) if self.group else ops.pack_int8(codes)
@@ -299,10 +302,14 @@ def _alike(members: list[nn.Module | None]) -> bool:
 
 def _same_form(weights: list[QuantisedWeight | None]) -> bool:
     """Whether these weights, None for those that are not quantised, go into one product."""
-    return (
-        len({w and (w.scheme.bits, w.scheme.group, w.scales_NG.shape[1], w.scales_NG.dtype) for w in weights})
-        == 1
-    )
+
+    def form(weight: QuantisedWeight | None) -> tuple[object, ...] | None:
+        if weight is None:
+            return None
+        scheme, scales_NG = weight.scheme, weight.scales_NG
+        return scheme.bits > GROUPED, scheme.group, scales_NG.shape[1], scales_NG.dtype
+
+    return len({form(weight) for weight in weights}) == 1
 
 
 def _join(members: list[nn.Module], product: Product) -> None:

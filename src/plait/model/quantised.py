@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class QuantisedWeight:
     """`codes * scale` is the weight."""
 
     codes_NI: Tensor
-    """int8; of 4 bits: -8 to 7."""
+    """int8; of b bits: -2^(b-1) to 2^(b-1) - 1."""
     scales_NG: Tensor
     """float32 or bf16."""
     scheme: Scheme
@@ -37,7 +38,12 @@ class QuantisedWeight:
 
 
 def pack_words(codes_NI: Tensor, bits: int) -> Tensor:
-    """int8 codes as int32 words [N, W] of `bits` each, the first lowest, with zero in their middle."""
+    """int8 codes as int32 words [N, W] of `bits` each, the first lowest, with zero in their middle.
+
+    There are no gaps: where 32 is no multiple of `bits`, some codes begin in one word and end in the next.
+    """
+    if 32 % bits or bits == 2:
+        return _dense_words(codes_NI, bits)
     per_word = 32 // bits
     filled = torch.nn.functional.pad(codes_NI, (0, -codes_NI.shape[1] % per_word), value=-(2 ** (bits - 1)))
     if bits == 8:
@@ -46,13 +52,35 @@ def pack_words(codes_NI: Tensor, bits: int) -> Tensor:
     return (pairs[..., 0] | pairs[..., 1] << 4).contiguous().view(torch.int32)
 
 
+def _dense_words(codes_NI: Tensor, bits: int) -> Tensor:
+    raised = (codes_NI.short() + 2 ** (bits - 1)).to(torch.uint8).numpy()
+    planes = np.unpackbits(raised[..., None], axis=2, bitorder="little")[..., :bits].reshape(len(raised), -1)
+    packed = np.packbits(planes, axis=1, bitorder="little")
+    filled = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+    return torch.from_numpy(filled).view(torch.int32)
+
+
 def unpack_words(words_NW: Tensor, bits: int, inputs: int) -> Tensor:
     """The codes [N, inputs] that `pack_words` packed."""
+    if 32 % bits or bits == 2:
+        planes = np.unpackbits(words_NW.contiguous().numpy().view(np.uint8), axis=1, bitorder="little")
+        planes = planes[:, : inputs * bits].reshape(len(planes), inputs, bits)
+        raised = np.packbits(planes, axis=2, bitorder="little")[..., 0]
+        return (torch.from_numpy(raised).short() - 2 ** (bits - 1)).to(torch.int8)
     whole = words_NW.contiguous().view(torch.int8)
     if bits == 8:
         return (whole ^ -128)[:, :inputs].contiguous()
     pairs = torch.stack((whole & 15, whole >> 4 & 15), -1).flatten(1)
     return pairs[:, :inputs] - 8
+
+
+def all_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder as they are in its files."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return tensors
 
 
 def read_weights(
@@ -64,10 +92,7 @@ def read_weights(
         UserError: tensors are missing or do not fit each other.
         Unsupported: tensors that no scheme we read has.
     """
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    tensors = all_weights(folder)
     weights = {}
     for name in sorted(tensors):
         layer, _, part = name.rpartition(".")

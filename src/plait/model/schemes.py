@@ -13,7 +13,9 @@ from plait.spec.errors import Unsupported
 
 FORMATS = ("pack-quantized", "int-quantized")
 GROUPS = (32, 64, 128)
-"""Inputs that may share a scale in 4-bit weights."""
+"""Inputs that may share a scale in weights of at most `GROUPED` bits."""
+GROUPED = 4
+"""Weights of so many bits and fewer are computed with as 4-bit ones, others as 8-bit ones."""
 NEXT_STEP = "quantise it again, for example with `plait quantize`"
 TELL_NOTHING = {"version", "global_compression_ratio", "quant_method", "format", "ignore", "config_groups"}
 """Fields of the configuration that are facts about the past, or that are read elsewhere."""
@@ -27,7 +29,7 @@ class Scheme:
     """How the weights of some layers are kept: whole numbers of `bits`, around zero, and their scales."""
 
     bits: int
-    """8 or 4."""
+    """2 to 8."""
     group: int | None
     """Inputs that share a scale; None: an output has one scale."""
     packed: bool
@@ -91,15 +93,15 @@ def _scheme(name: str, group: Any, format_of_all: str | None) -> Scheme:
         if "." not in target and not target.startswith("re:") and target not in ("Linear", "lm_head"):
             _refuse(f"{name}.targets", target, "only layers of class Linear are quantised")
     bits, size = _sizes(f"{name}.weights", group.get("weights") or {})
-    if bits == 4 and kept == "int-quantized":
-        _refuse(f"{name}.format", kept, "4-bit weights come as pack-quantized")
+    if bits < 8 and kept == "int-quantized":
+        _refuse(f"{name}.format", kept, "weights of less than 8 bits come as pack-quantized")
     return Scheme(bits, size, kept == "pack-quantized", targets)
 
 
 def _sizes(name: str, weights: Mapping[str, Any]) -> tuple[int, int | None]:
     """(bits, group) of a weight scheme."""
     wanted: dict[str, tuple[Any, tuple[Any, ...], str]] = {
-        "num_bits": (None, (8, 4), "8 and 4 bits are read"),
+        "num_bits": (None, tuple(range(2, 9)), "2 to 8 bits are read"),
         "type": ("int", ("int",), "whole numbers are read"),
         "symmetric": (True, (True,), "weights are read without zero points"),
         "dynamic": (False, (False,), "scales of weights are fixed"),
@@ -123,8 +125,9 @@ def _sizes(name: str, weights: Mapping[str, Any]) -> tuple[int, int | None]:
         if size not in (None, -1):
             _refuse(f"{name}.group_size", size, "with strategy channel there are no groups")
         return bits, None
-    if bits == 8:
-        _refuse(f"{name}.strategy", "group", "8-bit weights have one scale an output: use strategy channel")
+    if bits > GROUPED:
+        why = f"weights of more than {GROUPED} bits have one scale an output: use strategy channel"
+        _refuse(f"{name}.strategy", "group", why)
     if size not in GROUPS:
         _refuse(f"{name}.group_size", size, f"groups of {', '.join(map(str, GROUPS))} inputs are read")
     return bits, size

@@ -53,6 +53,10 @@ class Grid:
             )
 
 
+DECODE = Grid(prompts=(8, 16), batches=(1,), contexts=(64, 256), steps=48, repeats=1)
+"""What is measured where only decode steps of one row are asked for."""
+
+
 async def profile(config: ServeConfig, grid: Grid, said: Callable[[str], None]) -> StepProfile:
     """Measure and fit.
 
@@ -82,6 +86,12 @@ async def profile(config: ServeConfig, grid: Grid, said: Callable[[str], None]) 
     return StepProfile(
         config.model, cpu_name(), config.threads, config.dtype, saturation(prefills), fitted, points
     )
+
+
+def decode_ns(config: ServeConfig, grid: Grid) -> float:
+    """Nanoseconds of a decode step: the median of the grid's decode cells."""
+    found = asyncio.run(profile(config, grid, lambda line: None))
+    return float(np.median([point.ns for point in found.points if point.phase == "decode"]))
 
 
 def _undivided(config: ServeConfig, grid: Grid) -> ServeConfig:

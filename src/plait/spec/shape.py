@@ -1,7 +1,7 @@
 """`ModelShape`: sizes, bytes and FLOPs of a decoder, read from its config.json without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -78,7 +78,7 @@ class ModelShape:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], *, bits: float = 16.0, kv_bits: float = 16.0) -> "ModelShape":
-        """Read a Hugging Face config.json.
+        """Read a Hugging Face config.json; `plait_layers` has layers' own widths where they differ.
 
         Raises:
             KeyError: a size that every decoder names is missing.
@@ -107,8 +107,11 @@ class ModelShape:
             bits=bits,
             window=None if window is None else int(window),
         )
+        layers = [layer] * int(first("num_hidden_layers", "n_layer"))
+        for number, own in enumerate(config.get("plait_layers") or ()):
+            layers[number] = replace(layer, ffn=int(own["intermediate_size"]))
         return ModelShape(
-            layers=(layer,) * int(first("num_hidden_layers", "n_layer")),
+            layers=tuple(layers),
             vocab=int(first("vocab_size")),
             hidden=hidden,
             max_tokens=int(first("max_position_embeddings", "n_positions", default=2048)),

@@ -1,0 +1,177 @@
+"""`compress_language`: a decoder, searched and written for its target, for `plait compress`."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.compression.complexity import Cost, at_levels
+from plait.compression.export import write_folder
+from plait.compression.export_gguf import write_gguf
+from plait.compression.language import FULL_BITS
+from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
+from plait.compression.optimiser import Budget
+from plait.compression.predictor import NINETY, Predictor
+from plait.compression.search import Chosen, Search
+from plait.compression.space import Ints
+from plait.compression.step_time import StepTime, measure_steps, step_time
+from plait.compression.tasks.language import Language
+from plait.spec.errors import UserError
+
+WRITTEN = ("plait", "transformers", "vllm", "gguf")
+"""Targets that have files."""
+COSTS = ("size", "kv", "tpot")
+"""Budgets by name: bytes of weights and of a token's keys and values, as shares of what they are in bf16; and
+milliseconds of a decode step."""
+FRONT = 8
+"""Points of the front in the report."""
+
+
+@dataclass(frozen=True)
+class LanguageCompressConfig:
+    """What `plait compress` was told of a decoder."""
+
+    task: Language
+    out: Path
+    """Folder for the labels, the best policy so far, and the compressed decoder in the end."""
+    budgets: tuple[tuple[str, float], ...]
+    """Names of `COSTS` and values."""
+    search: LanguageSearchConfig = field(default_factory=LanguageSearchConfig)
+    timed: Callable[[Path], float] | None = None
+    """Nanoseconds of a decode step of a folder's model; needed for `tpot`."""
+
+
+def compress_language(config: LanguageCompressConfig) -> dict[str, Any]:
+    """Search and write; run again after an interruption, it goes on. Returns what report.json says.
+
+    Raises:
+        UserError: no policy meets a budget (names the nearest), an unknown name, text that cannot be read.
+    """
+    task, out = config.task, config.out
+    if task.target not in WRITTEN:
+        raise UserError(
+            f"no decoder is written for {task.target}: choose one of {', '.join(WRITTEN)}", "target"
+        )
+    unknown = [name for name, _ in config.budgets if name not in COSTS]
+    if unknown:
+        raise UserError(f"no cost is named {unknown[0]}: choose one of {', '.join(COSTS)}", "budget")
+    out.mkdir(parents=True, exist_ok=True)
+    search = LanguageSearch(task, out / "labels.jsonl", config.search)
+    times = _times(config, search) if any(name == "tpot" for name, _ in config.budgets) else None
+    budgets = [read_budget(search, name, value, times) for name, value in config.budgets]
+    found, predictor, chosen = search.best(budgets, lambda so_far: note(so_far, budgets, out))
+    index_D = search.space.encode(chosen.policy)
+    report = _report(search, predictor, chosen, budgets, index_D) | {
+        "labels": len(search.evaluator.labels.found),
+        "front": _front(search, found, predictor, budgets[0].cost),
+        "bytes": _write(search, chosen, out),
+    }
+    if times is not None:
+        report["steps"] = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def read_budget(search: LanguageSearch, name: str, value: float, times: StepTime | None) -> Budget:
+    """A budget from its name and value.
+
+    Raises:
+        UserError: the value is no share, or no time.
+    """
+    if name == "tpot":
+        assert times is not None, "steps are measured before time budgets are read"
+        if value <= 0:
+            raise UserError(f"tpot={value:g} is no time in milliseconds", "budget")
+        decoder, order = search.task.decoder, search.reader.carver.order
+        return Budget(step_time(search.space, decoder, order, times), value * 1e6)
+    if not 0 < value < 1:
+        raise UserError(f"{name}={value:g} is no share between 0 and 1 of the whole model's", "budget")
+    cost = search.size if name == "size" else search.kv
+    return Budget(cost, value * _whole(search, name))
+
+
+def note(search: Search, budgets: Sequence[Budget], out: Path) -> None:
+    """Keep the best policy so far, whatever comes."""
+    best = search.best_measured(budgets)
+    if best is not None:
+        partial = out / "best.json.partial"
+        partial.write_text(search.space.decode(search.index_ND[best]).json() + "\n")
+        partial.rename(out / "best.json")
+
+
+def _times(config: LanguageCompressConfig, search: LanguageSearch) -> StepTime:
+    """Measured once; what was found is kept beside the labels."""
+    path = config.out / "steps.json"
+    if path.exists():
+        told = json.loads(path.read_text())
+        return StepTime(told["constant_ns"], tuple(told["byte_ns"]), told["worst"])
+    if config.task.target != "plait" or config.timed is None:
+        raise UserError(
+            "steps are timed on plait's own engine: leave tpot out, or choose target plait", "budget"
+        )
+    scratch = config.out / "steps"
+    times = measure_steps(search.reader.carver, config.task.folder, scratch, config.timed)
+    shutil.rmtree(scratch)
+    told = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
+    path.write_text(json.dumps(told) + "\n")
+    return times
+
+
+def _whole(search: LanguageSearch, name: str) -> float:
+    """What the model has in bf16, nothing cut."""
+    decoder = search.task.decoder
+    if name == "kv":
+        return 2.0 * decoder.count * decoder.kv_heads * decoder.head_dim * FULL_BITS / 8
+    return 2.0 * (decoder.rest + sum(x.outputs * x.inputs for x in decoder.linears))
+
+
+def _report(
+    search: LanguageSearch, predictor: Predictor, chosen: Chosen, budgets: Sequence[Budget], index_D: Ints
+) -> dict[str, Any]:
+    """What was chosen, and how far it is from the reference on text that nobody chose with."""
+    test, carver = search.reader.test, search.reader.carver
+    reference, compressed = test.distance(search.reader.reference), test.distance(carver.build(chosen.policy))
+    kv_bits = set(carver.plan(chosen.policy).kv_bits.values())
+    return {
+        "model": search.task.folder.name,
+        "target": search.task.target,
+        "policy": json.loads(chosen.policy.json()),
+        "test": {
+            "kl": compressed.kl,
+            "perplexity": {"reference": reference.perplexity, "compressed": compressed.perplexity},
+        },
+        "search": {
+            "predicted": chosen.predicted,
+            "deviation": chosen.deviation,
+            "measured": chosen.measured,
+        },
+        "costs": {b.cost.name: float(at_levels(b.cost, search.space, index_D)[0]) for b in budgets},
+        "serve_with": {"kv_dtype": "int8"} if kv_bits == {8.0} else {},
+    }
+
+
+def _front(search: LanguageSearch, found: Search, predictor: Predictor, cost: Cost) -> list[dict[str, Any]]:
+    """Predicted KL (nats a token) with 90 % intervals, over the first budget's cost; not measured."""
+    rows = []
+    for limit, best in found.front(predictor, cost, FRONT):
+        mean, far = float(best.mean_N[0]), NINETY * float(best.std_N[0])
+        interval = np.exp([-mean - far, -mean + far]).tolist()
+        policy = json.loads(search.space.decode(best.index_ND[0]).json())
+        rows.append(
+            {cost.name: limit, "predicted_kl": float(np.exp(-mean)), "interval": interval, "policy": policy}
+        )
+    return rows
+
+
+def _write(search: LanguageSearch, chosen: Chosen, out: Path) -> int:
+    """The decoder's files, anew; returns the bytes of its weights."""
+    carver, folder = search.reader.carver, search.task.folder
+    if search.task.target == "gguf":
+        (out / "model.gguf").unlink(missing_ok=True)
+        return write_gguf(carver, chosen.policy, folder, out / "model.gguf")
+    shutil.rmtree(out / "model", ignore_errors=True)
+    return write_folder(carver, chosen.policy, folder, out / "model")
