@@ -58,8 +58,9 @@ def test_targets_tie_what_they_compute_at_once(tmp_path):
         for name, target in TARGETS.items()
         if name in ("plait", "simulated")
     }
-    # Depth; for each block width, heads and seven layers' bits, or four where siblings are fused; KV bits.
-    assert count == {"plait": 1 + 4 * (2 + 4) + 1, "simulated": 1 + 4 * (2 + 7 + 1)}
+    # Depth; for each block its width, heads, the bits of seven layers and of KV. Where siblings are fused
+    # four layers have bits, and all blocks have equal heads and KV bits.
+    assert count == {"plait": 1 + 4 * (1 + 4) + 2, "simulated": 1 + 4 * (2 + 7 + 1)}
     space = space_of(decoder, DecoderConfig(widths=(0.5, 0.0), heads=(0.5, 0.0)), TARGETS["transformers"])
     assert sum(gene.knob is Knob.PRUNE for gene in space.genes) == 2
 

@@ -20,6 +20,7 @@ from plait.spec.errors import EngineFailure, UserError
 from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
 from plait.workload.journal import Entry, History, read_journal, replay
+from tests.scale import some
 from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -186,6 +187,7 @@ def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     assert simulated(history) == list(history.entries)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_a_tail_that_tunes_itself_changes_nothing_either(workplace, tmp_path):
     rollout = {"instances": 2, "max_tokens": 24}
@@ -202,7 +204,7 @@ def test_a_tail_that_tunes_itself_changes_nothing_either(workplace, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_workers")
-@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "reinforce++-baseline"])
+@pytest.mark.parametrize("estimator", some(["grpo", "rloo", "reinforce++", "reinforce++-baseline"], 1))
 def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, estimator):
     told = recipe(
         workplace,

@@ -107,7 +107,7 @@ async def test_members_may_die_at_any_point(tp, tmp_path, monkeypatch):
     engine.watch(lambda _, event, commands: losses.append(event) if isinstance(event, WorkerLost) else None)
     await engine.start()
     try:
-        while len(losses) < scaled(200) // tp:
+        while len(losses) < scaled(100) // tp:
             work = asks(rng, 8)
             async with asyncio.timeout(120):
                 rows = await asyncio.gather(

@@ -122,7 +122,7 @@ async def test_instances_of_either_pool_may_die_at_any_point(tmp_path, monkeypat
     engine.watch(lambda _, event, commands: losses.append(event) if isinstance(event, WorkerLost) else None)
     await engine.start()
     try:
-        while len(losses) < scaled(100):
+        while len(losses) < scaled(60):
             work = asks(rng, 8)
             async with asyncio.timeout(120):
                 rows = await asyncio.gather(
