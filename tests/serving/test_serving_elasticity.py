@@ -16,7 +16,7 @@ from plait.serving.slack import due_ns, slack_ns
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End
 from plait.spec.errors import UserError
-from plait.spec.event import Arrived, StepDone, WorkerUp
+from plait.spec.event import Arrived, StepDone, WorkerLost, WorkerUp
 from plait.spec.request import Request
 from plait.spec.step import Step
 
@@ -26,13 +26,13 @@ WIDTHS = tuple(Width(n, 10.0 * n, 1000.0 / n, 1.0 / n) for n in (1, 2, 3, 4))
 class Cell:
     """A manager of elastic instances, and its steps answered by hand."""
 
-    def __init__(self, instances=4, slots=1024, **elastic):
+    def __init__(self, instances=4, slots=1024, depth=1, **elastic):
         settings = {"widths": WIDTHS, "decode_ns": 2000.0, "chunk_ns": 1e9, **elastic}
         self.manager = GlobalManager(
             ManagerConfig(
                 page=16,
                 admission=AdmissionConfig(),
-                batcher=BatcherConfig(depth=1),
+                batcher=BatcherConfig(depth=depth),
                 elastic=ElasticConfig(**settings),
                 placement=Placement(tuple(Instance(i, Role.ELASTIC) for i in range(instances))),
             )
@@ -196,6 +196,27 @@ def test_a_late_prompt_is_due_again(objective, now, alone, grace):
     assert due >= live.due_ns
     assert due >= (now + alone) * (1 - 1e-9), "it can be met"
     assert due <= max(live.due_ns, now + alone + again) * (1 + 1e-9), "it does not wait for ever"
+
+
+def test_nothing_goes_on_from_a_step_that_was_lost_with_a_member():
+    """A row's next step may go to fewer instances, who carry it out though the one before was lost."""
+    cell = Cell(2, 128, depth=2)
+    (both,) = cell.arrive(0, 150, output=6)  # on both instances
+    cell.answer(both)
+    cell.arrive(1, 20, output=20)
+    while [len(each.group) for each in cell.steps.values()] != [2, 1]:
+        cell.answer(next(iter(cell.steps.values())))
+    before, after = cell.steps.values()
+    (home,) = after.group
+    drawn = cell.manager.lives[1].drawn
+    del cell.steps[before.id]
+    cell.send(WorkerLost(1 - home, 1))
+    cell.answer(after)
+    assert cell.manager.lives[1].drawn == drawn, "its token before was never heard of"
+    cell.send(WorkerUp(1 - home, 2, 128))
+    cell.finish()
+    assert 1 in cell.ends
+    assert cell.manager.quiet
 
 
 def test_others_that_want_instances_make_wide_groups_dear():

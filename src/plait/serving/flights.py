@@ -72,6 +72,17 @@ class Flights:
                 found |= {live.id: live for live in flight.lives}
         return found
 
+    def behind(self, lost: Iterable[Live]) -> list[Live]:
+        """Requests lose a step that will not be answered: later ones, which may have other groups, go on from
+        what nobody heard of, so they are void. Returns the other requests in these."""
+        ids, found = {live.id for live in lost}, list[Live]()
+        for flight in self._flying.values():
+            if not ids.isdisjoint(live.id for live in flight.lives):
+                flight.void = True
+                found += [live for live in flight.lives if live.id not in ids]
+                ids.update(live.id for live in flight.lives)
+        return found
+
     def late(self, tokens: int, waiting: Iterable[Live], seats: Iterable[Seat]) -> bool:
         """Whether the first token of a prompt that comes now would come later than is promised."""
         if self._ttft_ns is None or self._forecast is None:

@@ -279,11 +279,12 @@ class GlobalManager:
         """An instance of its group is gone: it will not be answered, and nobody of it draws."""
         if flight.prompts:
             self.ensemble.landed(flight)
-        for live in flight.lives:
-            if live.id not in lost.lives:
-                live.flying -= 1
-                live.attempts += not live.leaving
-                self._lose(None, live)
+        left = [live for live in flight.lives if live.id not in lost.lives]
+        for live in left:
+            live.flying -= 1
+        for live in (*left, *self.flights.behind(left)):
+            live.attempts += not live.leaving
+            self._lose(None, live)
 
     def _lose(self, seat: Seat | None, live: Live) -> None:
         """What a request has on an instance (None: one that is gone) is of no use any more."""
