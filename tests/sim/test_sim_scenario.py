@@ -222,7 +222,8 @@ def test_a_recording_of_moves_and_role_changes_makes_the_same_decisions(seed, ab
     arrived = {number: row.arrival_ns for number, row in enumerate(workload)}
     faults = [(max(int(s * S), arrived[r] + 1), Aborted(r)) for s, r in aborts]
     faults += [(int(s * S), Reassign(instance, role)) for s, instance, role in switches]
-    faults += [(6 * S, Reassign(0, Role.MIXED))]
+    # In the end both kinds of instances can prefill and decode, so that nobody waits for ever.
+    faults += [(6 * S, Reassign(0, Role.MIXED)), (6 * S, Reassign(1, Role.ELASTIC))]
     if loss is not None:
         lost_ns, instance = int(loss[0] * S), loss[1]
         faults += [(lost_ns, WorkerLost(instance, 0)), (lost_ns + S // 2, WorkerUp(instance, 1, TIGHT.slots))]
