@@ -8,16 +8,15 @@ import pytest
 
 from plait.runtime.ask import Ask
 from plait.runtime.engine import Engine
-from plait.runtime.launch import LocalLauncher
 from plait.runtime.setup import ServeConfig, open_engine
 from plait.serving.elasticity import ElasticConfig
 from plait.serving.handover import HandoverConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Instance, Placement, Role
-from plait.spec.errors import EngineFailure, Unsupported, UserError
-from plait.spec.event import WorkerLost
+from plait.spec.errors import Unsupported, UserError
 from plait.spec.move import Move
 from plait.spec.step import Step
+from tests.runtime.kills import outlive
 from tests.runtime.test_groups import WIDTHS
 from tests.runtime.test_parallel import FAMILIES, FLEET, SIZES, asks, check, tokens_of
 from tests.scale import scaled, seed
@@ -114,31 +113,8 @@ async def test_prefixes_are_not_computed_again_and_answers_are_the_same(tmp_path
 @pytest.mark.timeout(900)
 async def test_instances_of_either_pool_may_die_at_any_point(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
-    rng, failed, done = random.Random(seed()), 0, 0
-    monkeypatch.setenv("PLAIT_TEST_DOOM", str(rng.random()))
     engine = engine_of(folder, "apart")
-    engine.fleet._launcher = LocalLauncher("tests.runtime.doomed")
-    losses: list[WorkerLost] = []
-    engine.watch(lambda _, event, commands: losses.append(event) if isinstance(event, WorkerLost) else None)
-    await engine.start()
-    try:
-        while len(losses) < scaled(60):
-            work = asks(rng, 8)
-            async with asyncio.timeout(120):
-                rows = await asyncio.gather(
-                    *(tokens_of(engine, [ask]) for ask in work), return_exceptions=True
-                )
-            drawn = [(ask, row[0]) for ask, row in zip(work, rows, strict=True) if isinstance(row, list)]
-            errors = [row for row in rows if not isinstance(row, list)]
-            assert all(isinstance(error, EngineFailure) and "lost" in str(error) for error in errors), errors
-            assert check(folder, [ask for ask, _ in drawn], [row for _, row in drawn]) <= 1
-            failed, done = failed + len(errors), done + len(drawn)
-            assert (engine.stats().running, engine.stats().waiting, engine.stats().kv_used_slots) == (0, 0, 0)
-            engine.core.ledger.check()
-    finally:
-        await engine.close()
-    print(f"{len(losses)} losses, {done} requests done, {failed} failed")
-    assert done > failed
+    await outlive(engine, folder, scaled(60), random.Random(seed()), monkeypatch)
 
 
 async def test_pools_that_cannot_work_are_refused(tmp_path):
