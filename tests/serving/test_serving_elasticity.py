@@ -135,7 +135,7 @@ def test_chunks_shrink_behind_more_context():
 
 def test_decodes_pause_for_prompts_that_wait_long_but_not_for_nothing():
     cell = Cell()
-    job = cell.manager.elasticity._job(Live(Request(0, 100, 1), 0))
+    (job,) = cell.manager.elasticity._jobs([Live(Request(0, 100, 1), 0)])
     assert worth_pausing([job], WIDTHS, 0, 1, [1000.0], 1e9)
     assert not worth_pausing([job], WIDTHS, 1, 0, [1000.0], 1e9)
     assert not worth_pausing([job], WIDTHS, 0, 1, [10.0] * 50, 1.0)

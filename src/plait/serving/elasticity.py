@@ -190,7 +190,7 @@ class Elasticity:
         if self.recall is not None:
             lives = self.recall.left(lives, self.widths[0])
         while lives:
-            jobs = [self._job(live) for live in lives]
+            jobs = self._jobs(lives)
             seats = self._allocate(lives, jobs)
             if not lives or not seats:
                 return
@@ -349,9 +349,9 @@ class Elasticity:
         elif len(ensemble.partial) > 1 and ensemble.stuck:
             self._yield_youngest(ensemble.partial)
 
-    def _job(self, live: Live) -> Job:
-        known = live.known
-        return Job(self._ledger.whole(known), known, known * known, 1 / known)
+    def _jobs(self, lives: Sequence[Live]) -> list[Job]:
+        whole = self._ledger.whole
+        return [Job(whole(n), n, n * n, 1 / n) for n in [live.known for live in lives]]
 
     def _used(self, group: Group) -> int:
         return sum(self._ledger.used(member) for member in group.members)
@@ -396,5 +396,6 @@ class Elasticity:
 
 def _longest_first(lives: list[Live], jobs: list[Job]) -> tuple[list[Live], list[Job]]:
     """Both in the order of the batching programme."""
-    order = sorted(range(len(lives)), key=lambda at: (-lives[at].known, lives[at].order))
+    keys = [(-job.linear, live.order) for live, job in zip(lives, jobs, strict=True)]
+    order = sorted(range(len(lives)), key=keys.__getitem__)
     return [lives[at] for at in order], [jobs[at] for at in order]
