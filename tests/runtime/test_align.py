@@ -13,6 +13,7 @@ from plait.runtime.align_setup import check_memory, check_tokenizers, model_fold
 from plait.runtime.prompts import Prompts
 from plait.runtime.recipe import Recipe, read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
+from plait.runtime.trainer import Trainer
 from plait.sim.recorded import Recorded
 from plait.sim.scenario import core_from
 from plait.sim.world import World
@@ -99,6 +100,18 @@ def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
     weights = [sorted((tmp_path / name / "actor").glob("*.safetensors")) for name in ("serial", "fused")]
     assert [a.read_bytes() for a in weights[0]] == [b.read_bytes() for b in weights[1]]
     assert json.loads((tmp_path / "fused" / "timeline.json").read_text())["traceEvents"]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_weights_handed_over_while_the_critic_trains_are_the_same(workplace, tmp_path, monkeypatch):
+    apart = []
+    for first in (False, True):
+        monkeypatch.setattr(Trainer, "is_shorter_apart", lambda *_, first=first: first)
+        apart.append(align(workplace, tmp_path / f"{first}", recipe(workplace)))
+    assert apart[0] == apart[1]
+    for first in (False, True):
+        trace = json.loads((tmp_path / f"{first}" / "timeline.json").read_text())["traceEvents"]
+        assert all("critic" in each["name"] for each in trace[-8:]) == first  # a mini-batch of one model
 
 
 @pytest.mark.usefixtures("quick_workers")

@@ -2,10 +2,14 @@
 
     prompts --> engine draws --> models read, rewards --> advantages --> trainer --> new weights --> engine
 
+In the last mini-batch of an iteration Actor and Critic are fused as in the others, and then the weights go;
+or the Actor goes first, and the engine loads its weights while the Critic trains: whichever ends sooner by
+the times of the iteration before.
 Samples are ordered by id, never by when they end; every draw follows from (seed, iteration, sample). So equal
 recipes give equal weights, whatever the schedule, and a run that is resumed goes on as if it had not stopped.
 """
 
+import asyncio
 import json
 import random
 import shutil
@@ -76,6 +80,8 @@ class Alignment:
         models += ["reward"] * (score is None)
         self.rollouts = Rollouts(engine, trainer, recipe, models, pace)
         shared = Path("/dev/shm")
+        self._handed_s = 0.0
+        """What handing over the weights took last time."""
         self._exports = tempfile.TemporaryDirectory(
             prefix="plait-weights-", dir=shared if shared.is_dir() else None
         )
@@ -118,14 +124,13 @@ class Alignment:
         judged = self._judge(samples, found, prompts)
         read_s = time.monotonic()
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
-        figures |= await self._train(iteration, made)
-        trained_s = time.monotonic()
-        await self._publish(iteration + 1)
+        trained, trained_s = await self._train(iteration, made)
+        figures |= trained
         figures |= {
             "seconds/generation": drawn_s - began_s,
             "seconds/reading": read_s - drawn_s,
             "seconds/training": trained_s - read_s,
-            "seconds/weights": time.monotonic() - trained_s,
+            "seconds/weights": max(0.0, time.monotonic() - trained_s),
             "kl_coefficient": self.state.kl_coefficient,
         }
         return figures
@@ -152,17 +157,20 @@ class Alignment:
             Judged(sample, score, *row) for sample, score, *row in zip(samples, scores, *columns, strict=True)
         ]
 
-    async def _train(self, iteration: int, made: Sequence[Experience]) -> dict[str, float]:
+    async def _train(self, iteration: int, made: Sequence[Experience]) -> tuple[dict[str, float], float]:
+        """All steps, and the new weights handed over; figures, and when the last step had ended."""
         recipe, config = self.recipe, self.recipe.train
         models = ["critic"] * recipe.has_critic
         if not (recipe.has_critic and iteration < config.critic_warmup):
             models.insert(0, "actor")
-        parts = [
+        *parts, last = [
             rows
             for epoch in range(config.epochs)
             for rows in mini_batches(made, config.mini_batches, self._shuffle(iteration, epoch))
         ]
-        steps = [await self.trainer.train(models, rows, recipe.policy, recipe.value) for rows in parts]
+        steps = [await self._step(models, rows) for rows in parts]
+        final, trained_s = await self._last_step(models, last, iteration + 1)
+        steps.append(final)
         self._check_generator(steps[0])
         first = steps[0].get("actor/ratio_mean", 1.0)
         if abs(first - 1) > FIRST_RATIO:
@@ -174,7 +182,29 @@ class Alignment:
         if "actor/drawn_gap" in means:
             means["rollout_gap"] = steps[0]["actor/drawn_gap"]
             del means["actor/drawn_gap"]
-        return means | {"actor/first_ratio": first}
+        return means | {"actor/first_ratio": first}, trained_s
+
+    async def _step(self, models: Sequence[str], rows: Sequence[Experience]) -> dict[str, float]:
+        return await self.trainer.train(models, rows, self.recipe.policy, self.recipe.value)
+
+    async def _last_step(
+        self, models: Sequence[str], rows: Sequence[Experience], version: int
+    ) -> tuple[dict[str, float], float]:
+        """The step after which the Actor's weights are this version; see the module. The figures do not
+        depend on the way."""
+        both = len(models) > 1
+        if not (both and self.trainer.is_shorter_apart(len(rows), self._handed_s)):
+            figures, trained_s = await self._step(models, rows), time.monotonic()
+            await self._publish(version)
+            return figures, trained_s
+        figures = await self._step(["actor"], rows)
+        load = asyncio.create_task(self._load(version, *await self._export(version)))
+        try:
+            figures |= await self._step(["critic"], rows)
+            trained_s = time.monotonic()
+        finally:
+            await load
+        return figures, trained_s
 
     def _shuffle(self, iteration: int, epoch: int) -> random.Random | None:
         if not self.recipe.train.shuffle:
@@ -183,8 +213,15 @@ class Alignment:
 
     async def _publish(self, version: int) -> None:
         """Give the engine the Actor's weights."""
+        began_s = time.monotonic()
+        await self._load(version, *await self._export(version))
+        self._handed_s = time.monotonic() - began_s
+
+    async def _export(self, version: int) -> tuple[Path, dict[str, str]]:
         folder = Path(self._exports.name) / f"v{version}"
-        files = await self.trainer.export("actor", self.engine.config.folder, folder)
+        return folder, await self.trainer.export("actor", self.engine.config.folder, folder)
+
+    async def _load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
         await self.engine.load(version, folder, files)
         self._forget(folder)
 

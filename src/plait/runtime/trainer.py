@@ -13,9 +13,10 @@ from pathlib import Path
 from plait.runtime.crew import Crew
 from plait.runtime.recipe import Fusion
 from plait.runtime.rows import batched
-from plait.search.pipelines.builders import one_after_another, zero_bubble
+from plait.search.pipelines.builders import alone_s, one_after_another, zero_bubble
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.rendezvous import programs
+from plait.search.pipelines.timing import measure
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule, Program
 from plait.training.batch import Sample
@@ -80,6 +81,14 @@ class Timeline:
         path.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}))
 
 
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A schedule of a training step, as ranks run it."""
+
+    programs: tuple[Program, ...]
+    makespan_s: float
+
+
 class Trainer:
     """See the module."""
 
@@ -99,7 +108,7 @@ class Trainer:
         self._plans = {plan.name: plan for plan in crew.config.models}
         self._times: dict[tuple[str, int, Kind], float] = {}
         """Seconds of an action, as last measured."""
-        self._schedules: dict[tuple[tuple[str, ...], int], tuple[Program, ...]] = {}
+        self._lowered: dict[tuple[tuple[str, ...], int], Lowered] = {}
 
     async def read(self, models: Sequence[str], samples: Sequence[Sample]) -> dict[str, Rows]:
         """What models say of samples, in their order."""
@@ -148,6 +157,22 @@ class Trainer:
         self.timeline.add("train", models, replies)
         return _figures(replies)
 
+    def is_shorter_apart(self, samples: int, handed_s: float) -> bool:
+        """Whether a mini-batch of so many samples, after which the Actor's weights are handed over, ends
+        sooner when the Actor is trained first and the Critic while that lasts; by measured times, so not at
+        first.
+
+        Args:
+            handed_s: what handing over took last time.
+        """
+        models = ("actor", "critic")
+        if not handed_s or not self._measured(models):
+            return False
+        count = -(-samples // self.micro_batch // self.crew.config.blocks)
+        alone = alone_s(self._problem(models, count, train=True))
+        together_s = self._lower(models, count).makespan_s + handed_s
+        return alone["actor"] + max(alone["critic"], handed_s) < together_s
+
     async def train_pairs(self, model: str, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimiser step of a reward model; the chosen sample of each pair comes first."""
         batches = list(batched(samples, 2 * self._at_most(len(samples) // 2)))
@@ -186,7 +211,7 @@ class Trainer:
 
     def _ranks(self, block: int, models: tuple[str, ...], count: int) -> list[tuple[int, Program]]:
         """Ranks of a block with their programs of a training step."""
-        return list(enumerate(self._programs(models, count), block * self.crew.config.ranks))
+        return list(enumerate(self._lower(models, count).programs, block * self.crew.config.ranks))
 
     async def export(self, model: str, source: Path, folder: Path) -> dict[str, str]:
         """Write a model as transformers reads it; the checksum of each file's weights in memory.
@@ -205,16 +230,17 @@ class Trainer:
         files, _ = _written(await self.crew.order(Save(str(folder))))
         return files
 
-    def _programs(self, models: tuple[str, ...], count: int) -> tuple[Program, ...]:
+    def _lower(self, models: tuple[str, ...], count: int) -> Lowered:
         """Of a training step; searched anew once times are known."""
         key = (models, count)
-        if key not in self._schedules:
+        if key not in self._lowered:
             problem = self._problem(models, count, train=True)
-            lowered = programs(problem, self._schedule(problem))
+            schedule = self._schedule(problem)
+            lowered = Lowered(programs(problem, schedule), measure(problem, schedule).makespan_s)
             if not self._measured(models):
                 return lowered
-            self._schedules[key] = lowered
-        return self._schedules[key]
+            self._lowered[key] = lowered
+        return self._lowered[key]
 
     def _schedule(self, problem: PipelineProblem) -> PipelineSchedule:
         if self.fusion is Fusion.OFF or len(problem.models) == 1:
