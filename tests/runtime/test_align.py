@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from plait.model.weights_file import read
 from plait.runtime import align_setup
 from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
 from plait.runtime.prompts import Prompts
@@ -20,6 +22,7 @@ from plait.sim.world import World
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
+from plait.training.cut import Head, load
 from plait.workload.journal import Entry, History, read_journal, replay
 from tests.scale import some
 from tests.tiny import tiny_folder
@@ -152,6 +155,10 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
         ({"data": {"path": "empty.jsonl"}}, "no prompt"),
         ({"data": {"prompt": "question"}}, "column question"),
         ({"rollout": {"max_tokens": 600}}, "context of 512"),
+        ({"train": {"tp": 3}}, "train.tp to what divides both"),
+        ({"train": {"tp": 2, "lora": {}}}, "set train.tp to 1"),
+        ({"train": {"lora": {"rank": 0}}}, "rank of 1 or more"),
+        ({"train": {"backend": "nccl"}}, "train.backend to gloo"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said):
@@ -233,17 +240,49 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_two_blocks_learn_what_one_learns(workplace, tmp_path):
-    (one,), (two,) = (
-        align(
-            workplace,
-            tmp_path / f"{blocks}",
-            recipe(workplace, iterations=1, train={"blocks": blocks, "mini_batches": 1}),
-        )
-        for blocks in (1, 2)
+@pytest.mark.parametrize("changes", some([{"blocks": 2}, {"tp": 2}, {"blocks": 2, "tp": 2}], 1))
+def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):
+    """2 x 1 x 2, 1 x 2 x 2 and 2 x 2 x 2 (data x tensor x pipeline) against 1 x 1 x 2."""
+    train = {"mini_batches": 1, "split_backward": True}
+    (one,), (more,) = (
+        align(workplace, tmp_path / name, recipe(workplace, iterations=1, train=train | given))
+        for name, given in (("one", {}), ("more", changes))
     )
     numbers = {key: value for key, value in one.items() if value is not None}
-    assert two == one | {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in numbers.items()}
+    assert more == one | {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in numbers.items()}
+    weights = [load(tmp_path / name / "actor", Head.WORDS, 0).state_dict() for name in ("one", "more")]
+    start = load(workplace / "model", Head.WORDS, 0).state_dict()
+    moved = sum((weights[0][name] - start[name]).abs().sum() for name in start)
+    apart = sum((weights[0][name] - weights[1][name]).abs().sum() for name in start)
+    assert apart < 0.01 * moved
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
+    told = {"train": {"tp": 2}}
+    whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
+    assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers
+def test_an_adapter_is_trained_merged_and_resumed(workplace, tmp_path):
+    peft = pytest.importorskip("peft", reason="adapters are peft's")
+    told = {"train": {"lora": {"rank": 4}, "actor": {"lr": 1e-2}, "split_backward": True}}
+    whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
+    assert whole[1]["rollout_gap"] < 1e-4  # the generator has the merged weights
+    assert whole[0]["kl"] < 1e-6 < whole[1]["kl"]  # the reference is the Actor as it was
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
+    saved = read(tmp_path / "parts/checkpoints/iteration-000001/actor-00000-weights.safetensors")
+    assert all(".lora_" in name for name in saved)
+    assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
+    merged = load(tmp_path / "whole" / "actor", Head.WORDS, 0).state_dict()
+    start = load(workplace / "model", Head.WORDS, 0)
+    assert any(not torch.equal(merged[name], value) for name, value in start.state_dict().items())
+    loaded = peft.PeftModel.from_pretrained(start, tmp_path / "whole" / "adapter").merge_and_unload()
+    for name, value in loaded.state_dict().items():
+        assert torch.allclose(value, merged[name], atol=1e-6), name
 
 
 @pytest.mark.usefixtures("quick_workers")

@@ -87,7 +87,8 @@ class Alignment:
         )
 
     async def run(self, progress: Progress | None = None) -> None:
-        """All iterations that are left; then the aligned model is in `out/actor`.
+        """All iterations that are left; then the aligned model is in `out/actor`, and in `out/adapter` the
+        adapter where one was trained.
 
         Raises:
             UserError: rewards cannot be learned from; says why.
@@ -245,6 +246,11 @@ class Alignment:
         folder = self.out / "actor"
         shutil.rmtree(folder, ignore_errors=True)
         await self.trainer.export("actor", self.engine.config.folder, folder)
+        lora = self.recipe.train.lora
+        if lora is not None:
+            adapter = self.out / "adapter"
+            shutil.rmtree(adapter, ignore_errors=True)
+            await self.trainer.export_adapter("actor", self.engine.config.folder, lora, adapter)
 
 
 def answered(sample: Sample, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> Answered:

@@ -25,8 +25,10 @@ from plait.spec.cluster import Link
 from plait.spec.errors import UserError
 from plait.text.tokenizer import Tokenizer
 from plait.training import reward_function
+from plait.training.adapter import check_installed
 from plait.training.batch import Sample
 from plait.training.cut import Head, even
+from plait.training.device import device_of
 from plait.training.orders import ModelPlan, OptimiserConfig
 from plait.training.reward_function import Score
 
@@ -64,6 +66,7 @@ async def open_alignment(
     folders = model_folders(recipe, here)
     tokenizer = Tokenizer.load(folders["actor"])
     check_tokenizers(folders)
+    check_layout(recipe, folders)
     prompts = Prompts(_path(here, recipe.data.path), recipe.data, tokenizer)
     check_lengths(recipe, folders["actor"], prompts)
     check_memory(recipe, folders)
@@ -107,7 +110,7 @@ def model_folders(recipe: Recipe, here: Path) -> dict[str, Path]:
     models, there = recipe.models, {}
     actor = model_folder(here, models.actor)
     there["actor"] = actor
-    if recipe.has_reference:
+    if recipe.has_reference and not recipe.references_base:
         there["reference"] = actor if models.reference is None else model_folder(here, models.reference)
     if models.reward is not None:
         there["reward"] = model_folder(here, models.reward)
@@ -122,14 +125,19 @@ def crew_config(recipe: Recipe, folders: dict[str, Path], checkpoint: Path | Non
     """The trainer's ranks: Actor and reference forwards, Critic and reward backwards."""
     train = recipe.train
     optimisers: dict[str, OptimiserConfig] = {"actor": train.actor, "critic": train.critic}
-    plans = tuple(
-        plan_of(name, folder, train.ranks, optimisers.get(name), recipe.seed)
+    plans = {
+        name: plan_of(name, folder, train.ranks, optimisers.get(name), recipe.seed)
         for name, folder in folders.items()
-    )
+    }
+    plans["actor"] = replace(plans["actor"], lora=train.lora)
+    if recipe.references_base:
+        plans["reference"] = replace(plans["actor"], name="reference", optimiser=None, adapted="actor")
     return CrewConfig(
         train.ranks,
-        plans,
+        tuple(plans.values()),
         blocks=train.blocks,
+        tp=train.tp,
+        backend=train.backend,
         threads=train.threads,
         patience_s=train.patience_s,
         recompute=train.recompute,
@@ -144,6 +152,22 @@ def plan_of(name: str, folder: Path, ranks: int, optimiser: OptimiserConfig | No
     layers = even(len(shape_of(folder).layers), ranks)
     head = Head.SCORE if scores else Head.WORDS
     return ModelPlan(name, str(folder), head, order, layers, optimiser, seed, zero_head=name == "critic")
+
+
+def check_layout(recipe: Recipe, folders: dict[str, Path]) -> None:
+    """Raises UserError where the trainer's processes cannot be had, or a model cannot be cut for them."""
+    train = recipe.train
+    if train.lora is not None:
+        check_installed()
+    device_of(train.backend, 0, train.ranks * train.tp * train.blocks)
+    for name, folder in folders.items():
+        layer = shape_of(folder).layers[0]
+        if layer.heads % train.tp or layer.kv_heads % train.tp:
+            raise UserError(
+                f"{layer.heads} heads and {layer.kv_heads} of keys and values of the {name} are not shared "
+                f"evenly by {train.tp} processes: set train.tp to what divides both",
+                "train.tp",
+            )
 
 
 def check_tokenizers(folders: dict[str, Path]) -> None:
@@ -183,7 +207,8 @@ def forecast_bytes(recipe: Recipe, folders: dict[str, Path]) -> int:
     total = 0
     for name, folder in folders.items():
         parameters = shape_of(folder).weight_bytes // 2  # shapes count 16 bits a weight
-        each = TRAINED_BYTES if name in ("actor", "critic") else FROZEN_BYTES
+        trained = name == "critic" or (name == "actor" and recipe.train.lora is None)
+        each = TRAINED_BYTES if trained else FROZEN_BYTES
         total += parameters * each * recipe.train.blocks
     drawing = shape_of(folders["actor"]).weight_bytes // 2 * DRAWING_BYTES
     return total + drawing * recipe.rollout.instances

@@ -13,6 +13,8 @@ import yaml
 
 from plait.rlhf.core import InterStageConfig
 from plait.spec.errors import NotFound, UserError
+from plait.training.adapter import LoraConfig
+from plait.training.device import Backend
 from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
 from plait.training.losses import ValueLossConfig
@@ -102,6 +104,10 @@ class TrainRecipe:
     """Processes, each of which holds a stage of every model; two or more."""
     blocks: int = 1
     """So many times as many processes, which train on different samples (data parallel)."""
+    tp: int = 1
+    """So many processes in the place of each of them, which share its layers (tensor parallel)."""
+    backend: Backend = Backend.GLOO
+    """How they talk: gloo on CPUs, nccl where each has a GPU."""
     threads: int = 1
     """Of each rank."""
     micro_batch: int = 4
@@ -116,6 +122,8 @@ class TrainRecipe:
     """The Actor's optimiser."""
     critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1e-5))
     """The Critic's."""
+    lora: LoraConfig | None = None
+    """Train an adapter of the Actor and leave its weights as they are; None: train the weights."""
     critic_warmup: int = 0
     """Iterations in which the Critic alone is trained."""
     fusion: Fusion = Fusion.GREEDY
@@ -131,10 +139,12 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if self.ranks < 2:
             raise UserError(f"train.ranks must be 2 or more (there is no other trainer), not {self.ranks}")
-        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks) < 1:
+        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks, self.tp) < 1:
             raise UserError(
-                "micro_batch, mini_batches, epochs, threads and blocks must be at least 1", "train"
+                "micro_batch, mini_batches, epochs, threads, blocks and tp must be at least 1", "train"
             )
+        if self.lora is not None and self.tp > 1:
+            raise UserError("an adapter is not shared by processes: set train.tp to 1, or leave lora out")
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,11 @@ class Recipe:
     def has_reference(self) -> bool:
         """Something measures the divergence from it."""
         return self.kl.coefficient > 0 or self.policy.kl_coefficient > 0
+
+    @property
+    def references_base(self) -> bool:
+        """The reference is the Actor with its adapter off."""
+        return self.has_reference and self.train.lora is not None and self.models.reference is None
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plait.model import weights_file
 from plait.runtime.crew import Crew
 from plait.runtime.recipe import Fusion
 from plait.runtime.rows import batched
@@ -19,6 +20,7 @@ from plait.search.pipelines.rendezvous import programs
 from plait.search.pipelines.timing import measure
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule, Program
+from plait.training.adapter import LoraConfig
 from plait.training.batch import Sample
 from plait.training.losses import ValueLossConfig
 from plait.training.objectives import PolicyConfig
@@ -50,7 +52,7 @@ SEARCH = ScheduleSearch(moves=50_000)
 """As long as a second or so; limited in moves, so that it can be repeated."""
 KEPT = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a model's folder besides its weights."""
-INDEX = "model.safetensors.index.json"
+INDEX, ADAPTER = "model.safetensors.index.json", "adapter_model.safetensors"
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Trainer:
         for block, share in enumerate(shares):
             problem = self._problem(models, len(share), train=False)
             batches = tuple(rows[at] for at in share)
-            for rank, program in enumerate(programs(problem, greedy(problem)), block * problem.ranks):
+            for rank, program in self._ranks(block, programs(problem, greedy(problem))):
                 orders[rank] = Read(program, tuple(models), wants, batches, self.temperature)
         replies = await self.crew.orders(orders)
         self.timeline.add("read", models, replies)
@@ -150,7 +152,7 @@ class Trainer:
         orders: dict[int, Order] = {}
         for block, share in enumerate(self._shared([sum(e.sample.tokens for e in row) for row in batches])):
             mine = tuple(batches[at] for at in share)
-            for rank, program in self._ranks(block, tuple(models), len(share)):
+            for rank, program in self._ranks(block, self._lower(tuple(models), len(share)).programs):
                 orders[rank] = Train(program, tuple(models), mine, tokens, len(rows), policy, value)
         replies = await self.crew.orders(orders)
         self._learn(models, replies)
@@ -179,7 +181,7 @@ class Trainer:
         orders: dict[int, Order] = {}
         for block, share in enumerate(self._shared([sum(each.tokens for each in row) for row in batches])):
             mine = tuple(batches[at] for at in share)
-            for rank, program in self._ranks(block, (model,), len(share)):
+            for rank, program in self._ranks(block, self._lower((model,), len(share)).programs):
                 orders[rank] = TrainPairs(program, model, mine, len(samples) // 2)
         replies = await self.crew.orders(orders)
         self._learn((model,), replies)
@@ -209,9 +211,14 @@ class Trainer:
             loads[block] += tokens[at]
         return [sorted(share) for share in shares if share]
 
-    def _ranks(self, block: int, models: tuple[str, ...], count: int) -> list[tuple[int, Program]]:
-        """Ranks of a block with their programs of a training step."""
-        return list(enumerate(self._lower(models, count).programs, block * self.crew.config.ranks))
+    def _ranks(self, block: int, lowered: Sequence[Program]) -> list[tuple[int, Program]]:
+        """Processes of a block with their programs: those of one place have the same."""
+        grid = self.crew.config.grid
+        return [
+            (grid.rank(block, place, column), program)
+            for place, program in enumerate(lowered)
+            for column in range(grid.tp)
+        ]
 
     async def export(self, model: str, source: Path, folder: Path) -> dict[str, str]:
         """Write a model as transformers reads it; the checksum of each file's weights in memory.
@@ -224,6 +231,16 @@ class Trainer:
         index = {"metadata": {}, "weight_map": weights}
         (folder / INDEX).write_text(json.dumps(index))
         return files
+
+    async def export_adapter(self, model: str, base: Path, config: LoraConfig, folder: Path) -> None:
+        """Write a model's adapter as peft reads it.
+
+        Args:
+            base: folder of the model that it belongs to.
+        """
+        files, _ = _written(await self.crew.order(Export(model, str(folder), adapter=True)))
+        _join(folder, sorted(files))
+        (folder / "adapter_config.json").write_text(json.dumps(config.peft(str(base)), indent=2))
 
     async def save(self, folder: Path) -> dict[str, str]:
         """Write everything that is trained; checksums by file."""
@@ -290,6 +307,14 @@ def _copy_rest(source: Path, folder: Path) -> None:
         for path in source.glob(pattern):
             if path.name != INDEX:
                 shutil.copy(path, folder)
+
+
+def _join(folder: Path, files: Sequence[str]) -> None:
+    """Make one file of the stages' adapters."""
+    weights = {name: value for file in files for name, value in weights_file.read(folder / file).items()}
+    weights_file.write(folder / ADAPTER, weights)
+    for file in files:
+        (folder / file).unlink()
 
 
 def _figures(replies: Sequence[Reply]) -> dict[str, float]:
