@@ -32,6 +32,9 @@ REWARD = """
 def vowels(prompts, completions, **_):
     return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
 
+def picky(prompts, completions, **_):
+    return [float("p" in prompt) * (1 + len(text)) for prompt, text in zip(prompts, completions)]
+
 def broken(prompts, completions, **_):
     return [float("nan") for _ in completions]
 """
@@ -159,6 +162,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
         ({"train": {"tp": 2, "lora": {}}}, "set train.tp to 1"),
         ({"train": {"lora": {"rank": 0}}}, "rank of 1 or more"),
         ({"train": {"backend": "nccl"}}, "train.backend to gloo"),
+        ({"rollout": {"refills": 1}}, "drop_uninformative to true"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said):
@@ -263,6 +267,36 @@ def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
     whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
     align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
     assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_groups_that_teach_nothing_are_made_up_for(workplace, tmp_path):
+    """Two of five prompts have groups whose scores are all the same, so one round of two may be too few."""
+    told = {
+        "models": {"reward_function": "reward.py:picky"},
+        "experience": {"estimator": "grpo", "drop_uninformative": True},
+        "rollout": {"prompts": 2, "samples": 4, "refills": 6},
+        "kl": {"coefficient": 0.0},
+        "train": {"mini_batches": 1},
+    }
+    rows = align(workplace, tmp_path / "whole", recipe(workplace, iterations=4, **told))
+    for row in rows:
+        drawn = 2 * 4 * row["rounds"]
+        assert row["kept"] * drawn >= 8 or row["rounds"] == 7
+    assert any(1 < row["rounds"] < 7 for row in rows)
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=2, **told))
+    assert align(workplace, tmp_path / "parts", recipe(workplace, iterations=4, **told), resume=True) == rows
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_checkpoint_of_another_run_or_layout_is_refused(workplace, tmp_path):
+    align(workplace, tmp_path / "run", recipe(workplace, iterations=1))
+    with pytest.raises(UserError, match="go on from them with --resume"):
+        align(workplace, tmp_path / "run", recipe(workplace))
+    with pytest.raises(UserError, match="give them their old values"):
+        align(workplace, tmp_path / "run", recipe(workplace, train={"tp": 2}), resume=True)
+    with pytest.raises(UserError, match="start without --resume"):
+        align(workplace, tmp_path / "absent", recipe(workplace), resume=True)
 
 
 @pytest.mark.usefixtures("quick_workers")

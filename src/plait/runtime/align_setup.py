@@ -3,21 +3,26 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from plait.cost.cost import Cost
 from plait.cost.reading import StatedReading
 from plait.model.hub import resolve
 from plait.rlhf.core import RlhfCore
-from plait.runtime.align import Alignment, State, answered, latest
+from plait.runtime.align import Alignment, answered
+from plait.runtime.checkpoint import Checkpoints
 from plait.runtime.crew import Crew, CrewConfig
 from plait.runtime.engine import Engine, shape_of
 from plait.runtime.fleet import FleetConfig
 from plait.runtime.prompts import Prompt, Prompts
 from plait.runtime.recipe import Recipe
 from plait.runtime.setup import ServeConfig, open_engine
+from plait.runtime.sinks import check_sinks, open_sinks
 from plait.runtime.trainer import Trainer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.manager import ManagerConfig
@@ -63,6 +68,11 @@ async def open_alignment(
         UserError: something cannot be used; nothing was started.
         EngineFailure: a process did not come up.
     """
+    check_sinks(recipe.log)
+    checkpoints = Checkpoints(out, recipe)
+    checkpoint = checkpoints.resume() if resume else None
+    if not resume:
+        checkpoints.check_fresh()
     folders = model_folders(recipe, here)
     tokenizer = Tokenizer.load(folders["actor"])
     check_tokenizers(folders)
@@ -71,9 +81,8 @@ async def open_alignment(
     check_lengths(recipe, folders["actor"], prompts)
     check_memory(recipe, folders)
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
-    checkpoint, state = latest(out) if resume else (None, None)
-    _begin(out, recipe, state)
-    serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, state))
+    checkpoints.begin()
+    serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, checkpoints.first))
     if pace is not None:
         serving = replace(serving, pace=pace.steps, pace_link=pace.link)
     engine = open_engine(serving, RlhfCore)
@@ -84,7 +93,9 @@ async def open_alignment(
         temperature = recipe.policy.temperature
         trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
         reading = None if pace is None else pace.reading
-        alignment = Alignment(recipe, engine, trainer, prompts, score, out, state, reading)
+        told: dict[str, Any] = msgspec.to_builtins(recipe)
+        sinks = open_sinks(recipe.log, out, checkpoints.first, told)
+        alignment = Alignment(recipe, engine, trainer, prompts, score, checkpoints, reading, sinks)
         try:
             yield alignment
         finally:
@@ -273,20 +284,9 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) 
     )
 
 
-def _begin(out: Path, recipe: Recipe, state: State | None) -> None:
-    """Make the folder of the run; metrics of iterations that will be run again go."""
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = out / "metrics.jsonl"
-    kept: Sequence[str] = ()
-    if state is not None and metrics.is_file():
-        rows = metrics.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if json.loads(row)["iteration"] < state.iteration]
-    metrics.write_text("".join(kept))
-
-
-def _journal(out: Path, state: State | None) -> Path:
+def _journal(out: Path, first: int) -> Path:
     """What the engine's core heard and said, from this iteration on."""
-    return out / f"journal-{0 if state is None else state.iteration:06d}.jsonl"
+    return out / f"journal-{first:06d}.jsonl"
 
 
 def _path(here: Path, given: str) -> Path:

@@ -12,6 +12,7 @@ import pydantic
 import yaml
 
 from plait.rlhf.core import InterStageConfig
+from plait.runtime.sinks import LogRecipe
 from plait.spec.errors import NotFound, UserError
 from plait.training.adapter import LoraConfig
 from plait.training.device import Backend
@@ -94,6 +95,9 @@ class RolloutRecipe:
     """When generation and scoring overlap; needs two instances or more."""
     ignore_eos: bool = False
     """Responses are as long as allowed: for measurements."""
+    refills: int = 0
+    """With experience.drop_uninformative: where that leaves too few samples, draw those of further prompts,
+    at most so many times (dynamic sampling, arXiv 2503.14476)."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ class Recipe:
     kl: KlControlConfig = field(default_factory=lambda: KlControlConfig(coefficient=0.0))
     """Weight of the divergence in the reward."""
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    log: LogRecipe = field(default_factory=LogRecipe)
+    """Who is told the figures besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         grouped = (Estimator.GRPO, Estimator.RLOO, Estimator.REINFORCE_BASELINE)
@@ -192,6 +198,11 @@ class Recipe:
             raise UserError("rollout.tail.tune needs two instances or more: raise rollout.instances")
         if self.samples // self.train.mini_batches < self.train.blocks:
             raise UserError("a mini-batch has fewer samples than train.blocks: lower one of them")
+        if self.rollout.refills < 0 or (self.rollout.refills and not self.experience.drop_uninformative):
+            raise UserError(
+                "rollout.refills is 0 or more, and needs samples that are left out: set "
+                "experience.drop_uninformative to true, or refills to 0"
+            )
         if self.rollout.exact and self.rollout.dtype != "float32":
             raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
         if self.samples % self.train.mini_batches:
