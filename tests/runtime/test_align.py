@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from plait.model.weights_file import read
 from plait.runtime import align_setup
 from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
 from plait.runtime.prompts import Prompts
-from plait.runtime.recipe import Recipe, read_recipe
+from plait.runtime.recipe import read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
 from plait.runtime.trainer import Trainer
 from plait.sim.recorded import Recorded
@@ -24,61 +23,16 @@ from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
 from plait.training.cut import Head, load
 from plait.workload.journal import Entry, History, read_journal, replay
+from tests.runtime.alignments import align, furnish, metrics, recipe
 from tests.scale import some
-from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-REWARD = """
-def vowels(prompts, completions, **_):
-    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
-
-def picky(prompts, completions, **_):
-    return [float("p" in prompt) * (1 + len(text)) for prompt, text in zip(prompts, completions)]
-
-def broken(prompts, completions, **_):
-    return [float("nan") for _ in completions]
-"""
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A tiny model, prompts and a reward function."""
-    root = tmp_path_factory.mktemp("align")
-    tiny_folder(root, "llama", initializer_range=0.05).rename(root / "model")
-    rows = [json.dumps({"prompt": f"say {word}"}) for word in ("apple", "pear", "plum", "fig", "date")]
-    (root / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    (root / "reward.py").write_text(REWARD)
-    return root
-
-
-def recipe(root: Path, **changes) -> Recipe:
-    """PPO on the tiny model, with changes of whole sections."""
-    raw = {
-        "models": {"actor": "model", "reward_function": "reward.py:vowels"},
-        "data": {"path": "prompts.jsonl"},
-        "iterations": 2,
-        "seed": 3,
-        "rollout": {"prompts": 4, "samples": 2, "max_tokens": 8},
-        "train": {"micro_batch": 2, "mini_batches": 2, "actor": {"lr": 1e-3}, "critic": {"lr": 1e-3}},
-        "kl": {"coefficient": 0.05},
-    }
-    for section, values in changes.items():
-        raw[section] = raw[section] | values if isinstance(values, dict) and section in raw else values
-    path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return read_recipe(path)
-
-
-def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
-    """Run it; the metrics without times."""
-
-    async def run() -> None:
-        async with open_alignment(told, root, out, **options) as alignment:
-            await alignment.run()
-
-    asyncio.run(run())
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+    return furnish(tmp_path_factory.mktemp("align"))
 
 
 def simulated(history: History) -> list[Entry]:
@@ -350,9 +304,7 @@ def test_a_killed_generator_changes_nothing(workplace, tmp_path):
             assert kills
 
     asyncio.run(run())
-    rows = [json.loads(line) for line in (tmp_path / "hurt" / "metrics.jsonl").read_text().splitlines()]
-    got = [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
-    assert got == wanted
+    assert metrics(tmp_path / "hurt") == wanted
 
 
 def test_the_recipes_that_ship_can_be_read():

@@ -1,0 +1,130 @@
+"""Runs of `plait align` in which some process is killed at some moment: the program that decides, a rank
+(which holds stages of Actor, reference, Critic and reward model), or a worker that draws.
+
+Each run ends in time, with a sentence if it cannot go on; gone on from its last checkpoint it has the metrics
+and the weights of the run in which nobody died, to the bit.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.alignments import furnish, metrics, recipe
+from tests.scale import scaled, seed
+
+PATIENCE_S = 60.0
+"""In which a run whose process was killed is over, and all its processes gone."""
+PROGRAM = "from plait.cli.main import main; main()"
+VICTIMS = {"rank": "plait.training", "worker": "plait.worker"}
+
+
+@dataclass
+class Run:
+    """A run in a process of its own."""
+
+    root: Path
+    out: Path
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """Its standard error is kept in the file `said` of the workplace."""
+        command = [sys.executable, "-c", PROGRAM, "align", str(self.root / "recipe.yaml")]
+        with (self.root / "said").open("wb") as said:
+            return subprocess.Popen(
+                [*command, "--out", str(self.out), *options], stdout=subprocess.DEVNULL, stderr=said
+            )
+
+    @property
+    def said(self) -> str:
+        """By all its processes, the last time, in one line."""
+        return " ".join((self.root / "said").read_text().split())
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """That are whole."""
+        return sorted((self.out / "checkpoints").glob("iteration-*/state.json"))
+
+    @property
+    def result(self) -> tuple[list[dict], list[bytes]]:
+        """Metrics and weights."""
+        files = sorted((self.out / "actor").glob("*.safetensors"))
+        return metrics(self.out), [file.read_bytes() for file in files]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Run, float]:
+    """The run in which nobody died, and its seconds."""
+    root = furnish(tmp_path_factory.mktemp("kills"))
+    recipe(
+        root,
+        models={"actor": "model", "reward": "model", "reward_function": None},
+        iterations=3,
+        rollout={"instances": 2, "max_tokens": 16, "tail": {"tail_share": 0.5, "kept": 1}},
+        train={"patience_s": 20.0},
+        checkpoint={"every": 1},
+    )
+    run, began_s = Run(root, root / "whole"), time.monotonic()
+    assert run.start().wait() == 0, run.said
+    return run, time.monotonic() - began_s
+
+
+def children(pid: int) -> dict[int, str]:
+    """Processes below one, with their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
+            continue
+        if parent == pid and command:
+            found[int(folder.name)] = command
+    return found
+
+
+def gone(pids: list[int], limit_s: float) -> bool:
+    """Whether all are within so many seconds."""
+    end_s = time.monotonic() + limit_s
+    while any(Path("/proc", str(pid)).exists() for pid in pids):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def strike(process: subprocess.Popen[bytes], kind: str, after_s: float, dice: random.Random) -> list[int]:
+    """Kill a process of this kind, or the one that decides where there is none; returns all others."""
+    try:
+        process.wait(after_s)
+    except subprocess.TimeoutExpired:
+        below = children(process.pid)
+        able = [pid for pid, command in sorted(below.items()) if VICTIMS.get(kind, "-") in command]
+        os.kill(dice.choice(able) if able else process.pid, signal.SIGKILL)
+        return list(below)
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", range(scaled(24)))
+def test_a_run_that_was_killed_goes_on_to_the_bit(whole, tmp_path, point):
+    undisturbed, seconds = whole
+    dice = random.Random(seed() + point)
+    run, kind = Run(undisturbed.root, tmp_path / "run"), ("rank", "worker", "driver")[point % 3]
+    process = run.start()
+    others = strike(process, kind, dice.uniform(0.2, 1.0) * seconds, dice)
+    process.wait(PATIENCE_S + seconds)
+    assert gone(others, PATIENCE_S), "a process outlived the run"
+    print(f"{kind}: status {process.returncode}, {len(run.checkpoints)} checkpoints")
+    if process.returncode not in (0, -signal.SIGKILL):
+        assert "Traceback" not in run.said, run.said
+        assert "resume from the last checkpoint" in run.said, run.said
+    if process.returncode:
+        again = run.start(*["--resume"] * bool(run.checkpoints))
+        assert again.wait(PATIENCE_S + seconds) == 0, run.said
+    assert run.result == undisturbed.result
