@@ -19,6 +19,9 @@ def picky(prompts, completions, **_):
 
 def broken(prompts, completions, **_):
     return [float("nan") for _ in completions]
+
+def fails(prompts, completions, **_):
+    return [1 / 0 for _ in completions]
 """
 
 

@@ -95,35 +95,50 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "step"),
     [
-        ({"rolout": {}}, "did you mean rollout"),
-        ({"train": {"mikro_batch": 2}}, "did you mean train.micro_batch"),
-        ({"train": {"ranks": 1}}, "2 or more"),
-        ({"rollout": {"tail": {"tune": True}}}, "two instances"),
-        ({"models": {"reward": "model"}}, "exactly one"),
-        ({"train": {"mini_batches": 3}}, "mini-batches"),
-        ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "samples to 2"),
-        ({"iterations": "many"}, "iterations"),
-        ({"models": {"reward_function": "reward.py:broken"}}, "finite"),
-        ({"models": {"reward_function": "reward.py:absent"}}, "no function"),
-        ({"models": {"actor": "nowhere"}}, "nowhere"),
-        ({"data": {"path": "absent.jsonl"}}, "no data set"),
-        ({"data": {"path": "empty.jsonl"}}, "no prompt"),
-        ({"data": {"prompt": "question"}}, "column question"),
-        ({"rollout": {"max_tokens": 600}}, "context of 512"),
-        ({"train": {"tp": 3}}, "train.tp to what divides both"),
-        ({"train": {"tp": 2, "lora": {}}}, "set train.tp to 1"),
-        ({"train": {"lora": {"rank": 0}}}, "rank of 1 or more"),
-        ({"train": {"backend": "nccl"}}, "train.backend to gloo"),
-        ({"rollout": {"refills": 1}}, "drop_uninformative to true"),
+        ({"rolout": {}}, "unknown field rolout", "did you mean rollout"),
+        ({"train": {"mikro_batch": 2}}, "unknown field train.mikro_batch", "did you mean train.micro_batch"),
+        ({"data": {"xyz": 2}}, "unknown field data.xyz", "known are path, prompt"),
+        ({"iterations": "many"}, "iterations", "should be a valid integer"),
+        ({"train": {"ranks": 1}}, "no other trainer", "must be 2 or more"),
+        ({"train": {"ranks": 3}}, "cannot be cut into 3 stages", "use fewer stages"),
+        ({"rollout": {"tail": {"tune": True}}}, "two instances", "raise rollout.instances"),
+        ({"models": {"reward": "model"}}, "exactly one", "name the one that is to score"),
+        ({"train": {"mini_batches": 3}}, "3 mini-batches", "change rollout.prompts"),
+        ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "compares", "samples to 2"),
+        ({"models": {"reward_function": "reward.py:broken"}}, "returned nan", "return a finite number"),
+        ({"models": {"reward_function": "reward.py:fails"}}, "ZeroDivisionError", "mend it"),
+        ({"models": {"reward_function": "reward.py:absent"}}, "no function", "name after the colon"),
+        ({"models": {"actor": "nowhere"}}, "nowhere", "folder|alias|hub"),
+        ({"data": {"path": "absent.jsonl"}}, "no data set", "set data.path"),
+        ({"data": {"path": "empty.jsonl"}}, "no prompt", "give other data"),
+        ({"data": {"prompt": "question"}}, "column question", "set data.prompt"),
+        ({"rollout": {"max_tokens": 600}}, "context of 512", "lower data.max_prompt_tokens"),
+        ({"rollout": {"refills": 1}}, "left out", "drop_uninformative to true"),
+        ({"train": {"tp": 3}}, "shared evenly", "set train.tp to what divides both"),
+        ({"train": {"tp": 2, "lora": {}}}, "adapter", "set train.tp to 1"),
+        ({"train": {"lora": {"rank": 0}}}, "lora", "rank of 1 or more"),
+        ({"train": {"backend": "nccl"}}, "there are 0", "train.backend to gloo"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said):
+def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said, step):
+    """With a sentence that says what is wrong, and then what to do."""
     (workplace / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"{said}(.|\n)*({step})"):
         align(workplace, tmp_path / "never", recipe(workplace, **changes))
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "step"), [(None, "name a YAML file"), ("a: [", "expected"), ("- 1", "such as `iterations: 10`")]
+)
+def test_what_is_no_recipe_is_refused(tmp_path, text, step):
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=step):
+        read_recipe(path)
 
 
 def test_a_model_with_another_tokenizer_is_refused(workplace, tmp_path):
@@ -132,14 +147,14 @@ def test_a_model_with_another_tokenizer_is_refused(workplace, tmp_path):
     raw = json.loads((other / "tokenizer.json").read_text())
     raw["added_tokens"].pop()
     (other / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match=r"another tokenizer.*choose one with the Actor's"):
         check_tokenizers({"actor": workplace / "model", "reward": other})
 
 
 def test_too_little_memory_is_foretold(workplace, monkeypatch):
     monkeypatch.setattr(align_setup, "_free_bytes", lambda: 1_000_000)
     told = recipe(workplace)
-    with pytest.raises(UserError, match=r"0.0 GB are free"):
+    with pytest.raises(UserError, match=r"0.0 GB are free: use smaller models"):
         check_memory(told, model_folders(told, workplace))
 
 

@@ -262,7 +262,8 @@ def load_score(recipe: Recipe, here: Path, prompt: Prompt, tokenizer: Tokenizer)
         raise
     except Exception as error:
         raise UserError(
-            f"reward function {source} fails on a sample: {type(error).__name__}: {error}",
+            f"reward function {source} fails on a sample: {type(error).__name__}: {error}; mend it, and try "
+            "it by itself on one prompt and completion",
             "models.reward_function",
         ) from error
     return score

@@ -53,7 +53,10 @@ class ModelsRecipe:
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.reward_function is None):
-            raise UserError("models needs exactly one of reward and reward_function", "models")
+            raise UserError(
+                "models needs exactly one of reward and reward_function: name the one that is to score",
+                "models",
+            )
 
 
 @dataclass(frozen=True)
@@ -251,13 +254,13 @@ def read_into(path: Path, kind: type[Told]) -> Told:
         UserError: it is no YAML, or a field is unknown, missing or wrong; names the nearest known field.
     """
     if not path.is_file():
-        raise NotFound(f"there is no recipe {path}")
+        raise NotFound(f"there is no recipe {path}: name a YAML file; recipes/ has some to begin with")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, Mapping):
-        raise UserError(f"{path} must hold fields, each with its value")
+        raise UserError(f"{path} must hold fields, each with its value, such as `iterations: 10`")
     _check_names(raw, kind, "")
     try:
         return pydantic.TypeAdapter(kind).validate_python(raw)

@@ -149,7 +149,10 @@ def _scores(judged: Sequence[Judged], config: ExperienceConfig) -> tuple[Tensor,
     """As they were given, and by the rules."""
     raw_B = torch.tensor([each.score for each in judged], dtype=torch.float32)
     if not bool(raw_B.isfinite().all()):
-        raise UserError(f"sample {int((~raw_B.isfinite()).nonzero()[0])} has a score that is not finite")
+        raise UserError(
+            f"sample {int((~raw_B.isfinite()).nonzero()[0])} has a score that is not finite: mend the reward "
+            "model or function"
+        )
     finished_B = torch.tensor([each.sample.finished for each in judged])
     lengths_B = torch.tensor([len(each.sample.response) for each in judged])
     return raw_B, final_scores(raw_B, lengths_B, finished_B, config.score)
