@@ -5,6 +5,7 @@ Each run ends in time, with a sentence if it cannot go on; gone on from its last
 and the weights of the run in which nobody died, to the bit.
 """
 
+import json
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from tests.runtime.alignments import furnish, metrics, recipe
 from tests.scale import scaled, seed
 
 PATIENCE_S = 60.0
-"""In which a run whose process was killed is over, and all its processes gone."""
+"""In which a run whose process was killed is over or done, and all its processes are gone."""
 PROGRAM = "from plait.cli.main import main; main()"
 VICTIMS = {"rank": "plait.training", "worker": "plait.worker"}
 
@@ -45,6 +46,14 @@ class Run:
         """By all its processes, the last time, in one line."""
         return " ".join((self.root / "said").read_text().split())
 
+    def reached(self, iteration: int) -> bool:
+        """Whether this iteration's samples are being drawn, or later; below 0: the run has begun."""
+        if iteration < 0:
+            return True
+        journal, rows = self.out / "journal-000000.jsonl", self.out / "metrics.jsonl"
+        begun = journal.is_file() and journal.stat().st_size > 10_000
+        return begun and rows.read_text().count("\n") >= iteration
+
     @property
     def checkpoints(self) -> list[Path]:
         """That are whole."""
@@ -57,21 +66,31 @@ class Run:
         return metrics(self.out), [file.read_bytes() for file in files]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after an iteration began, or (-1) the run."""
+
+    iteration: int
+    after_s: float
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Run, float]:
-    """The run in which nobody died, and its seconds."""
+def whole(tmp_path_factory) -> tuple[Run, float, float]:
+    """The run in which nobody died, its seconds, and those of an iteration."""
     root = furnish(tmp_path_factory.mktemp("kills"))
     recipe(
         root,
         models={"actor": "model", "reward": "model", "reward_function": None},
         iterations=3,
-        rollout={"instances": 2, "max_tokens": 16, "tail": {"tail_share": 0.5, "kept": 1}},
+        rollout={"instances": 2, "max_tokens": 64, "tail": {"tail_share": 0.5, "kept": 1}},
         train={"patience_s": 20.0},
         checkpoint={"every": 1},
     )
     run, began_s = Run(root, root / "whole"), time.monotonic()
     assert run.start().wait() == 0, run.said
-    return run, time.monotonic() - began_s
+    rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    spent_s = sum(value for row in rows for key, value in row.items() if key.startswith("seconds/"))
+    return run, time.monotonic() - began_s, spent_s / len(rows)
 
 
 def children(pid: int) -> dict[int, str]:
@@ -98,29 +117,33 @@ def gone(pids: list[int], limit_s: float) -> bool:
     return True
 
 
-def strike(process: subprocess.Popen[bytes], kind: str, after_s: float, dice: random.Random) -> list[int]:
-    """Kill a process of this kind, or the one that decides where there is none; returns all others."""
+def strike(run: Run, process: subprocess.Popen[bytes], kind: str, moment: Moment, dice: random.Random) -> str:
+    """Kill a process of this kind, or the one that decides where there is none; says what was done."""
+    while process.poll() is None and not run.reached(moment.iteration):
+        time.sleep(0.005)
     try:
-        process.wait(after_s)
+        process.wait(moment.after_s)
     except subprocess.TimeoutExpired:
         below = children(process.pid)
         able = [pid for pid, command in sorted(below.items()) if VICTIMS.get(kind, "-") in command]
         os.kill(dice.choice(able) if able else process.pid, signal.SIGKILL)
-        return list(below)
-    return []
+        process.wait(PATIENCE_S)
+        assert gone(list(below), PATIENCE_S), "a process outlived the run"
+        return f"{kind if able else 'driver'} killed {moment.after_s:.2f} s after {moment.iteration} began"
+    return "nobody: the run had ended"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", range(scaled(24)))
 def test_a_run_that_was_killed_goes_on_to_the_bit(whole, tmp_path, point):
-    undisturbed, seconds = whole
+    undisturbed, seconds, iteration_s = whole
     dice = random.Random(seed() + point)
     run, kind = Run(undisturbed.root, tmp_path / "run"), ("rank", "worker", "driver")[point % 3]
+    iteration = dice.choice((-1, 0, 1, 1, 2, 2))
+    moment = Moment(iteration, dice.uniform(0, iteration_s if iteration >= 0 else seconds - 3 * iteration_s))
     process = run.start()
-    others = strike(process, kind, dice.uniform(0.2, 1.0) * seconds, dice)
-    process.wait(PATIENCE_S + seconds)
-    assert gone(others, PATIENCE_S), "a process outlived the run"
-    print(f"{kind}: status {process.returncode}, {len(run.checkpoints)} checkpoints")
+    done = strike(run, process, kind, moment, dice)
+    print(f"{done}: status {process.returncode}, {len(run.checkpoints)} checkpoints")
     if process.returncode not in (0, -signal.SIGKILL):
         assert "Traceback" not in run.said, run.said
         assert "resume from the last checkpoint" in run.said, run.said
