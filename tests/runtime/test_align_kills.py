@@ -125,7 +125,8 @@ def strike(run: Run, process: subprocess.Popen[bytes], kind: str, moment: Moment
         process.wait(moment.after_s)
     except subprocess.TimeoutExpired:
         below = children(process.pid)
-        able = [pid for pid, command in sorted(below.items()) if VICTIMS.get(kind, "-") in command]
+        name = VICTIMS.get(kind)
+        able = [pid for pid, command in sorted(below.items()) if name is not None and name in command]
         os.kill(dice.choice(able) if able else process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
         assert gone(list(below), PATIENCE_S), "a process outlived the run"

@@ -81,12 +81,12 @@ async def open_alignment(
     check_lengths(recipe, folders["actor"], prompts)
     check_memory(recipe, folders)
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
+    crew = Crew(crew_config(recipe, folders, checkpoint))
     checkpoints.begin()
     serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, checkpoints.first))
     if pace is not None:
         serving = replace(serving, pace=pace.steps, pace_link=pace.link)
     engine = open_engine(serving, RlhfCore)
-    crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
         await _start(engine, crew)
         train = recipe.train
