@@ -22,6 +22,8 @@ from tests.scale import scaled, seed
 
 PATIENCE_S = 60.0
 """In which a run whose process was killed is over or done, and all its processes are gone."""
+WAIT_S = 20.0
+"""The longest that a rank waits for another."""
 PROGRAM = "from plait.cli.main import main; main()"
 VICTIMS = {"rank": "plait.training", "worker": "plait.worker"}
 
@@ -83,7 +85,7 @@ def whole(tmp_path_factory) -> tuple[Run, float, float]:
         models={"actor": "model", "reward": "model", "reward_function": None},
         iterations=3,
         rollout={"instances": 2, "max_tokens": 64, "tail": {"tail_share": 0.5, "kept": 1}},
-        train={"patience_s": 20.0},
+        train={"patience_s": WAIT_S},
         checkpoint={"every": 1},
     )
     run, began_s = Run(root, root / "whole"), time.monotonic()
@@ -151,4 +153,23 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(whole, tmp_path, point):
     if process.returncode:
         again = run.start(*["--resume"] * bool(run.checkpoints))
         assert again.wait(PATIENCE_S + seconds) == 0, run.said
+    assert run.result == undisturbed.result
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_noticed_in_time(whole, tmp_path):
+    """It lives, and does nothing more: others wait for it no longer than the recipe says."""
+    undisturbed, seconds, _ = whole
+    run = Run(undisturbed.root, tmp_path / "run")
+    process = run.start()
+    while process.poll() is None and not run.reached(1):
+        time.sleep(0.005)
+    below = children(process.pid)
+    ranks = [pid for pid, command in sorted(below.items()) if VICTIMS["rank"] in command]
+    os.kill(ranks[0], signal.SIGSTOP)
+    assert process.wait(WAIT_S + PATIENCE_S) == 1
+    assert gone(list(below), PATIENCE_S), "a process outlived the run"
+    assert "rank 1" in run.said, run.said
+    assert "resume from the last checkpoint" in run.said, run.said
+    assert run.start("--resume").wait(PATIENCE_S + seconds) == 0, run.said
     assert run.result == undisturbed.result

@@ -178,7 +178,8 @@ class Crew:
 
     def _told(self, what: str, errors: Sequence[BaseException]) -> BaseException:
         wrong = next((error for error in errors if isinstance(error, UserError)), None)
-        return wrong or EngineFailure(f"{what}: " + "; ".join(map(str, errors)))
+        told = "; ".join(map(str, errors))
+        return wrong or EngineFailure(f"{what}: {told}; resume from the last checkpoint")
 
     async def _reply(self, rank: int) -> Reply:
         stdout = self.processes[rank].stdout
@@ -188,9 +189,7 @@ class Crew:
             reply = reply_of(await stdout.readexactly(length))
         except asyncio.IncompleteReadError:
             status = await self.processes[rank].wait()
-            raise EngineFailure(
-                f"rank {rank} ended with status {status}; resume from the last checkpoint"
-            ) from None
+            raise EngineFailure(f"rank {rank} ended with status {status}") from None
         if isinstance(reply, Failed):
             raise EngineFailure(reply.reason) if reply.ours else UserError(reply.reason)
         return reply
