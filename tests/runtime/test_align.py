@@ -230,6 +230,7 @@ def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):
     assert apart < 0.01 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
     told = {"train": {"tp": 2}}
