@@ -1,13 +1,13 @@
 """An iteration of RLHF at 64 to 1,024 GPUs, fused and not, beside what was published for RLHFuse.
 
 Everything is simulated. Generation and scoring are the core in virtual time, with (R_t, m) from the tuner;
-training is the searched schedule of Actor and Critic, timed by the same roofline; weights, sums of gradients
-and optimisers are added up. The cluster: nodes of 8 Hopper GPUs (989 TFLOP/s, of which half; 3.35 TB/s, of
-which 0.6) joined by 8 x 200 Gb/s; LLaMA pairs of 13B, 33B and 65B in pipelines as deep as the released
-search's (4, 8, 16 stages of tp 8; fewer where there are fewer nodes); 512 samples, mini-batches of 64,
-micro-batches of 1; lengths lognormal (median 150, 200, 250) cut at 512, 1,024, 2,048. The unfused base has
-the same layouts, kernels and balance. DeepSpeed-Chat and ReaLHF are policies in the same cost model: models
-of those systems, not those systems.
+training is the searched schedule of Actor and Critic, timed by the same roofline; sums of gradients and
+optimisers are added up, and by how much weights on their way to all nodes make the last mini-batch longer.
+The cluster: nodes of 8 Hopper GPUs (989 TFLOP/s, of which half; 3.35 TB/s, of which 0.6) joined by 8 x 200
+Gb/s; LLaMA pairs of 13B, 33B and 65B in pipelines as deep as the released search's (4, 8, 16 stages of tp 8;
+fewer where there are fewer nodes); 512 samples, mini-batches of 64, micro-batches of 1; lengths lognormal
+(median 150, 200, 250) cut at 512, 1,024, 2,048. The unfused base has the same layouts, kernels and balance.
+DeepSpeed-Chat and ReaLHF are policies in the same cost model: models of those systems, not those systems.
 
 A cell's value is the gain of both fusions; in brackets that of the first and of the second alone.
 

@@ -49,7 +49,7 @@ def realhf(plan: RlhfPlan, samples: Sequence[SampleLength], times: RolloutTimes)
     parts = [sum(tokens[first : first + size]) for first in range(0, len(tokens), size)]
     worst = sum(max(parts[at * blocks : (at + 1) * blocks]) for at in range(count)) / (sum(tokens) / blocks)
     training_s = count * (step.pipeline_s * worst + serial_gradients_s(plan.training) + step.optimiser_s)
-    return Times(_static_s(plan, samples, 0.0), inference_s, training_s, plan.weights_s)
+    return Times(_static_s(plan, samples, 0.0), inference_s, training_s, plan.gather_s)
 
 
 def deepspeed_chat(plan: RlhfPlan, samples: Sequence[SampleLength]) -> Times:
@@ -64,7 +64,7 @@ def deepspeed_chat(plan: RlhfPlan, samples: Sequence[SampleLength]) -> Times:
     read = sum(_zero3_s(plan, shape, len(samples), longest, 1) for shape in (actor, actor, critic, critic))
     steps = -(-len(samples) // DS_MINI_BATCH)
     trained = sum(_zero3_s(plan, shape, DS_MINI_BATCH, longest, 3) for shape in (actor, critic))
-    return Times(generation_s, read, steps * trained, plan.weights_s)
+    return Times(generation_s, read, steps * trained, plan.gather_s)
 
 
 def _static_s(plan: RlhfPlan, samples: Sequence[SampleLength], more_s: float) -> float:

@@ -19,7 +19,7 @@ from plait.planner.rlhf_layout import (
 )
 from plait.planner.rlhf_plan import Intra, RlhfPlan
 from plait.rlhf.core import SERIAL
-from plait.search.pipelines.builders import serial_s
+from plait.search.pipelines.builders import alone_s, serial_s
 from plait.search.pipelines.find import ScheduleSearch
 from plait.spec.cluster import Device, Link
 from plait.spec.errors import UserError
@@ -79,6 +79,19 @@ def test_fused_iterations_take_less(plan):
     assert 0 < both.other < 0.2
     parts = (base.weights_s, base.generation_s, base.inference_s, base.training_s, base.gradients_s)
     assert base.total_s == pytest.approx(sum(parts) + base.optimiser_s)
+
+
+def test_weights_cost_what_the_critic_does_not_hide(plan):
+    serial, fused = plan.step(Intra.SERIAL), plan.step(Intra.SEARCHED, SEARCH)
+    ready_s = alone_s(plan.training.problem)["actor"] + plan.training.reduce_s[0] + plan.training.optimiser_s
+    for step in (serial, fused):
+        apart_s = max(serial.total_s, ready_s + plan.gather_s + plan.training.reduce_s[1])
+        last_s = min(step.total_s + plan.gather_s, max(step.total_s, apart_s))
+        assert plan.weights_s(step) == pytest.approx(last_s - step.total_s)
+        assert plan.trained_s(step) == pytest.approx(7 * step.total_s + last_s)
+    assert plan.weights_s(serial) < plan.gather_s  # some of it is hidden
+    nodes, weight_bytes = 8, JOB.shapes[0].weight_bytes
+    assert plan.gather_s == pytest.approx(weight_bytes * 7 / nodes / 200e9, rel=0.01)
 
 
 @pytest.mark.parametrize("intra", list(Intra))

@@ -6,72 +6,33 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
+import torch
 
+from plait.model.weights_file import read
 from plait.runtime import align_setup
 from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
 from plait.runtime.prompts import Prompts
-from plait.runtime.recipe import Recipe, read_recipe
+from plait.runtime.recipe import read_recipe
 from plait.runtime.reward_model import read_pairs_recipe
+from plait.runtime.trainer import Trainer
 from plait.sim.recorded import Recorded
 from plait.sim.scenario import core_from
 from plait.sim.world import World
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
+from plait.training.cut import Head, load
 from plait.workload.journal import Entry, History, read_journal, replay
+from tests.runtime.alignments import align, furnish, metrics, recipe
 from tests.scale import some
-from tests.tiny import tiny_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-REWARD = """
-def vowels(prompts, completions, **_):
-    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
-
-def broken(prompts, completions, **_):
-    return [float("nan") for _ in completions]
-"""
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A tiny model, prompts and a reward function."""
-    root = tmp_path_factory.mktemp("align")
-    tiny_folder(root, "llama", initializer_range=0.05).rename(root / "model")
-    rows = [json.dumps({"prompt": f"say {word}"}) for word in ("apple", "pear", "plum", "fig", "date")]
-    (root / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    (root / "reward.py").write_text(REWARD)
-    return root
-
-
-def recipe(root: Path, **changes) -> Recipe:
-    """PPO on the tiny model, with changes of whole sections."""
-    raw = {
-        "models": {"actor": "model", "reward_function": "reward.py:vowels"},
-        "data": {"path": "prompts.jsonl"},
-        "iterations": 2,
-        "seed": 3,
-        "rollout": {"prompts": 4, "samples": 2, "max_tokens": 8},
-        "train": {"micro_batch": 2, "mini_batches": 2, "actor": {"lr": 1e-3}, "critic": {"lr": 1e-3}},
-        "kl": {"coefficient": 0.05},
-    }
-    for section, values in changes.items():
-        raw[section] = raw[section] | values if isinstance(values, dict) and section in raw else values
-    path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return read_recipe(path)
-
-
-def align(root: Path, out: Path, told: Recipe, **options) -> list[dict]:
-    """Run it; the metrics without times."""
-
-    async def run() -> None:
-        async with open_alignment(told, root, out, **options) as alignment:
-            await alignment.run()
-
-    asyncio.run(run())
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
+    return furnish(tmp_path_factory.mktemp("align"))
 
 
 def simulated(history: History) -> list[Entry]:
@@ -102,6 +63,18 @@ def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_workers")
+def test_weights_handed_over_while_the_critic_trains_are_the_same(workplace, tmp_path, monkeypatch):
+    apart = []
+    for first in (False, True):
+        monkeypatch.setattr(Trainer, "is_shorter_apart", lambda *_, first=first: first)
+        apart.append(align(workplace, tmp_path / f"{first}", recipe(workplace)))
+    assert apart[0] == apart[1]
+    for first in (False, True):
+        trace = json.loads((tmp_path / f"{first}" / "timeline.json").read_text())["traceEvents"]
+        assert all("critic" in each["name"] for each in trace[-8:]) == first  # a mini-batch of one model
+
+
+@pytest.mark.usefixtures("quick_workers")
 def test_a_resumed_run_is_the_run_that_was_not_stopped(workplace, tmp_path):
     whole = align(workplace, tmp_path / "whole", recipe(workplace))
     first = recipe(workplace, iterations=1)
@@ -122,30 +95,50 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "step"),
     [
-        ({"rolout": {}}, "did you mean rollout"),
-        ({"train": {"mikro_batch": 2}}, "did you mean train.micro_batch"),
-        ({"train": {"ranks": 1}}, "2 or more"),
-        ({"rollout": {"tail": {"tune": True}}}, "two instances"),
-        ({"models": {"reward": "model"}}, "exactly one"),
-        ({"train": {"mini_batches": 3}}, "mini-batches"),
-        ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "samples to 2"),
-        ({"iterations": "many"}, "iterations"),
-        ({"models": {"reward_function": "reward.py:broken"}}, "finite"),
-        ({"models": {"reward_function": "reward.py:absent"}}, "no function"),
-        ({"models": {"actor": "nowhere"}}, "nowhere"),
-        ({"data": {"path": "absent.jsonl"}}, "no data set"),
-        ({"data": {"path": "empty.jsonl"}}, "no prompt"),
-        ({"data": {"prompt": "question"}}, "column question"),
-        ({"rollout": {"max_tokens": 600}}, "context of 512"),
+        ({"rolout": {}}, "unknown field rolout", "did you mean rollout"),
+        ({"train": {"mikro_batch": 2}}, "unknown field train.mikro_batch", "did you mean train.micro_batch"),
+        ({"data": {"xyz": 2}}, "unknown field data.xyz", "known are path, prompt"),
+        ({"iterations": "many"}, "iterations", "should be a valid integer"),
+        ({"train": {"ranks": 1}}, "no other trainer", "must be 2 or more"),
+        ({"train": {"ranks": 3}}, "cannot be cut into 3 stages", "use fewer stages"),
+        ({"rollout": {"tail": {"tune": True}}}, "two instances", "raise rollout.instances"),
+        ({"models": {"reward": "model"}}, "exactly one", "name the one that is to score"),
+        ({"train": {"mini_batches": 3}}, "3 mini-batches", "change rollout.prompts"),
+        ({"experience": {"estimator": "grpo"}, "rollout": {"samples": 1}}, "compares", "samples to 2"),
+        ({"models": {"reward_function": "reward.py:broken"}}, "returned nan", "return a finite number"),
+        ({"models": {"reward_function": "reward.py:fails"}}, "ZeroDivisionError", "mend it"),
+        ({"models": {"reward_function": "reward.py:absent"}}, "no function", "name after the colon"),
+        ({"models": {"actor": "nowhere"}}, "nowhere", "folder|alias|hub"),
+        ({"data": {"path": "absent.jsonl"}}, "no data set", "set data.path"),
+        ({"data": {"path": "empty.jsonl"}}, "no prompt", "give other data"),
+        ({"data": {"prompt": "question"}}, "column question", "set data.prompt"),
+        ({"rollout": {"max_tokens": 600}}, "context of 512", "lower data.max_prompt_tokens"),
+        ({"rollout": {"refills": 1}}, "left out", "drop_uninformative to true"),
+        ({"train": {"tp": 3}}, "shared evenly", "set train.tp to what divides both"),
+        ({"train": {"tp": 2, "lora": {}}}, "adapter", "set train.tp to 1"),
+        ({"train": {"lora": {"rank": 0}}}, "lora", "rank of 1 or more"),
+        ({"train": {"backend": "nccl"}}, "there are 0", "train.backend to gloo"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said):
+def test_what_cannot_work_is_refused_before_anything_starts(workplace, tmp_path, changes, said, step):
+    """With a sentence that says what is wrong and what to do."""
     (workplace / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=f"(?s)(?=.*{said})(?=.*({step}))"):
         align(workplace, tmp_path / "never", recipe(workplace, **changes))
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "step"), [(None, "name a YAML file"), ("a: [", "expected"), ("- 1", "such as `iterations: 10`")]
+)
+def test_what_is_no_recipe_is_refused(tmp_path, text, step):
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=step):
+        read_recipe(path)
 
 
 def test_a_model_with_another_tokenizer_is_refused(workplace, tmp_path):
@@ -154,14 +147,14 @@ def test_a_model_with_another_tokenizer_is_refused(workplace, tmp_path):
     raw = json.loads((other / "tokenizer.json").read_text())
     raw["added_tokens"].pop()
     (other / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match=r"another tokenizer.*choose one with the Actor's"):
         check_tokenizers({"actor": workplace / "model", "reward": other})
 
 
 def test_too_little_memory_is_foretold(workplace, monkeypatch):
     monkeypatch.setattr(align_setup, "_free_bytes", lambda: 1_000_000)
     told = recipe(workplace)
-    with pytest.raises(UserError, match=r"0.0 GB are free"):
+    with pytest.raises(UserError, match=r"0.0 GB are free: use smaller models"):
         check_memory(told, model_folders(told, workplace))
 
 
@@ -220,17 +213,80 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_two_blocks_learn_what_one_learns(workplace, tmp_path):
-    (one,), (two,) = (
-        align(
-            workplace,
-            tmp_path / f"{blocks}",
-            recipe(workplace, iterations=1, train={"blocks": blocks, "mini_batches": 1}),
-        )
-        for blocks in (1, 2)
+@pytest.mark.parametrize("changes", some([{"blocks": 2}, {"tp": 2}, {"blocks": 2, "tp": 2}], 1))
+def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):
+    """2 x 1 x 2, 1 x 2 x 2 and 2 x 2 x 2 (data x tensor x pipeline) against 1 x 1 x 2."""
+    train = {"mini_batches": 1, "split_backward": True}
+    (one,), (more,) = (
+        align(workplace, tmp_path / name, recipe(workplace, iterations=1, train=train | given))
+        for name, given in (("one", {}), ("more", changes))
     )
     numbers = {key: value for key, value in one.items() if value is not None}
-    assert two == one | {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in numbers.items()}
+    assert more == one | {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in numbers.items()}
+    weights = [load(tmp_path / name / "actor", Head.WORDS, 0).state_dict() for name in ("one", "more")]
+    start = load(workplace / "model", Head.WORDS, 0).state_dict()
+    moved = sum((weights[0][name] - start[name]).abs().sum() for name in start)
+    apart = sum((weights[0][name] - weights[1][name]).abs().sum() for name in start)
+    assert apart < 0.01 * moved
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
+def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
+    told = {"train": {"tp": 2}}
+    whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
+    assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_groups_that_teach_nothing_are_made_up_for(workplace, tmp_path):
+    """Two of five prompts have groups whose scores are all the same, so one round of two may be too few."""
+    told = {
+        "models": {"reward_function": "reward.py:picky"},
+        "experience": {"estimator": "grpo", "drop_uninformative": True},
+        "rollout": {"prompts": 2, "samples": 4, "refills": 6},
+        "kl": {"coefficient": 0.0},
+        "train": {"mini_batches": 1},
+    }
+    rows = align(workplace, tmp_path / "whole", recipe(workplace, iterations=4, **told))
+    for row in rows:
+        drawn = 2 * 4 * row["rounds"]
+        assert row["kept"] * drawn >= 8 or row["rounds"] == 7
+    assert any(1 < row["rounds"] < 7 for row in rows)
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=2, **told))
+    assert align(workplace, tmp_path / "parts", recipe(workplace, iterations=4, **told), resume=True) == rows
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_checkpoint_of_another_run_or_layout_is_refused(workplace, tmp_path):
+    align(workplace, tmp_path / "run", recipe(workplace, iterations=1))
+    with pytest.raises(UserError, match="go on from them with --resume"):
+        align(workplace, tmp_path / "run", recipe(workplace))
+    with pytest.raises(UserError, match="give them their old values"):
+        align(workplace, tmp_path / "run", recipe(workplace, train={"tp": 2}), resume=True)
+    with pytest.raises(UserError, match="start without --resume"):
+        align(workplace, tmp_path / "absent", recipe(workplace), resume=True)
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers
+def test_an_adapter_is_trained_merged_and_resumed(workplace, tmp_path):
+    peft = pytest.importorskip("peft", reason="adapters are peft's")
+    told = {"train": {"lora": {"rank": 4}, "actor": {"lr": 1e-2}, "split_backward": True}}
+    whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
+    assert whole[1]["rollout_gap"] < 1e-4  # the generator has the merged weights
+    assert whole[0]["kl"] < 1e-6 < whole[1]["kl"]  # the reference is the Actor as it was
+    align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
+    saved = read(tmp_path / "parts/checkpoints/iteration-000001/actor-00000-weights.safetensors")
+    assert all(".lora_" in name for name in saved)
+    assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
+    merged = load(tmp_path / "whole" / "actor", Head.WORDS, 0).state_dict()
+    start = load(workplace / "model", Head.WORDS, 0)
+    assert any(not torch.equal(merged[name], value) for name, value in start.state_dict().items())
+    loaded = peft.PeftModel.from_pretrained(start, tmp_path / "whole" / "adapter").merge_and_unload()
+    for name, value in loaded.state_dict().items():
+        assert torch.allclose(value, merged[name], atol=1e-6), name
 
 
 @pytest.mark.usefixtures("quick_workers")
@@ -264,9 +320,7 @@ def test_a_killed_generator_changes_nothing(workplace, tmp_path):
             assert kills
 
     asyncio.run(run())
-    rows = [json.loads(line) for line in (tmp_path / "hurt" / "metrics.jsonl").read_text().splitlines()]
-    got = [{key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows]
-    assert got == wanted
+    assert metrics(tmp_path / "hurt") == wanted
 
 
 def test_the_recipes_that_ship_can_be_read():

@@ -1,6 +1,8 @@
 """From judged samples to experience, against closed forms."""
 
 import math
+import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from plait.spec.errors import UserError
 from plait.training.advantages import GaeConfig
 from plait.training.batch import Sample
-from plait.training.experience import Estimator, ExperienceConfig, Judged, experiences
+from plait.training.experience import Estimator, ExperienceConfig, Judged, experiences, teaching
 from plait.training.rewards import ScoreConfig
 
 PLAIN = ExperienceConfig(gae=GaeConfig(1.0, 1.0), whiten_advantages=False)
@@ -49,6 +51,64 @@ def test_groups_that_teach_nothing_can_be_left_out():
     assert figures["kept"] == 0.5
     with pytest.raises(UserError, match="nothing can be learned"):
         experiences(rows[2:], config, 0.0)
+
+
+def drawn(seed: int) -> list[Judged]:
+    """Samples of up to four prompts, of different lengths, scores and divergences."""
+    dice = random.Random(seed)
+    rows = []
+    for id in range(10):
+        length = dice.randint(1, 4)
+        old, reference = (tuple(dice.uniform(-3, -1) for _ in range(length)) for _ in range(2))
+        sample = Sample(id, dice.randrange(4), (1,), (2,) * length, True)
+        rows.append(Judged(sample, float(dice.choice((0, 1, 2))), old, reference))
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_which_samples_teach_is_told_by_their_groups_one_by_one(seed):
+    """The slow reference: a sample teaches if another one of its prompt has another score by the rules."""
+    rows = drawn(seed)
+    clipped = [min(each.score, 1.0) for each in rows]
+    wanted = [
+        any(
+            other.sample.group == each.sample.group and theirs != mine
+            for other, theirs in zip(rows, clipped, strict=True)
+        )
+        for each, mine in zip(rows, clipped, strict=True)
+    ]
+    config = ExperienceConfig(Estimator.GRPO, score=ScoreConfig(clip=1.0), drop_uninformative=True)
+    assert teaching(rows, config) == wanted
+    assert teaching(rows, replace(config, drop_uninformative=False)) == [True] * 10
+
+
+def to_come(each: Judged, coefficient: float, gamma: float) -> list[float]:
+    """Discounted rewards from each token on: the score at the end, less what the divergence costs."""
+    rewards = [-coefficient * (old - ref) for old, ref in zip(each.old, each.reference, strict=True)]
+    rewards[-1] += each.score
+    return [
+        sum(gamma ** (later - t) * rewards[later] for later in range(t, len(rewards)))
+        for t in range(len(rewards))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_estimators_without_a_critic_are_their_definitions_sample_by_sample(seed):
+    """Slow references: RLOO leaves the sample itself out of the mean, REINFORCE++ whitens over all tokens."""
+    rows, coefficient, gamma = drawn(seed), 0.1, 0.9
+    made, _ = experiences(rows, ExperienceConfig(Estimator.RLOO), coefficient)
+    whole = [to_come(each, coefficient, 1.0)[0] for each in rows]
+    for at, (each, got) in enumerate(zip(rows, made, strict=True)):
+        others = [whole[i] for i, row in enumerate(rows) if row.sample.group == each.sample.group and i != at]
+        wanted = whole[at] - sum(others) / len(others) if others else 0.0
+        assert got.advantages == pytest.approx([wanted] * len(each.sample.response), abs=1e-5)
+    config = ExperienceConfig(Estimator.REINFORCE, gae=GaeConfig(gamma=gamma))
+    made, _ = experiences(rows, config, coefficient)
+    tokens = [value for each in rows for value in to_come(each, coefficient, gamma)]
+    mean, deviation = statistics.fmean(tokens), statistics.stdev(tokens)
+    for each, got in zip(rows, made, strict=True):
+        wanted = [(value - mean) / deviation for value in to_come(each, coefficient, gamma)]
+        assert got.advantages == pytest.approx(wanted, abs=1e-4)
 
 
 def test_scores_follow_the_rules_before_they_are_rewards():

@@ -4,6 +4,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from plait import __version__
 from plait.cli.align import align
@@ -72,5 +73,5 @@ def main() -> None:
     try:
         app()
     except PlaitError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2 if isinstance(error, UserError) else 1)

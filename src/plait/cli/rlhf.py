@@ -40,7 +40,7 @@ def plan_rlhf(
     base, other = _plans(job, cluster)
     serial_step, search = base.step(Intra.SERIAL), _search(search_s, seed)
     found = [(plan, plan.step(Intra.SEARCHED, search)) for plan in (base, other)]
-    fused, step = min(found, key=lambda each: each[0].weights_s + each[0].job.mini_batches * each[1].total_s)
+    fused, step = min(found, key=lambda each: each[0].trained_s(each[1]))
     tuned, samples = fused.tuned(seed), fused.samples(seed)
     ledgers = [
         base.ledger(base.rollout(samples), serial_step),

@@ -18,7 +18,7 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         value = weights[name].detach().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(uint8).numpy())
+        digest.update(value.reshape(-1).view(uint8).cpu().numpy())
     return digest.hexdigest()
 
 

@@ -2,12 +2,19 @@
 
 Generation and scoring are simulated by the core that serves live runs. Training is one schedule of the
 pipeline search per mini-batch, whose actions are timed by the same roofline. What is left is added up:
-weights to the instances that draw, sums of gradients that nothing hides, the optimisers.
+sums of gradients that nothing hides, the optimisers, and weights to the instances that draw.
+
+    last mini-batch   Actor --new weights to all nodes-->  draw
+                         `--> Critic --------------------->
+
+The last mini-batch runs fused, and then the weights go; or the Actor goes first, and its weights go while the
+Critic trains. Live runs choose between the same two by the same times (`runtime.Alignment`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -15,7 +22,7 @@ from plait.planner.rlhf_job import RlhfJob
 from plait.planner.rlhf_layout import Drawing, Machine, Training, serial_gradients_s
 from plait.planner.tail import TailTuner, Tuned
 from plait.rlhf.core import SERIAL, Tail
-from plait.search.pipelines.builders import one_f_one_b, serial_s
+from plait.search.pipelines.builders import alone_s, one_f_one_b, serial_s
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.fuse import split_backward
 from plait.search.pipelines.timing import ScheduleTiming, measure
@@ -49,7 +56,7 @@ class Ledger:
     """Seconds of an iteration."""
 
     weights_s: float
-    """New weights to the instances that draw."""
+    """New weights to the instances that draw: by how much they make the last mini-batch longer."""
     generation_s: float
     """Until the last sample is drawn."""
     inference_s: float
@@ -171,7 +178,7 @@ class RlhfPlan:
         """An iteration's."""
         count = self.job.mini_batches
         return Ledger(
-            weights_s=self.weights_s,
+            weights_s=self.weights_s(step),
             generation_s=times.drawn_ns / 1e9,
             inference_s=(times.scored_ns - times.drawn_ns) / 1e9,
             training_s=count * step.pipeline_s,
@@ -179,15 +186,38 @@ class RlhfPlan:
             optimiser_s=count * step.optimiser_s,
         )
 
-    @property
-    def weights_s(self) -> float:
-        """Every node gets the stages of the Actor that it does not train, once, and spreads them inside."""
-        cluster, shape = self.machine.cluster, self.job.shapes[0]
-        missing = shape.weight_bytes * (1 - 1 / self.training.stages[0])
-        return (
-            missing / cluster.remote.bandwidth
-            + shape.weight_bytes / self.drawing.tp / cluster.local.bandwidth
-        )
+    @cached_property
+    def gather_s(self) -> float:
+        """Giving all nodes the Actor's new weights, of which each has stepped as large a part as the others:
+        a ring, so that a node's link carries every byte once. Each device takes in what its own share of
+        that link brings, and the rest of its instance's share of the model from its neighbours meanwhile.
+
+        Live, on one host, there are no links: ranks write what they hold into shared memory once, and every
+        instance reads it from there.
+        """
+        cluster, weight_bytes = self.machine.cluster, self.job.shapes[0].weight_bytes
+        others = cluster.nodes - 1
+        between_s = weight_bytes * others / cluster.nodes / cluster.remote.bandwidth
+        between_s += others * cluster.remote.latency_ns / 1e9
+        inside = max(0.0, 1 / self.drawing.tp - 1 / cluster.devices_per_node)
+        return max(between_s, weight_bytes * inside / cluster.local.bandwidth)
+
+    def trained_s(self, step: Stepped) -> float:
+        """From the last score until the next iteration can begin."""
+        return self.job.mini_batches * step.total_s + self.weights_s(step)
+
+    def weights_s(self, step: Stepped) -> float:
+        """By how much giving away the weights makes the last mini-batch longer, the others being `step`."""
+        apart_s, ready_s = self._apart
+        # The sums of the Critic's gradients go over the same links.
+        gathered_s = ready_s + self.gather_s + self.training.reduce_s[1]
+        return min(self.gather_s, max(0.0, max(apart_s, gathered_s) - step.total_s))
+
+    @cached_property
+    def _apart(self) -> tuple[float, float]:
+        """A mini-batch with the Actor first: when it ends, and when the Actor's weights are new."""
+        serial, actor_s = self.step(Intra.SERIAL), alone_s(self.training.problem)["actor"]
+        return serial.total_s, actor_s + self.training.reduce_s[0] + self.training.optimiser_s
 
 
 def _bars(

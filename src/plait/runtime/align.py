@@ -2,30 +2,36 @@
 
     prompts --> engine draws --> models read, rewards --> advantages --> trainer --> new weights --> engine
 
+In the last mini-batch of an iteration Actor and Critic are fused as in the others, and then the weights go;
+or the Actor goes first, and the engine loads its weights while the Critic trains: whichever ends sooner by
+the times of the iteration before.
 Samples are ordered by id, never by when they end; every draw follows from (seed, iteration, sample). So equal
 recipes give equal weights, whatever the schedule, and a run that is resumed goes on as if it had not stopped.
 """
 
-import json
+import asyncio
+import os
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from plait.cost.reading import StatedReading
+from plait.runtime.checkpoint import Checkpoints, State
 from plait.runtime.engine import Engine
 from plait.runtime.prompts import Prompt, Prompts
 from plait.runtime.recipe import Recipe
 from plait.runtime.rollouts import Rollouts
+from plait.runtime.sinks import Sink
 from plait.runtime.trainer import Trainer
-from plait.spec.errors import EngineFailure, UserError
+from plait.spec.errors import EngineFailure
 from plait.text.tokenizer import Tokenizer
 from plait.training.batch import Sample
-from plait.training.experience import Judged, experiences
+from plait.training.experience import Judged, experiences, teaching
 from plait.training.kl_control import next_coefficient
 from plait.training.orders import Experience, Rows
 from plait.training.reward_function import Answered, Score
@@ -38,15 +44,6 @@ Progress = Callable[[int, Mapping[str, float]], None]
 """Called after each iteration with its number and figures."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What a checkpoint holds besides weights and moments."""
-
-    iteration: int
-    """The next one."""
-    kl_coefficient: float
-
-
 class Alignment:
     """See the module. All parts are started."""
 
@@ -57,31 +54,31 @@ class Alignment:
         trainer: Trainer,
         prompts: Prompts,
         score: Score | None,
-        out: Path,
-        state: State | None = None,
+        checkpoints: Checkpoints,
         pace: StatedReading | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """
         Args:
             score: the reward function; None: the reward model scores.
-            out: folder of metrics, checkpoints and the aligned model.
-            state: of the checkpoint that the trainer was resumed from.
+            checkpoints: in the folder of the run, with the state that the trainer was resumed from.
             pace: of a paced engine: what scoring takes at least.
+            sinks: who else is told the figures.
         """
         self.recipe, self.engine, self.trainer, self.prompts = recipe, engine, trainer, prompts
-        self.score, self.out = score, out
-        self.state = state or State(0, recipe.kl.coefficient)
+        self.score, self.checkpoints, self.sinks = score, checkpoints, tuple(sinks)
+        self.state = checkpoints.state or State(0, recipe.kl.coefficient, 0)
         models = ["actor"] * recipe.reads_actor
         models += ["reference"] * recipe.has_reference + ["critic"] * recipe.has_critic
         models += ["reward"] * (score is None)
         self.rollouts = Rollouts(engine, trainer, recipe, models, pace)
-        shared = Path("/dev/shm")
-        self._exports = tempfile.TemporaryDirectory(
-            prefix="plait-weights-", dir=shared if shared.is_dir() else None
-        )
+        self._handed_s = 0.0
+        """What handing over the weights took last time."""
+        self._exports = exports()
 
     async def run(self, progress: Progress | None = None) -> None:
-        """All iterations that are left; then the aligned model is in `out/actor`.
+        """All iterations that are left; then the aligned model is in `out/actor`, and in `out/adapter` the
+        adapter where one was trained.
 
         Raises:
             UserError: rewards cannot be learned from; says why.
@@ -91,44 +88,63 @@ class Alignment:
             await self._publish(self.state.iteration)
         while self.state.iteration < self.recipe.iterations:
             iteration = self.state.iteration
-            figures = await self._iterate(iteration)
+            figures, turn = await self._iterate(iteration)
             coefficient = next_coefficient(
                 self.state.kl_coefficient, figures["kl"], self.recipe.samples, self.recipe.kl
             )
-            self.state = State(iteration + 1, coefficient)
+            self.state = State(iteration + 1, coefficient, turn)
+            self.checkpoints.note(iteration, figures)
             every = self.recipe.checkpoint.every
             if self.state.iteration == self.recipe.iterations or (every and not self.state.iteration % every):
                 await self._save()
-            with (self.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"iteration": iteration, **_plain(figures)}) + "\n")
+            for sink in self.sinks:
+                sink.note(iteration, figures)
             if progress is not None:
                 progress(iteration, figures)
-        self.trainer.timeline.save(self.out / "timeline.json")
+        self.trainer.timeline.save(self.checkpoints.out / "timeline.json")
         await self._finish()
 
     def close(self) -> None:
-        """Remove the weights that were handed over."""
+        """Remove the weights that were handed over, and tell the sinks that nothing more comes."""
         self._exports.cleanup()
+        for sink in self.sinks:
+            sink.close()
 
-    async def _iterate(self, iteration: int) -> dict[str, float]:
-        began_s = time.monotonic()
-        prompts = self.prompts.of(iteration, self.recipe.rollout.prompts, self.recipe.seed)
-        samples, found = await self.rollouts.draw(iteration, prompts)
-        drawn_s = self.rollouts.drawn_s
-        judged = self._judge(samples, found, prompts)
+    async def _iterate(self, iteration: int) -> tuple[dict[str, float], int]:
+        """Figures, and the turn of the next prompts."""
+        judged, turn, seconds = await self._sample()
         read_s = time.monotonic()
         made, figures = experiences(judged, self.recipe.experience, self.state.kl_coefficient)
-        figures |= await self._train(iteration, made)
-        trained_s = time.monotonic()
-        await self._publish(iteration + 1)
+        figures |= {"rounds": float(turn - self.state.turn)}
+        trained, trained_s = await self._train(iteration, made[: self.recipe.samples])
+        figures |= trained | seconds
         figures |= {
-            "seconds/generation": drawn_s - began_s,
-            "seconds/reading": read_s - drawn_s,
             "seconds/training": trained_s - read_s,
-            "seconds/weights": time.monotonic() - trained_s,
+            "seconds/weights": max(0.0, time.monotonic() - trained_s),
             "kl_coefficient": self.state.kl_coefficient,
         }
-        return figures
+        return figures, turn
+
+    async def _sample(self) -> tuple[list[Judged], int, dict[str, float]]:
+        """All samples of an iteration, the turn of the next prompts, and what it took. Where groups that
+        teach nothing are left out, further prompts are drawn until there are enough of the others."""
+        recipe, turn, judged = self.recipe, self.state.turn, list[Judged]()
+        seconds = {"seconds/generation": 0.0, "seconds/reading": 0.0}
+        while True:
+            began_s = time.monotonic()
+            prompts = self.prompts.of(turn, recipe.rollout.prompts, recipe.seed)
+            samples, found = await self.rollouts.draw(turn, prompts)
+            drawn_s = self.rollouts.drawn_s
+            new = self._judge(samples, found, prompts)
+            first = len(judged)
+            judged += [numbered(each, first, first // recipe.rollout.samples) for each in new]
+            seconds["seconds/generation"] += drawn_s - began_s
+            seconds["seconds/reading"] += time.monotonic() - drawn_s
+            turn += 1
+            if turn - self.state.turn > recipe.rollout.refills:
+                return judged, turn, seconds
+            if sum(teaching(judged, recipe.experience)) >= recipe.samples:
+                return judged, turn, seconds
 
     def _check_generator(self, first: Mapping[str, float]) -> None:
         """Raises EngineFailure where the generator is not the policy that was trained first."""
@@ -152,17 +168,20 @@ class Alignment:
             Judged(sample, score, *row) for sample, score, *row in zip(samples, scores, *columns, strict=True)
         ]
 
-    async def _train(self, iteration: int, made: Sequence[Experience]) -> dict[str, float]:
+    async def _train(self, iteration: int, made: Sequence[Experience]) -> tuple[dict[str, float], float]:
+        """All steps, and the new weights handed over; figures, and when the last step had ended."""
         recipe, config = self.recipe, self.recipe.train
         models = ["critic"] * recipe.has_critic
         if not (recipe.has_critic and iteration < config.critic_warmup):
             models.insert(0, "actor")
-        parts = [
+        *parts, last = [
             rows
             for epoch in range(config.epochs)
             for rows in mini_batches(made, config.mini_batches, self._shuffle(iteration, epoch))
         ]
-        steps = [await self.trainer.train(models, rows, recipe.policy, recipe.value) for rows in parts]
+        steps = [await self._step(models, rows) for rows in parts]
+        final, trained_s = await self._last_step(models, last, iteration + 1)
+        steps.append(final)
         self._check_generator(steps[0])
         first = steps[0].get("actor/ratio_mean", 1.0)
         if abs(first - 1) > FIRST_RATIO:
@@ -174,7 +193,29 @@ class Alignment:
         if "actor/drawn_gap" in means:
             means["rollout_gap"] = steps[0]["actor/drawn_gap"]
             del means["actor/drawn_gap"]
-        return means | {"actor/first_ratio": first}
+        return means | {"actor/first_ratio": first}, trained_s
+
+    async def _step(self, models: Sequence[str], rows: Sequence[Experience]) -> dict[str, float]:
+        return await self.trainer.train(models, rows, self.recipe.policy, self.recipe.value)
+
+    async def _last_step(
+        self, models: Sequence[str], rows: Sequence[Experience], version: int
+    ) -> tuple[dict[str, float], float]:
+        """The step after which the Actor's weights are this version; see the module. The figures do not
+        depend on the way."""
+        both = len(models) > 1
+        if not (both and self.trainer.is_shorter_apart(len(rows), self._handed_s)):
+            figures, trained_s = await self._step(models, rows), time.monotonic()
+            await self._publish(version)
+            return figures, trained_s
+        figures = await self._step(["actor"], rows)
+        load = asyncio.create_task(self._load(version, *await self._export(version)))
+        try:
+            figures |= await self._step(["critic"], rows)
+            trained_s = time.monotonic()
+        finally:
+            await load
+        return figures, trained_s
 
     def _shuffle(self, iteration: int, epoch: int) -> random.Random | None:
         if not self.recipe.train.shuffle:
@@ -183,8 +224,15 @@ class Alignment:
 
     async def _publish(self, version: int) -> None:
         """Give the engine the Actor's weights."""
+        began_s = time.monotonic()
+        await self._load(version, *await self._export(version))
+        self._handed_s = time.monotonic() - began_s
+
+    async def _export(self, version: int) -> tuple[Path, dict[str, str]]:
         folder = Path(self._exports.name) / f"v{version}"
-        files = await self.trainer.export("actor", self.engine.config.folder, folder)
+        return folder, await self.trainer.export("actor", self.engine.config.folder, folder)
+
+    async def _load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
         await self.engine.load(version, folder, files)
         self._forget(folder)
 
@@ -194,20 +242,18 @@ class Alignment:
                 shutil.rmtree(old)
 
     async def _save(self) -> None:
-        """A checkpoint appears whole or not at all."""
-        folder = self.out / "checkpoints" / f"iteration-{self.state.iteration:06d}"
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        files = await self.trainer.save(partial)
-        told = {"state": asdict(self.state), "files": files}
-        (partial / "state.json").write_text(json.dumps(told, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        partial = self.checkpoints.partial(self.state)
+        self.checkpoints.keep(partial, self.state, await self.trainer.save(partial))
 
     async def _finish(self) -> None:
-        folder = self.out / "actor"
+        folder = self.checkpoints.out / "actor"
         shutil.rmtree(folder, ignore_errors=True)
         await self.trainer.export("actor", self.engine.config.folder, folder)
+        lora = self.recipe.train.lora
+        if lora is not None:
+            adapter = self.checkpoints.out / "adapter"
+            shutil.rmtree(adapter, ignore_errors=True)
+            await self.trainer.export_adapter("actor", self.engine.config.folder, lora, adapter)
 
 
 def answered(sample: Sample, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> Answered:
@@ -217,6 +263,24 @@ def answered(sample: Sample, prompts: Sequence[Prompt], tokenizer: Tokenizer) ->
     talks = not isinstance(prompt.given, str)
     completion: Any = [{"role": "assistant", "content": text}] if talks else text
     return Answered(prompt.given, completion, sample.response, prompt.columns)
+
+
+def numbered(judged: Judged, samples: int, groups: int) -> Judged:
+    """The same with numbers that follow those of so many samples and groups before."""
+    sample = replace(judged.sample, id=judged.sample.id + samples, group=judged.sample.group + groups)
+    return replace(judged, sample=sample)
+
+
+def exports() -> tempfile.TemporaryDirectory[str]:
+    """A folder for weights on their way, in memory where that can be; those of runs that were killed go."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir():
+        return tempfile.TemporaryDirectory(prefix="plait-weights-")
+    for left in shared.glob("plait-weights-*-*"):
+        pid = left.name.split("-")[2]
+        if left.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)  # another run may be at it as well
+    return tempfile.TemporaryDirectory(prefix=f"plait-weights-{os.getpid()}-", dir=shared)
 
 
 def mini_batches(
@@ -229,16 +293,3 @@ def mini_batches(
     size = max(1, len(rows) // count)
     parts = [order[at * size : (at + 1) * size] for at in range(count - 1)] + [order[(count - 1) * size :]]
     return [[rows[i] for i in sorted(part)] for part in parts if part]
-
-
-def latest(out: Path) -> tuple[Path, State]:
-    """The last checkpoint below a run's folder. Raises UserError where there is none."""
-    found = sorted((out / "checkpoints").glob("iteration-*/state.json"))
-    if not found:
-        raise UserError(f"{out} holds no checkpoint: start without --resume", "resume")
-    return found[-1].parent, State(**json.loads(found[-1].read_text())["state"])
-
-
-def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: value if value == value else None for key, value in sorted(figures.items())}

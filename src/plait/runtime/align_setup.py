@@ -3,21 +3,26 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from plait.cost.cost import Cost
 from plait.cost.reading import StatedReading
 from plait.model.hub import resolve
 from plait.rlhf.core import RlhfCore
-from plait.runtime.align import Alignment, State, answered, latest
+from plait.runtime.align import Alignment, answered
+from plait.runtime.checkpoint import Checkpoints
 from plait.runtime.crew import Crew, CrewConfig
 from plait.runtime.engine import Engine, shape_of
 from plait.runtime.fleet import FleetConfig
 from plait.runtime.prompts import Prompt, Prompts
 from plait.runtime.recipe import Recipe
 from plait.runtime.setup import ServeConfig, open_engine
+from plait.runtime.sinks import check_sinks, open_sinks
 from plait.runtime.trainer import Trainer
 from plait.serving.admission import AdmissionConfig
 from plait.serving.manager import ManagerConfig
@@ -25,8 +30,10 @@ from plait.spec.cluster import Link
 from plait.spec.errors import UserError
 from plait.text.tokenizer import Tokenizer
 from plait.training import reward_function
+from plait.training.adapter import check_installed
 from plait.training.batch import Sample
 from plait.training.cut import Head, even
+from plait.training.device import device_of
 from plait.training.orders import ModelPlan, OptimiserConfig
 from plait.training.reward_function import Score
 
@@ -61,27 +68,34 @@ async def open_alignment(
         UserError: something cannot be used; nothing was started.
         EngineFailure: a process did not come up.
     """
+    check_sinks(recipe.log)
+    checkpoints = Checkpoints(out, recipe)
+    checkpoint = checkpoints.resume() if resume else None
+    if not resume:
+        checkpoints.check_fresh()
     folders = model_folders(recipe, here)
     tokenizer = Tokenizer.load(folders["actor"])
     check_tokenizers(folders)
+    check_layout(recipe, folders)
     prompts = Prompts(_path(here, recipe.data.path), recipe.data, tokenizer)
     check_lengths(recipe, folders["actor"], prompts)
     check_memory(recipe, folders)
     score = load_score(recipe, here, prompts.rows[0], tokenizer)
-    checkpoint, state = latest(out) if resume else (None, None)
-    _begin(out, recipe, state)
-    serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, state))
+    crew = Crew(crew_config(recipe, folders, checkpoint))
+    checkpoints.begin()
+    serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, checkpoints.first))
     if pace is not None:
         serving = replace(serving, pace=pace.steps, pace_link=pace.link)
     engine = open_engine(serving, RlhfCore)
-    crew = Crew(crew_config(recipe, folders, checkpoint))
     try:
         await _start(engine, crew)
         train = recipe.train
         temperature = recipe.policy.temperature
         trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
         reading = None if pace is None else pace.reading
-        alignment = Alignment(recipe, engine, trainer, prompts, score, out, state, reading)
+        told: dict[str, Any] = msgspec.to_builtins(recipe)
+        sinks = open_sinks(recipe.log, out, checkpoints.first, told)
+        alignment = Alignment(recipe, engine, trainer, prompts, score, checkpoints, reading, sinks)
         try:
             yield alignment
         finally:
@@ -107,7 +121,7 @@ def model_folders(recipe: Recipe, here: Path) -> dict[str, Path]:
     models, there = recipe.models, {}
     actor = model_folder(here, models.actor)
     there["actor"] = actor
-    if recipe.has_reference:
+    if recipe.has_reference and not recipe.references_base:
         there["reference"] = actor if models.reference is None else model_folder(here, models.reference)
     if models.reward is not None:
         there["reward"] = model_folder(here, models.reward)
@@ -122,14 +136,19 @@ def crew_config(recipe: Recipe, folders: dict[str, Path], checkpoint: Path | Non
     """The trainer's ranks: Actor and reference forwards, Critic and reward backwards."""
     train = recipe.train
     optimisers: dict[str, OptimiserConfig] = {"actor": train.actor, "critic": train.critic}
-    plans = tuple(
-        plan_of(name, folder, train.ranks, optimisers.get(name), recipe.seed)
+    plans = {
+        name: plan_of(name, folder, train.ranks, optimisers.get(name), recipe.seed)
         for name, folder in folders.items()
-    )
+    }
+    plans["actor"] = replace(plans["actor"], lora=train.lora)
+    if recipe.references_base:
+        plans["reference"] = replace(plans["actor"], name="reference", optimiser=None, adapted="actor")
     return CrewConfig(
         train.ranks,
-        plans,
+        tuple(plans.values()),
         blocks=train.blocks,
+        tp=train.tp,
+        backend=train.backend,
         threads=train.threads,
         patience_s=train.patience_s,
         recompute=train.recompute,
@@ -144,6 +163,22 @@ def plan_of(name: str, folder: Path, ranks: int, optimiser: OptimiserConfig | No
     layers = even(len(shape_of(folder).layers), ranks)
     head = Head.SCORE if scores else Head.WORDS
     return ModelPlan(name, str(folder), head, order, layers, optimiser, seed, zero_head=name == "critic")
+
+
+def check_layout(recipe: Recipe, folders: dict[str, Path]) -> None:
+    """Raises UserError where the trainer's processes cannot be had, or a model cannot be cut for them."""
+    train = recipe.train
+    if train.lora is not None:
+        check_installed()
+    device_of(train.backend, 0, train.ranks * train.tp * train.blocks)
+    for name, folder in folders.items():
+        layer = shape_of(folder).layers[0]
+        if layer.heads % train.tp or layer.kv_heads % train.tp:
+            raise UserError(
+                f"{layer.heads} heads and {layer.kv_heads} of keys and values of the {name} are not shared "
+                f"evenly by {train.tp} processes: set train.tp to what divides both",
+                "train.tp",
+            )
 
 
 def check_tokenizers(folders: dict[str, Path]) -> None:
@@ -183,7 +218,8 @@ def forecast_bytes(recipe: Recipe, folders: dict[str, Path]) -> int:
     total = 0
     for name, folder in folders.items():
         parameters = shape_of(folder).weight_bytes // 2  # shapes count 16 bits a weight
-        each = TRAINED_BYTES if name in ("actor", "critic") else FROZEN_BYTES
+        trained = name == "critic" or (name == "actor" and recipe.train.lora is None)
+        each = TRAINED_BYTES if trained else FROZEN_BYTES
         total += parameters * each * recipe.train.blocks
     drawing = shape_of(folders["actor"]).weight_bytes // 2 * DRAWING_BYTES
     return total + drawing * recipe.rollout.instances
@@ -226,7 +262,8 @@ def load_score(recipe: Recipe, here: Path, prompt: Prompt, tokenizer: Tokenizer)
         raise
     except Exception as error:
         raise UserError(
-            f"reward function {source} fails on a sample: {type(error).__name__}: {error}",
+            f"reward function {source} fails on a sample: {type(error).__name__}: {error}; mend it, and try "
+            "it by itself on one prompt and completion",
             "models.reward_function",
         ) from error
     return score
@@ -248,20 +285,9 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) 
     )
 
 
-def _begin(out: Path, recipe: Recipe, state: State | None) -> None:
-    """Make the folder of the run; metrics of iterations that will be run again go."""
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = out / "metrics.jsonl"
-    kept: Sequence[str] = ()
-    if state is not None and metrics.is_file():
-        rows = metrics.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if json.loads(row)["iteration"] < state.iteration]
-    metrics.write_text("".join(kept))
-
-
-def _journal(out: Path, state: State | None) -> Path:
+def _journal(out: Path, first: int) -> Path:
     """What the engine's core heard and said, from this iteration on."""
-    return out / f"journal-{0 if state is None else state.iteration:06d}.jsonl"
+    return out / f"journal-{first:06d}.jsonl"
 
 
 def _path(here: Path, given: str) -> Path:

@@ -15,6 +15,8 @@ import msgspec
 
 from plait.runtime.launch import environment
 from plait.spec.errors import EngineFailure, UserError
+from plait.training.device import Backend
+from plait.training.grid import Grid
 from plait.training.orders import (
     LENGTH,
     Failed,
@@ -37,10 +39,13 @@ class CrewConfig:
     """How many ranks there are and what they hold."""
 
     ranks: int
-    """Processes of a block, each of which holds a stage of every model."""
+    """Places of a block, each of which holds a stage of every model."""
     models: tuple[ModelPlan, ...]
     blocks: int = 1
     """That train on different samples and sum up their gradients."""
+    tp: int = 1
+    """Processes in the place of each rank, which share its layers."""
+    backend: Backend = Backend.GLOO
     threads: int = 1
     """Of each rank."""
     patience_s: float = 120.0
@@ -53,6 +58,11 @@ class CrewConfig:
     """Ranks keep the inputs of stages alone and compute forwards again."""
     resume: Path | None = None
     """Checkpoint to start from."""
+
+    @property
+    def grid(self) -> Grid:
+        """Which process holds what."""
+        return Grid(self.ranks, self.tp, self.blocks)
 
 
 class Crew:
@@ -76,7 +86,7 @@ class Crew:
         self._folder = tempfile.TemporaryDirectory(prefix="plait-crew-")
         meeting = str(Path(self._folder.name) / "meeting")
         resume = None if config.resume is None else str(config.resume)
-        total = config.ranks * config.blocks
+        total = config.grid.size
         for rank in range(total):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -98,6 +108,8 @@ class Crew:
                 config.patience_s,
                 config.recompute,
                 resume,
+                config.tp,
+                config.backend,
             )
             body = msgspec.msgpack.encode(told)
             await self._write(rank, LENGTH.pack(len(body)) + body)
@@ -166,7 +178,8 @@ class Crew:
 
     def _told(self, what: str, errors: Sequence[BaseException]) -> BaseException:
         wrong = next((error for error in errors if isinstance(error, UserError)), None)
-        return wrong or EngineFailure(f"{what}: " + "; ".join(map(str, errors)))
+        told = "; ".join(map(str, errors))
+        return wrong or EngineFailure(f"{what}: {told}; resume from the last checkpoint")
 
     async def _reply(self, rank: int) -> Reply:
         stdout = self.processes[rank].stdout
@@ -176,9 +189,7 @@ class Crew:
             reply = reply_of(await stdout.readexactly(length))
         except asyncio.IncompleteReadError:
             status = await self.processes[rank].wait()
-            raise EngineFailure(
-                f"rank {rank} ended with status {status}; resume from the last checkpoint"
-            ) from None
+            raise EngineFailure(f"rank {rank} ended with status {status}") from None
         if isinstance(reply, Failed):
             raise EngineFailure(reply.reason) if reply.ours else UserError(reply.reason)
         return reply

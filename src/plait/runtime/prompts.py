@@ -63,7 +63,7 @@ class Prompts:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSONL file. Raises NotFound or UserError; the latter names the line."""
     if not path.is_file():
-        raise NotFound(f"there is no data set {path}", "data")
+        raise NotFound(f"there is no data set {path}: set data.path to a JSONL file", "data")
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
@@ -78,7 +78,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _prompt(row: Mapping[str, Any], config: DataRecipe, tokenizer: Tokenizer) -> Prompt:
     if config.prompt not in row:
-        raise UserError(f"a row lacks the column {config.prompt}: it has {', '.join(row)}", "data.prompt")
+        raise UserError(
+            f"a row lacks the column {config.prompt}: set data.prompt to one that it has ({', '.join(row)})",
+            "data.prompt",
+        )
     given = row[config.prompt]
     if isinstance(given, str) and config.chat:
         given = [{"role": "user", "content": given}]

@@ -12,7 +12,10 @@ import pydantic
 import yaml
 
 from plait.rlhf.core import InterStageConfig
+from plait.runtime.sinks import LogRecipe
 from plait.spec.errors import NotFound, UserError
+from plait.training.adapter import LoraConfig
+from plait.training.device import Backend
 from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
 from plait.training.losses import ValueLossConfig
@@ -50,7 +53,10 @@ class ModelsRecipe:
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.reward_function is None):
-            raise UserError("models needs exactly one of reward and reward_function", "models")
+            raise UserError(
+                "models needs exactly one of reward and reward_function: name the one that is to score",
+                "models",
+            )
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class RolloutRecipe:
     """When generation and scoring overlap; needs two instances or more."""
     ignore_eos: bool = False
     """Responses are as long as allowed: for measurements."""
+    refills: int = 0
+    """With experience.drop_uninformative: where that leaves too few samples, draw those of further prompts,
+    at most so many times (dynamic sampling, arXiv 2503.14476)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ class TrainRecipe:
     """Processes, each of which holds a stage of every model; two or more."""
     blocks: int = 1
     """So many times as many processes, which train on different samples (data parallel)."""
+    tp: int = 1
+    """So many processes in the place of each of them, which share its layers (tensor parallel)."""
+    backend: Backend = Backend.GLOO
+    """How they talk: gloo on CPUs, nccl where each has a GPU."""
     threads: int = 1
     """Of each rank."""
     micro_batch: int = 4
@@ -116,6 +129,8 @@ class TrainRecipe:
     """The Actor's optimiser."""
     critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1e-5))
     """The Critic's."""
+    lora: LoraConfig | None = None
+    """Train an adapter of the Actor and leave its weights as they are; None: train the weights."""
     critic_warmup: int = 0
     """Iterations in which the Critic alone is trained."""
     fusion: Fusion = Fusion.GREEDY
@@ -131,10 +146,12 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if self.ranks < 2:
             raise UserError(f"train.ranks must be 2 or more (there is no other trainer), not {self.ranks}")
-        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks) < 1:
+        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks, self.tp) < 1:
             raise UserError(
-                "micro_batch, mini_batches, epochs, threads and blocks must be at least 1", "train"
+                "micro_batch, mini_batches, epochs, threads, blocks and tp must be at least 1", "train"
             )
+        if self.lora is not None and self.tp > 1:
+            raise UserError("an adapter is not shared by processes: set train.tp to 1, or leave lora out")
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,8 @@ class Recipe:
     kl: KlControlConfig = field(default_factory=lambda: KlControlConfig(coefficient=0.0))
     """Weight of the divergence in the reward."""
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    log: LogRecipe = field(default_factory=LogRecipe)
+    """Who is told the figures besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         grouped = (Estimator.GRPO, Estimator.RLOO, Estimator.REINFORCE_BASELINE)
@@ -182,6 +201,11 @@ class Recipe:
             raise UserError("rollout.tail.tune needs two instances or more: raise rollout.instances")
         if self.samples // self.train.mini_batches < self.train.blocks:
             raise UserError("a mini-batch has fewer samples than train.blocks: lower one of them")
+        if self.rollout.refills < 0 or (self.rollout.refills and not self.experience.drop_uninformative):
+            raise UserError(
+                "rollout.refills is 0 or more, and needs samples that are left out: set "
+                "experience.drop_uninformative to true, or refills to 0"
+            )
         if self.rollout.exact and self.rollout.dtype != "float32":
             raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
         if self.samples % self.train.mini_batches:
@@ -211,6 +235,11 @@ class Recipe:
         """Something measures the divergence from it."""
         return self.kl.coefficient > 0 or self.policy.kl_coefficient > 0
 
+    @property
+    def references_base(self) -> bool:
+        """The reference is the Actor with its adapter off."""
+        return self.has_reference and self.train.lora is not None and self.models.reference is None
+
 
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a file; raises as `read_into`."""
@@ -225,13 +254,13 @@ def read_into(path: Path, kind: type[Told]) -> Told:
         UserError: it is no YAML, or a field is unknown, missing or wrong; names the nearest known field.
     """
     if not path.is_file():
-        raise NotFound(f"there is no recipe {path}")
+        raise NotFound(f"there is no recipe {path}: name a YAML file; recipes/ has some to begin with")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, Mapping):
-        raise UserError(f"{path} must hold fields, each with its value")
+        raise UserError(f"{path} must hold fields, each with its value, such as `iterations: 10`")
     _check_names(raw, kind, "")
     try:
         return pydantic.TypeAdapter(kind).validate_python(raw)

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plait.model import weights_file
 from plait.runtime.crew import Crew
 from plait.runtime.recipe import Fusion
 from plait.runtime.rows import batched
-from plait.search.pipelines.builders import one_after_another, zero_bubble
+from plait.search.pipelines.builders import alone_s, one_after_another, zero_bubble
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.rendezvous import programs
+from plait.search.pipelines.timing import measure
 from plait.spec.errors import EngineFailure, UserError
 from plait.spec.schedule import Kind, PipelinedModel, PipelineProblem, PipelineSchedule, Program
+from plait.training.adapter import LoraConfig
 from plait.training.batch import Sample
 from plait.training.losses import ValueLossConfig
 from plait.training.objectives import PolicyConfig
@@ -49,7 +52,7 @@ SEARCH = ScheduleSearch(moves=50_000)
 """As long as a second or so; limited in moves, so that it can be repeated."""
 KEPT = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a model's folder besides its weights."""
-INDEX = "model.safetensors.index.json"
+INDEX, ADAPTER = "model.safetensors.index.json", "adapter_model.safetensors"
 
 
 @dataclass
@@ -80,6 +83,14 @@ class Timeline:
         path.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}))
 
 
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A schedule of a training step, as ranks run it."""
+
+    programs: tuple[Program, ...]
+    makespan_s: float
+
+
 class Trainer:
     """See the module."""
 
@@ -99,7 +110,7 @@ class Trainer:
         self._plans = {plan.name: plan for plan in crew.config.models}
         self._times: dict[tuple[str, int, Kind], float] = {}
         """Seconds of an action, as last measured."""
-        self._schedules: dict[tuple[tuple[str, ...], int], tuple[Program, ...]] = {}
+        self._lowered: dict[tuple[tuple[str, ...], int], Lowered] = {}
 
     async def read(self, models: Sequence[str], samples: Sequence[Sample]) -> dict[str, Rows]:
         """What models say of samples, in their order."""
@@ -112,7 +123,7 @@ class Trainer:
         for block, share in enumerate(shares):
             problem = self._problem(models, len(share), train=False)
             batches = tuple(rows[at] for at in share)
-            for rank, program in enumerate(programs(problem, greedy(problem)), block * problem.ranks):
+            for rank, program in self._ranks(block, programs(problem, greedy(problem))):
                 orders[rank] = Read(program, tuple(models), wants, batches, self.temperature)
         replies = await self.crew.orders(orders)
         self.timeline.add("read", models, replies)
@@ -141,12 +152,28 @@ class Trainer:
         orders: dict[int, Order] = {}
         for block, share in enumerate(self._shared([sum(e.sample.tokens for e in row) for row in batches])):
             mine = tuple(batches[at] for at in share)
-            for rank, program in self._ranks(block, tuple(models), len(share)):
+            for rank, program in self._ranks(block, self._lower(tuple(models), len(share)).programs):
                 orders[rank] = Train(program, tuple(models), mine, tokens, len(rows), policy, value)
         replies = await self.crew.orders(orders)
         self._learn(models, replies)
         self.timeline.add("train", models, replies)
         return _figures(replies)
+
+    def is_shorter_apart(self, samples: int, handed_s: float) -> bool:
+        """Whether a mini-batch of so many samples, after which the Actor's weights are handed over, ends
+        sooner when the Actor is trained first and the Critic while that lasts; by measured times, so not at
+        first.
+
+        Args:
+            handed_s: what handing over took last time.
+        """
+        models = ("actor", "critic")
+        if not handed_s or not self._measured(models):
+            return False
+        count = -(-samples // self.micro_batch // self.crew.config.blocks)
+        alone = alone_s(self._problem(models, count, train=True))
+        together_s = self._lower(models, count).makespan_s + handed_s
+        return alone["actor"] + max(alone["critic"], handed_s) < together_s
 
     async def train_pairs(self, model: str, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimiser step of a reward model; the chosen sample of each pair comes first."""
@@ -154,7 +181,7 @@ class Trainer:
         orders: dict[int, Order] = {}
         for block, share in enumerate(self._shared([sum(each.tokens for each in row) for row in batches])):
             mine = tuple(batches[at] for at in share)
-            for rank, program in self._ranks(block, (model,), len(share)):
+            for rank, program in self._ranks(block, self._lower((model,), len(share)).programs):
                 orders[rank] = TrainPairs(program, model, mine, len(samples) // 2)
         replies = await self.crew.orders(orders)
         self._learn((model,), replies)
@@ -184,9 +211,14 @@ class Trainer:
             loads[block] += tokens[at]
         return [sorted(share) for share in shares if share]
 
-    def _ranks(self, block: int, models: tuple[str, ...], count: int) -> list[tuple[int, Program]]:
-        """Ranks of a block with their programs of a training step."""
-        return list(enumerate(self._programs(models, count), block * self.crew.config.ranks))
+    def _ranks(self, block: int, lowered: Sequence[Program]) -> list[tuple[int, Program]]:
+        """Processes of a block with their programs: those of one place have the same."""
+        grid = self.crew.config.grid
+        return [
+            (grid.rank(block, place, column), program)
+            for place, program in enumerate(lowered)
+            for column in range(grid.tp)
+        ]
 
     async def export(self, model: str, source: Path, folder: Path) -> dict[str, str]:
         """Write a model as transformers reads it; the checksum of each file's weights in memory.
@@ -200,21 +232,32 @@ class Trainer:
         (folder / INDEX).write_text(json.dumps(index))
         return files
 
+    async def export_adapter(self, model: str, base: Path, config: LoraConfig, folder: Path) -> None:
+        """Write a model's adapter as peft reads it.
+
+        Args:
+            base: folder of the model that it belongs to.
+        """
+        files, _ = _written(await self.crew.order(Export(model, str(folder), adapter=True)))
+        _join(folder, sorted(files))
+        (folder / "adapter_config.json").write_text(json.dumps(config.peft(str(base)), indent=2))
+
     async def save(self, folder: Path) -> dict[str, str]:
         """Write everything that is trained; checksums by file."""
         files, _ = _written(await self.crew.order(Save(str(folder))))
         return files
 
-    def _programs(self, models: tuple[str, ...], count: int) -> tuple[Program, ...]:
+    def _lower(self, models: tuple[str, ...], count: int) -> Lowered:
         """Of a training step; searched anew once times are known."""
         key = (models, count)
-        if key not in self._schedules:
+        if key not in self._lowered:
             problem = self._problem(models, count, train=True)
-            lowered = programs(problem, self._schedule(problem))
+            schedule = self._schedule(problem)
+            lowered = Lowered(programs(problem, schedule), measure(problem, schedule).makespan_s)
             if not self._measured(models):
                 return lowered
-            self._schedules[key] = lowered
-        return self._schedules[key]
+            self._lowered[key] = lowered
+        return self._lowered[key]
 
     def _schedule(self, problem: PipelineProblem) -> PipelineSchedule:
         if self.fusion is Fusion.OFF or len(problem.models) == 1:
@@ -264,6 +307,14 @@ def _copy_rest(source: Path, folder: Path) -> None:
         for path in source.glob(pattern):
             if path.name != INDEX:
                 shutil.copy(path, folder)
+
+
+def _join(folder: Path, files: Sequence[str]) -> None:
+    """Make one file of the stages' adapters."""
+    weights = {name: value for file in files for name, value in weights_file.read(folder / file).items()}
+    weights_file.write(folder / ADAPTER, weights)
+    for file in files:
+        (folder / file).unlink()
 
 
 def _figures(replies: Sequence[Reply]) -> dict[str, float]:

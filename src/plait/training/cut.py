@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from plait.model.load import load_config
 from plait.model.stage import Blank, Elsewhere, stack_of
 from plait.spec.errors import Unsupported, UserError
+from plait.training.adapter import merged
 from plait.training.batch import Padded
 
 
@@ -172,8 +173,9 @@ class Part(nn.Module):
         return table.weight
 
     def weights(self) -> dict[str, Tensor]:
-        """Its parameters, by the names of the whole model; a tied one by that of the table."""
-        found = {name.removeprefix("module."): p.detach() for name, p in self.named_parameters()}
+        """Its parameters with what an adapter adds, by the names of the whole model; a tied one by that of
+        the table."""
+        found = merged(self.module)
         if self.tied is not None and self.last:
             del found[next(name for name, p in self.module.named_parameters() if p is self.tied)]
         return found

@@ -95,13 +95,9 @@ def experiences(
     Raises:
         UserError: a score is not finite, or nothing is left to be trained on.
     """
-    padded = Padded.of([each.sample for each in judged])
-    mask_BR = padded.mask_BR
-    raw_B = torch.tensor([each.score for each in judged], dtype=torch.float32)
-    if not bool(raw_B.isfinite().all()):
-        raise UserError(f"sample {int((~raw_B.isfinite()).nonzero()[0])} has a score that is not finite")
+    raw_B, scores_B = _scores(judged, config)
     finished_B = torch.tensor([each.sample.finished for each in judged])
-    scores_B = final_scores(raw_B, mask_BR.sum(1), finished_B, config.score)
+    mask_BR = Padded.of([each.sample for each in judged]).mask_BR
     old_BR = _rows([each.old for each in judged], mask_BR)
     reference_BR = (
         _rows([each.reference for each in judged], mask_BR)
@@ -116,17 +112,20 @@ def experiences(
     groups_B = torch.tensor([each.sample.group for each in judged])
     advantages_BR, returns_BR = _advantages(rewards_BR, values_BR, scores_B, groups_B, mask_BR, config)
     weights_BR, figures = _compared(judged, old_BR, mask_BR, config)
-    kept_B = informative(scores_B, groups_B) if config.drop_uninformative else torch.ones(len(judged)).bool()
-    if not bool(kept_B.any()):
-        raise UserError("no group has samples of different scores: nothing can be learned from this batch")
+    kept = teaching(judged, config)
+    if not any(kept):
+        raise UserError(
+            "no group has samples of different scores, so nothing can be learned from this batch: raise "
+            "rollout.samples or rollout.refills, or leave out drop_uninformative"
+        )
     columns = (advantages_BR, returns_BR, weights_BR)
-    made = [_experience(each, columns, b) for b, each in enumerate(judged) if kept_B[b]]
+    made = [_experience(each, columns, b) for b, each in enumerate(judged) if kept[b]]
     figures |= {
         "score": raw_B.mean().item(),
         "reward": rewards_BR.sum(1).mean().item(),
         "kl": masked_mean(kl_BR, mask_BR).item(),
         "kl_response": (kl_BR.where(mask_BR, 0)).sum(1).mean().item(),
-        "kept": kept_B.float().mean().item(),
+        "kept": sum(kept) / len(kept),
     }
     health = response_health(mask_BR.sum(1), finished_B)
     figures |= {
@@ -135,6 +134,28 @@ def experiences(
         "tokens_p99": health.p99_tokens,
     }
     return made, figures
+
+
+def teaching(judged: Sequence[Judged], config: ExperienceConfig) -> list[bool]:
+    """Which samples are trained on; raises as `experiences`."""
+    if not config.drop_uninformative:
+        return [True] * len(judged)
+    groups_B = torch.tensor([each.sample.group for each in judged])
+    found: list[bool] = informative(_scores(judged, config)[1], groups_B).tolist()
+    return found
+
+
+def _scores(judged: Sequence[Judged], config: ExperienceConfig) -> tuple[Tensor, Tensor]:
+    """As they were given, and by the rules."""
+    raw_B = torch.tensor([each.score for each in judged], dtype=torch.float32)
+    if not bool(raw_B.isfinite().all()):
+        raise UserError(
+            f"sample {int((~raw_B.isfinite()).nonzero()[0])} has a score that is not finite: mend the reward "
+            "model or function"
+        )
+    finished_B = torch.tensor([each.sample.finished for each in judged])
+    lengths_B = torch.tensor([len(each.sample.response) for each in judged])
+    return raw_B, final_scores(raw_B, lengths_B, finished_B, config.score)
 
 
 def _advantages(

@@ -1,5 +1,7 @@
 """`Optimiser`: AdamW on one rank's stage of a model, clipped by the norm of the whole model's gradient."""
 
+from collections.abc import Collection
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,17 +16,17 @@ class Optimiser:
         self,
         config: OptimiserConfig,
         weights: dict[str, nn.Parameter],
-        counted_elsewhere: nn.Parameter | None,
+        counted_elsewhere: Collection[str],
         group: dist.ProcessGroup,
     ) -> None:
         """
         Args:
             weights: by name; None of them is on this rank twice.
-            counted_elsewhere: a weight whose gradient another stage counts in the norm.
+            counted_elsewhere: weights whose gradients another rank counts in the norm.
             group: ranks of the model.
         """
         self.config, self._weights, self._group = config, weights, group
-        self._elsewhere = counted_elsewhere
+        self._counted = [weight for name, weight in weights.items() if name not in counted_elsewhere]
         self._adam = torch.optim.AdamW(
             list(weights.values()),
             lr=config.lr,
@@ -54,8 +56,8 @@ class Optimiser:
     def _norm(self) -> float:
         """Squares are added in the order of weights, then of ranks, in float64."""
         square = torch.zeros((), dtype=torch.float64)
-        for weight in self._weights.values():
-            if weight.grad is not None and weight is not self._elsewhere:
+        for weight in self._counted:
+            if weight.grad is not None:
                 square += weight.grad.double().square().sum()
         parts = [torch.zeros_like(square) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, square, group=self._group)
@@ -74,4 +76,4 @@ class Optimiser:
         self.steps = int(state["steps"])
         for name, weight in self._weights.items():
             kept = {key: state[f"{key}|{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self._adam.state[weight] = kept
+            self._adam.state[weight] = {key: value.to(weight.device) for key, value in kept.items()}

@@ -12,8 +12,11 @@ import msgspec
 
 from plait.spec.errors import ServiceError
 from plait.spec.schedule import Program
+from plait.training.adapter import LoraConfig
 from plait.training.batch import Sample
 from plait.training.cut import Head
+from plait.training.device import Backend
+from plait.training.grid import Grid
 from plait.training.losses import ValueLossConfig
 from plait.training.objectives import PolicyConfig
 from plait.training.pipeline import Ran
@@ -62,6 +65,10 @@ class ModelPlan:
     """Of a head that the folder lacks."""
     zero_head: bool = False
     """Such a head begins with zeros."""
+    lora: LoraConfig | None = None
+    """What is trained of it; None: everything."""
+    adapted: str = ""
+    """It is this model, whose adapter is off; nothing is loaded."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class RankConfig:
     ranks: int
     """In all: blocks follow each other."""
     block: int
-    """Ranks of a block, which has every model once; blocks train on different samples and sum up their
+    """Places of a block, which has every model once; blocks train on different samples and sum up their
     gradients (data parallel)."""
     meeting: str
     """File in which the ranks meet; nobody else knows its name."""
@@ -84,6 +91,14 @@ class RankConfig:
     """Keep activations of stages' inputs alone."""
     resume: str | None = None
     """Folder of a checkpoint."""
+    tp: int = 1
+    """Ranks at each place, which share every layer (tensor parallel)."""
+    backend: Backend = Backend.GLOO
+
+    @property
+    def grid(self) -> Grid:
+        """Who holds what."""
+        return Grid(self.block, self.tp, self.ranks // self.block // self.tp)
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,8 @@ class Export:
 
     model: str
     folder: str
+    adapter: bool = False
+    """Those of its adapter alone, which is not merged then."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`TrainingRank`: one process of the trainer. It holds its stages of all models and carries out orders."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plait.model import weights_file
+from plait.spec.errors import UserError
 from plait.spec.schedule import Program
+from plait.spec.shape import LayerShape, ModelShape
+from plait.training.adapter import Unadapted, adapt, adapters, is_adapter
 from plait.training.aggregate import Whole
 from plait.training.batch import Padded
+from plait.training.columns import Columns
 from plait.training.cut import Head, Part, load
+from plait.training.device import Backend, device_of
 from plait.training.objectives import Pairs, Policy, PolicyBatch, ValueBatch, Values
 from plait.training.optimiser import Optimiser
 from plait.training.orders import (
@@ -38,6 +44,21 @@ from plait.training.readings import Reading
 from plait.training.replicas import Replicas, Shared
 from plait.training.stage import Feed, Stage
 
+Seats = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""Blocks, places and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Ranks that hold the same of a model."""
+
+    ends: dist.ProcessGroup
+    """Its table and its head, where these are one."""
+    copies: dist.ProcessGroup
+    """All of a stage's share."""
+    partial: dist.ProcessGroup
+    """The stage, each with a part of some gradients."""
+
 
 class TrainingRank:
     """Carries out orders; all ranks get the same ones in the same order."""
@@ -50,19 +71,27 @@ class TrainingRank:
             RuntimeError: the others do not come.
         """
         self.config, self._patience = config, timedelta(seconds=config.patience_s)
+        self._device = device_of(config.backend, config.rank, config.ranks)
+        if config.backend is not Backend.GLOO:
+            torch.set_default_device(self._device)
         dist.init_process_group(
-            "gloo",
+            config.backend.value,
             init_method=f"file://{config.meeting}",
             rank=config.rank,
             world_size=config.ranks,
             timeout=self._patience,
         )
-        self._block, self._place = divmod(config.rank, config.block)
-        self._blocks = range(config.ranks // config.block)
-        group = self._groups([list(range(config.block))])[0]
-        self._post = Post(PostConfig(patience_s=config.patience_s), group)
+        self._grid = config.grid
+        self._block, self._place, self._column = self._grid.seat(config.rank)
+        blocks, places, columns = self._grid.every
+        pipeline = self._mine([([block], places, [column]) for block in blocks for column in columns])
+        self._columns = self._mine([([block], [place], columns) for block in blocks for place in places])
+        tagged = config.backend is Backend.GLOO
+        self._post = Post(PostConfig(patience_s=config.patience_s, tagged=tagged), pipeline, self._device)
         self.stages: dict[tuple[str, int], Stage] = {}
-        self.parts: dict[tuple[str, int], Part] = {}
+        self.parts: dict[tuple[str, int], Part | Unadapted] = {}
+        self._shares: dict[str, Columns] = {}
+        """By model, where layers are shared by columns."""
         self._replicas: dict[tuple[str, int], Replicas] = {}
         self._optimisers: dict[str, Optimiser] = {}
         self._plans = {plan.name: plan for plan in config.models}
@@ -90,48 +119,80 @@ class TrainingRank:
 
     # ---- models ----------------------------------------------------------------------------------
 
-    def _groups(self, places: Sequence[Sequence[int]]) -> list[dist.ProcessGroup]:
-        """For each list of places the group of them in this block; all ranks make those of all blocks."""
-        mine = []
-        for each in places:
-            for block in self._blocks:
-                ranks = sorted(block * self.config.block + place for place in each)
-                group = dist.new_group(ranks, timeout=self._patience)
-                if block == self._block:
-                    mine.append(group)
+    def _mine(self, seats: Sequence[Seats]) -> dist.ProcessGroup:
+        """The one of these groups that this rank is in; all ranks make all of them, in this order."""
+        mine = None
+        for each in seats:
+            ranks = self._grid.ranks(*each)
+            group = dist.new_group(ranks, timeout=self._patience)
+            if self.config.rank in ranks:
+                mine = group
         return mine
 
-    def _across(self, places: set[int]) -> dist.ProcessGroup:
-        """The group of these places in all blocks."""
-        ranks = sorted(block * self.config.block + place for block in self._blocks for place in places)
-        return dist.new_group(ranks, timeout=self._patience)
-
     def _hold(self, plan: ModelPlan) -> None:
-        (all_of_it,) = self._groups([plan.ranks])
-        ends = self._across({plan.ranks[0], plan.ranks[-1]})
-        alike = [self._across({place}) for place in plan.ranks]
+        blocks, _, columns = self._grid.every
+        ends = sorted({plan.ranks[0], plan.ranks[-1]})
+        all_of_it = self._mine([([block], plan.ranks, columns) for block in blocks])
+        groups = Groups(
+            ends=self._mine([(blocks, ends, [column]) for column in columns]),
+            copies=self._mine([(blocks, [place], [column]) for place in plan.ranks for column in columns]),
+            partial=self._mine([(blocks, [place], columns) for place in plan.ranks]),
+        )
         if self._place not in plan.ranks:
             return
         stage = plan.ranks.index(self._place)
-        module = load(Path(plan.folder), plan.head, plan.seed)
-        if plan.zero_head and plan.head is Head.SCORE:
-            torch.nn.init.zeros_(module.score.weight)
-        part = Part(module, plan.head, plan.layers, stage)
-        part.requires_grad_(plan.optimiser is not None)
+        if plan.adapted:
+            part: Part | Unadapted = Unadapted(self.parts[plan.adapted, stage])
+        else:
+            part = self._load(plan, stage)
         recompute = self.config.recompute
         self.parts[plan.name, stage] = part
         self.stages[plan.name, stage] = Stage(part, first=part.first, last=part.last, recompute=recompute)
-        if plan.optimiser is None:
+        if plan.optimiser is None or isinstance(part, Unadapted):
             return
+        named = _trained(part)
+        if not named:
+            raise UserError(f"lora.targets name no layer of stage {stage}: name some that every layer has")
+        self._replicas[plan.name, stage] = Replicas(
+            self._shared(part, named, self._shares.get(plan.name), groups), self.config.patience_s
+        )
+        elsewhere = [name for name in named if not self._counts(part, plan.name, name)]
+        self._optimisers[plan.name] = Optimiser(plan.optimiser, named, elsewhere, all_of_it)
+
+    def _load(self, plan: ModelPlan, stage: int) -> Part:
+        module = load(Path(plan.folder), plan.head, plan.seed)
+        if plan.zero_head and plan.head is Head.SCORE:
+            torch.nn.init.zeros_(module.score.weight)
+        module.to(self._device)
+        if self._grid.tp > 1:
+            layer = _layer(Path(plan.folder))
+            self._shares[plan.name] = Columns(module, layer, self._grid.tp, self._column, self._columns)
+        if plan.lora is not None:
+            adapt(module, plan.lora, plan.seed)
+        part = Part(module, plan.head, plan.layers, stage)
+        for name, weight in part.named_parameters():
+            weight.requires_grad_(plan.optimiser is not None and (plan.lora is None or is_adapter(name)))
+        return part
+
+    def _shared(
+        self, part: Part, named: dict[str, torch.nn.Parameter], share: Columns | None, groups: Groups
+    ) -> list[Shared]:
+        """What is summed with whom: a tied weight, what every block has, what columns have in part."""
         tied = part.tied
-        named = dict(part.module.named_parameters())
-        shared = [] if tied is None else [Shared((tied,), ends)]
-        if len(self._blocks) > 1:
-            others = tuple(weight for weight in named.values() if weight is not tied)
-            shared.append(Shared(others, alike[stage]))
-        self._replicas[plan.name, stage] = Replicas(shared, self.config.patience_s)
-        twice = tied if part.last else None
-        self._optimisers[plan.name] = Optimiser(plan.optimiser, named, twice, all_of_it)
+        partial = [n for n in named if share is not None and n in share.partial]
+        others = [n for n, weight in named.items() if n not in partial and weight is not tied]
+        shared = [] if tied is None or not tied.requires_grad else [Shared((tied,), groups.ends)]
+        if partial:
+            shared.append(Shared(tuple(named[n] for n in partial), groups.partial))
+        if self._grid.blocks > 1:
+            shared.append(Shared(tuple(named[n] for n in others), groups.copies))
+        return shared
+
+    def _counts(self, part: Part, model: str, name: str) -> bool:
+        """Whether the norm of the model's gradient counts a weight here."""
+        twice = part.last and part.module.get_parameter(name) is part.tied
+        share = self._shares.get(model)
+        return not twice and (share is None or share.counts(name))
 
     def _run(self, program: Program, models: Sequence[str], feeds: Sequence[Feed]) -> list[Ran]:
         numbers = {name: number for number, name in enumerate(models)}
@@ -145,7 +206,8 @@ class TrainingRank:
         return next((part.width for (n, _), part in self.parts.items() if n == name), 0)
 
     def _ends_here(self, name: str) -> bool:
-        return self._plans[name].ranks[-1] == self._place
+        """This rank tells what comes out of a model, which is the same in every column."""
+        return self._plans[name].ranks[-1] == self._place and not self._column
 
     # ---- orders ----------------------------------------------------------------------------------
 
@@ -202,8 +264,14 @@ class TrainingRank:
         files: dict[str, str] = {}
         weights: dict[str, str] = {}
         for (name, stage), part in self.parts.items():
-            if name == order.model and not self._block:
-                file, held = f"model-{stage:05d}.safetensors", part.weights()
+            if name != order.model or self._block:
+                continue
+            assert isinstance(part, Part), "a model whose adapter is off has nothing of its own"
+            held = adapters(part.module) if order.adapter else part.weights()
+            if name in self._shares:
+                held = self._shares[name].whole(held)
+            if not self._column:
+                file = f"model-{stage:05d}.safetensors"
                 files[file] = weights_file.write(Path(order.folder) / file, held)
                 weights |= dict.fromkeys(held, file)
         return Written(files, weights)
@@ -212,22 +280,38 @@ class TrainingRank:
         files = {}
         for (name, stage), part in self.parts.items():
             if name in self._optimisers and not self._block:
-                held = dict(part.module.named_parameters())
-                state = self._optimisers[name].state()
-                for kind, values in (("weights", held), ("optimiser", state)):
-                    file = f"{name}-{stage:05d}-{kind}.safetensors"
+                assert isinstance(part, Part), "a model whose adapter is off is not trained"
+                held: dict[str, Tensor] = {key: weight.detach() for key, weight in _trained(part).items()}
+                for kind, values in (("weights", held), ("optimiser", self._optimisers[name].state())):
+                    file = self._file(name, stage, kind)
                     files[file] = weights_file.write(Path(order.folder) / file, values)
         return Written(files, {})
 
     def _restore(self, folder: Path) -> None:
         for (name, stage), part in self.parts.items():
             if name in self._optimisers:
-                kept = weights_file.read(folder / f"{name}-{stage:05d}-weights.safetensors")
+                assert isinstance(part, Part), "a model whose adapter is off is not trained"
+                kept = weights_file.read(folder / self._file(name, stage, "weights"))
                 with torch.no_grad():
-                    for key, weight in part.module.named_parameters():
+                    for key, weight in _trained(part).items():
                         weight.copy_(kept[key])
-                state = weights_file.read(folder / f"{name}-{stage:05d}-optimiser.safetensors")
+                state = weights_file.read(folder / self._file(name, stage, "optimiser"))
                 self._optimisers[name].restore(state)
+
+    def _file(self, model: str, stage: int, kind: str) -> str:
+        """Of a checkpoint: what this column has of a stage."""
+        column = f"-{self._column:02d}" if self._grid.tp > 1 else ""
+        return f"{model}-{stage:05d}{column}-{kind}.safetensors"
+
+
+def _trained(part: Part) -> dict[str, torch.nn.Parameter]:
+    """What an optimiser steps, by name."""
+    return {name: weight for name, weight in part.module.named_parameters() if weight.requires_grad}
+
+
+def _layer(folder: Path) -> LayerShape:
+    """A layer of a model; all are alike where they can be shared."""
+    return ModelShape.from_config(json.loads((folder / "config.json").read_text())).layers[0]
 
 
 def _rows(found: Tensor, mask_BR: Tensor) -> Rows:

@@ -68,16 +68,21 @@ def one_after_another(problem: PipelineProblem) -> PipelineSchedule:
     return one_f_one_b(problem)
 
 
-def serial_s(problem: PipelineProblem) -> float:
-    """Seconds of training the models one after another as 1F1B, each from when the one before has ended.
+def alone_s(problem: PipelineProblem) -> dict[str, float]:
+    """Seconds of training each model by itself as 1F1B, by name and in the order of the problem.
 
     Copies of one model, which are pipelines on disjoint ranks with the same name, train side by side.
     """
-    total = 0.0
-    for _, group in groupby(problem.models, key=lambda each: each.name):
+    found = {}
+    for name, group in groupby(problem.models, key=lambda each: each.name):
         alone = PipelineProblem(problem.ranks, tuple(group), problem.latency_s, problem.bandwidth)
-        total += measure(alone, one_f_one_b(alone)).makespan_s
-    return total
+        found[name] = measure(alone, one_f_one_b(alone)).makespan_s
+    return found
+
+
+def serial_s(problem: PipelineProblem) -> float:
+    """Seconds of training the models one after another, each from when the one before has ended."""
+    return sum(alone_s(problem).values())
 
 
 def _by_stage(
