@@ -1,5 +1,6 @@
 """Debian's headless Chromium for tests of pages, or the reason why there is none."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,3 +35,10 @@ async def opened(*, dark: bool = False, width: int = 1360, height: int = 900) ->
         finally:
             await context.close()
             await browser.close()
+
+
+async def until(page: Any, truth: str) -> None:
+    """Returns when an expression in the page is true. (`wait_for_function` evals, which the page forbids.)"""
+    async with asyncio.timeout(30):
+        while not await page.evaluate(f"() => Boolean({truth})"):
+            await page.evaluate("() => new Promise(requestAnimationFrame)")

@@ -24,7 +24,7 @@ from plait.spec.slo import Slo
 from plait.workload.journal import Journal
 from plait.workload.profile import Profile
 from plait.workload.trace import TraceRow
-from tests.server.browser import opened
+from tests.server.browser import opened, until
 from tests.server.wire import ASK
 
 pytestmark = pytest.mark.slow
@@ -85,8 +85,8 @@ async def settled(page, url):
     """The page, once a journal is read to its end."""
     await page.goto(url)
     await page.wait_for_selector("#tiles")
-    await page.wait_for_function("!document.querySelector('.film small')")
-    await page.wait_for_function("document.querySelectorAll('#curves canvas').length >= 6")
+    await until(page, "!document.querySelector('.film small')")
+    await until(page, "document.querySelectorAll('#curves canvas').length >= 6")
 
 
 async def text(page, selector):
@@ -117,19 +117,27 @@ async def test_a_journal_of_prefill_and_decode_apart(tmp_path):
         await page.screenshot(path=tmp_path / "parted.png", full_page=True)
 
 
+async def seek(page, share):
+    """Have the page show the moment at this share of the film."""
+    at = await page.evaluate(
+        """(share) => {
+            const film = document.getElementById("film");
+            film.value = film.max * share;
+            film.dispatchEvent(new Event("input", { bubbles: true }));
+            return film.value;
+        }""",
+        share,
+    )
+    await until(page, f"document.querySelector('#now').dataset.at === '{at}'")
+
+
 async def look_back(page):
     """The slider shows an earlier moment, and the way back."""
-    await page.evaluate(
-        """() => {
-            const film = document.getElementById("film");
-            film.value = film.max * 0.4;
-            film.dispatchEvent(new Event("input", { bubbles: true }));
-        }"""
-    )
-    await page.wait_for_function("!document.querySelector('[data-name=running]').innerText.includes('260')")
-    assert (await text(page, "[data-name=running] strong")) != "0"
+    await seek(page, 0.4)
+    assert "260 completed" not in await text(page, "[data-name=running]")
+    assert await text(page, "[data-name=running] strong") != "0"
     await page.click("text=to the end")
-    await page.wait_for_function("document.querySelector('[data-name=running]').innerText.includes('260')")
+    await until(page, "document.querySelector('[data-name=running]').innerText.includes('260')")
 
 
 async def test_elastic_groups_say_why(tmp_path):
@@ -137,18 +145,9 @@ async def test_elastic_groups_say_why(tmp_path):
     async with shown(path) as url, opened(dark=True) as page:
         await settled(page, url)
         assert "scale-up" in await text(page, "#log") or "instances" in await text(page, "#log")
-        moments = [0.1 * step for step in range(1, 10)]
         widths = set()
-        for share in moments:
-            await page.evaluate(
-                """(share) => {
-                    const film = document.getElementById("film");
-                    film.value = film.max * share;
-                    film.dispatchEvent(new Event("input", { bubbles: true }));
-                }""",
-                share,
-            )
-            await page.wait_for_timeout(150)
+        for tenth in range(1, 10):
+            await seek(page, tenth / 10)
             widths |= set(await page.locator("#groups .chip").all_inner_texts())
         assert widths, "at no moment did instances compute together"
         fine(page, url)
@@ -232,17 +231,16 @@ async def test_a_live_server_and_its_key(open_site, tmp_path):
     async with opened() as page:
         await page.goto(site.url + "/dash")
         await page.fill("#key input", "wrong")
-        await page.click("#key button")
-        await page.wait_for_selector("#key")
+        async with page.expect_response("**/dash/events") as refusal:
+            await page.click("#key button")
+        assert (await refusal.value).status == 401
         await page.fill("#key input", "sesame")
         await page.click("#key button")
         await page.wait_for_selector("#tiles")
         assert await text(page, "#world") == "live"
         for _ in range(3):
             assert (await site.post("/v1/completions", ASK, headers=bearer))[0] == 200
-        await page.wait_for_function(
-            "document.querySelector('[data-name=running]').innerText.includes('3 completed')"
-        )
+        await until(page, "document.querySelector('[data-name=running]').innerText.includes('3 completed')")
         assert await page.locator(".waterfall tbody tr").count() == 3
         refused = [each for each in page.complaints if "401" not in each]
         assert refused == []
@@ -254,7 +252,7 @@ async def test_a_page_whose_server_is_gone_says_so(tmp_path):
         async with shown(path) as url:
             await settled(page, url)
             assert await text(page, "#link") == "connected"
-        await page.wait_for_function("document.querySelector('#link').innerText !== 'connected'")
+        await until(page, "document.querySelector('#link').innerText !== 'connected'")
 
 
 def test_the_settings_of_pages_are_those_of_servers():

@@ -24,7 +24,7 @@ HEADERS = [
 
 
 class SheetStream(Response):
-    """Sends sheets until the viewer leaves, or reads nothing for `stall_s`."""
+    """Sends sheets until the viewer leaves or the server does, or nothing is read for `stall_s`."""
 
     media_type = "text/event-stream"
 
@@ -52,18 +52,21 @@ class SheetStream(Response):
 
     async def _write(self, send: Send, viewer: Viewer) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        while True:
-            body = await _next(viewer)
-            await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
+        more = True
+        while more:
+            body, more = await _next(viewer)
+            await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})
 
     async def _send(self, send: Send, message: dict[str, Any]) -> None:
         async with asyncio.timeout(self._stall_s):
             await send(message)
 
 
-async def _next(viewer: Viewer) -> bytes:
+async def _next(viewer: Viewer) -> tuple[bytes, bool]:
+    """What is sent next, and whether more follows."""
     try:
         async with asyncio.timeout(QUIET_S):
-            return b"event: sheet\ndata: " + await viewer.queue.get() + b"\n\n"
+            sheet = await viewer.queue.get()
     except TimeoutError:
-        return COMMENT
+        return COMMENT, True
+    return (b"event: sheet\ndata: " + sheet + b"\n\n", True) if sheet else (b"", False)

@@ -5,7 +5,7 @@ Nobody waits for a viewer. Nothing is drawn up while nobody looks.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -48,7 +48,7 @@ class Viewer:
         """Sheets that it was too slow for."""
 
     def show(self, sheet: bytes) -> None:
-        """Never waits: where the queue is full, the oldest sheet goes."""
+        """Never waits: where the queue is full, the oldest sheet goes. An empty one is the last."""
         if self.queue.full():
             self.queue.get_nowait()
             self.missed += 1
@@ -80,7 +80,7 @@ class Viewers:
         if len(self._viewers) >= MOST:
             raise Refusal(503, f"{MOST} viewers watch already; close one of them", {"retry-after": "5"})
         viewer = Viewer()
-        viewer.show(self._sheet(self.source.sheet))
+        viewer.show(self.source.sheet())
         self._viewers[viewer] = None
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
@@ -92,27 +92,29 @@ class Viewers:
                 self._ticking.cancel()
                 self._ticking = None
 
+    def close(self) -> None:
+        """The server ends: so do all streams."""
+        for viewer in self._viewers:
+            viewer.show(b"")
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._period_s)
-            try:
-                await self.source.refresh()
-                sheet = self._sheet(self.source.sheet)
-            except PlaitError as error:
-                for viewer in self._viewers:
-                    viewer.show(self.source.failed(str(error)))
-                return
+            sheet, more = await self._next()
             if sheet != self._last:
                 self._last = sheet
                 for viewer in self._viewers:
                     viewer.show(sheet)
+            if not more:
+                return
 
-    def _sheet(self, draw: Callable[[], bytes]) -> bytes:
-        """What a fault of ours in drawing costs is the picture, not the stream."""
+    async def _next(self) -> tuple[bytes, bool]:
+        """The next sheet, and whether others may follow."""
         try:
-            return draw()
-        except PlaitError:
-            raise
+            await self.source.refresh()
+            return self.source.sheet(), True
+        except PlaitError as error:
+            return self.source.failed(str(error)), False
         except Exception:
-            log.exception("the dashboard could not be drawn")
-            return self.source.failed("the dashboard could not be drawn; the server's log says why")
+            log.exception("the dashboard cannot go on")
+            return self.source.failed("the dashboard cannot go on; the server's log says why"), False

@@ -73,7 +73,7 @@ class BoardConfig:
         """
         try:
             named = config.get("placement", {}).get("instances", ())
-            roles = {int(each["id"]): str(each["role"]) for each in named}
+            roles = {int(each["id"]): Role(each["role"]).value for each in named}
             aim = config.get("elastic", {})
             ttft_ns, tpot_ns = int(aim.get("ttft_ns") or 0), int(aim.get("tpot_ns") or 0)
             own = Slo(ttft_ns, tpot_ns) if ttft_ns and tpot_ns else None
@@ -144,10 +144,9 @@ class Board:
             self.transit.give_up(self._failed)
             self.waterfall.turn(self._failed.request, "wait", now_ns)
             self._failed = None
-        interval = self.intervals.at(now_ns)
-        interval.arrived += isinstance(event, Arrived)
-        interval.waiting = max(interval.waiting, self.waterfall.waiting)
-        interval.running = max(interval.running, self.waterfall.running)
+        self.intervals.at(now_ns).arrived += isinstance(event, Arrived)
+        requests = self.waterfall
+        self.intervals.hold(now_ns, requests.waiting, requests.running, self.holdings.share)
 
     # ---- events --------------------------------------------------------------------------------
 
@@ -163,8 +162,6 @@ class Board:
         for member in step.group:
             self.drawn[member] = self.drawn.get(member, 0) + drawn
             self.strips.add(member, "compute", issued_ns, self.now_ns, work_of(step), len(step.group))
-        interval = self.intervals.at(self.now_ns)
-        interval.kv_share = max(interval.kv_share, self.holdings.share)
 
     def _step_failed(self, event: StepFailed) -> None:
         found = self.transit.land(event.step)

@@ -22,19 +22,22 @@ class Holdings:
         """Instance -> page -> requests that hold it."""
         self._where: dict[int, dict[int, None]] = {}
         """Request -> instances."""
+        self._whole, self._held = 0, 0
+        """Pages of all instances, and those that are held."""
 
     def up(self, instance: int, slots: int) -> None:
         """An instance begins with an empty pool."""
         self.lost(instance)
         self._slots[instance] = slots // self.page * self.page
+        self._whole += slots // self.page
         self._there[instance], self._holders[instance] = {}, {}
 
     def lost(self, instance: int) -> None:
         """An instance is gone, with all that was held there."""
         for request in self._there.pop(instance, {}):
             self._forget(request, instance)
-        self._holders.pop(instance, None)
-        self._slots.pop(instance, None)
+        self._held -= len(self._holders.pop(instance, ()))
+        self._whole -= self._slots.pop(instance, 0) // self.page
 
     def capacity(self, instance: int) -> int:
         """Slots of an instance; 0 while it is down."""
@@ -47,8 +50,7 @@ class Holdings:
     @property
     def share(self) -> float:
         """Of all slots of all instances that are up."""
-        whole = sum(self._slots.values())
-        return sum(map(len, self._holders.values())) * self.page / whole if whole else 0.0
+        return self._held / self._whole if self._whole else 0.0
 
     def on(self, instance: int) -> tuple[int, ...]:
         """Requests that hold something there."""
@@ -74,7 +76,8 @@ class Holdings:
             for number in range(extent.slot // page, (extent.slot + extent.count - 1) // page + 1):
                 if number not in mine:
                     mine.add(number)
-                    holders[number] = holders.get(number, 0) + 1
+                    holders[number] = shared = holders.get(number, 0) + 1
+                    self._held += shared == 1
 
     def retell(self, request: int, spans: Iterable[Span]) -> None:
         """A request holds these slots and no others."""
@@ -91,6 +94,7 @@ class Holdings:
         for number in pages:
             if holders[number] == 1:
                 del holders[number]
+                self._held -= 1
             else:
                 holders[number] -= 1
         self._forget(request, instance)

@@ -5,6 +5,7 @@ over `longest_ns`; from then on the oldest one goes.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from plait.workload.board.picture import Curves
 from plait.workload.board.quantile import quantile
@@ -62,6 +63,8 @@ class Intervals:
         self._begin = 0
         """Number of the first interval, counted in steps from time 0."""
         self._kept: list[Interval] = [Interval()]
+        self._level: dict[str, Any] = {}
+        """What later intervals begin with: who waits, who runs, how much KV is held."""
 
     def at(self, now_ns: int) -> Interval:
         """The newest interval; time does not go back."""
@@ -73,10 +76,16 @@ class Intervals:
             else:
                 self._coarsen()
         while len(self._kept) <= number:
-            last = self._kept[-1] if self._kept else Interval()
-            # What holds until something changes it: who waits, who runs.
-            self._kept.append(Interval(waiting=last.waiting, running=last.running, kv_share=last.kv_share))
+            self._kept.append(Interval(**self._level))
         return self._kept[number]
+
+    def hold(self, now_ns: int, waiting: int, running: int, kv_share: float) -> None:
+        """So it is from now on, until the next call."""
+        interval = self.at(now_ns)
+        self._level = {"waiting": waiting, "running": running, "kv_share": kv_share}
+        interval.waiting = max(interval.waiting, waiting)
+        interval.running = max(interval.running, running)
+        interval.kv_share = max(interval.kv_share, kv_share)
 
     def _coarsen(self) -> None:
         if self._begin % 2:

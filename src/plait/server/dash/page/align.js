@@ -23,7 +23,7 @@ export function Align({ run }) {
     <h2>Alignment <small>${run.iterations.length ? `iteration ${run.iterations[run.iterations.length - 1]}` : "no iteration yet"}</small></h2>
     <div class="charts">
       ${charts.map(([title, keys, fromZero]) => html`<${Chart} key=${title} title=${title} x=${run.iterations} lines=${lines(run, keys)} format=${short} xFormat=${whole} sync="iteration" fromZero=${fromZero} />`)}
-      <${Chart} title="Seconds of an iteration, stage upon stage" x=${run.iterations} lines=${stacked(run.seconds)} format=${short} xFormat=${whole} sync="iteration" />
+      <${Chart} title="Seconds of an iteration, by stage" x=${run.iterations} lines=${stages(run.seconds)} format=${short} xFormat=${whole} sync="iteration" />
     </div>
     ${run.ranks.length > 0 && html`<h3>Ranks in the last training step</h3><${Lanes} id="ranks" beginUs=${0} endUs=${end(run.ranks)} rows=${rows(run.ranks)} kinds=${kinds(run.ranks)} />`}
   </section>`;
@@ -33,16 +33,8 @@ function lines(run, keys) {
   return keys.filter((key) => run.curves[key]).map((key, at) => ({ label: key, values: run.curves[key], colour: COLOURS[at] }));
 }
 
-// Each stage on top of those before it; the highest is drawn first, so that the lower ones cover it.
-function stacked(seconds) {
-  const found = [];
-  let below = null;
-  for (const [stage, values] of Object.entries(seconds)) {
-    const base = below;
-    below = values.map((value, at) => (value ?? 0) + (base ? base[at] : 0));
-    found.unshift({ label: "+ " + stage, values: below, colour: STAGES[stage], fill: true });
-  }
-  return found;
+function stages(seconds) {
+  return Object.entries(seconds).map(([stage, values]) => ({ label: stage, values, colour: STAGES[stage] }));
 }
 
 function rows(ranks) {

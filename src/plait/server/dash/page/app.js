@@ -39,8 +39,8 @@ class App extends Component {
   async seek(at) {
     this.setState({ at });
     try {
-      const earlier = await past(at);
-      if (this.state.at === at) this.setState({ earlier });
+      const sheet = await past(at);
+      if (this.state.at === at) this.setState({ earlier: { at, sheet } });
     } catch (error) {
       this.setState({ link: error.message });
     }
@@ -49,9 +49,9 @@ class App extends Component {
   render(_, { sheet, link, earlier, at }) {
     if (link === "key") return html`<${KeyForm} enter=${(event) => this.enter(event)} />`;
     if (!sheet) return html`<p class="hint" id="hint">${link === "live" ? "waiting for the first sheet" : link}</p>`;
-    const shown = at != null && earlier ? earlier : sheet;
+    const shown = at != null && earlier ? earlier.sheet : sheet;
     const film = html`<${Film} film=${sheet.film} at=${at} seek=${(us) => this.seek(us)} present=${() => this.setState({ at: null, earlier: null })} />`;
-    return html`<${Head} sheet=${sheet} link=${link} picture=${shown.picture}>${film}<//>
+    return html`<${Head} sheet=${sheet} link=${link} picture=${shown.picture} at=${shown === sheet ? null : earlier.at}>${film}<//>
       ${sheet.fault && html`<p class="fault" id="fault">${sheet.fault}</p>`}
       ${shown.picture && html`<${Core} picture=${shown.picture} />`}
       ${sheet.alignment && html`<${Align} run=${sheet.alignment} />`}
@@ -59,12 +59,12 @@ class App extends Component {
   }
 }
 
-function Head({ sheet, link, picture, children }) {
+function Head({ sheet, link, picture, at, children }) {
   const notes = Object.entries(sheet.notes).map(([name, value]) => `${name}: ${value}`).join("\n");
   return html`<header>
     <h1 title=${notes}>${sheet.title}</h1>
     <span class=${"world is-" + sheet.world} id="world">${sheet.world}</span>
-    ${picture && html`<span id="now">${clock(picture.now_us / 1e6)}</span>`}
+    ${picture && html`<span id="now" data-at=${at}>${clock(picture.now_us / 1e6)}</span>`}
     ${picture && picture.ttft_slo_ms != null && html`<span class="dim" id="slo">objectives: TTFT ${ms(picture.ttft_slo_ms)}, TPOT ${ms(picture.tpot_slo_ms)}</span>`}
     ${children}
     <span class=${"link" + (link === "live" ? "" : " broken")} id="link">${link === "live" ? "connected" : link}</span>
@@ -91,8 +91,8 @@ function KeyForm({ enter }) {
 function Core({ picture }) {
   return html`<${Tiles} picture=${picture} />
     ${picture.rollout && html`<${Rollout} rollout=${picture.rollout} picture=${picture} />`}
-    <div class="two"><${Instances} picture=${picture} /><${Curves} picture=${picture} /></div>
-    <section class="panel"><h2>What each instance does</h2><${Work} picture=${picture} /></section>
+    <${Curves} picture=${picture} />
+    <div class="two"><${Instances} picture=${picture} /><${Work} picture=${picture} /></div>
     <div class="two wide"><${Requests} picture=${picture} /><${Log} lines=${picture.log} /></div>`;
 }
 
@@ -101,7 +101,9 @@ function Work({ picture }) {
   const rows = picture.lanes.map((lane) => ({ label: `${lane.instance} ${roles.get(lane.instance)}`, bars: lane.compute, thin: lane.copy }));
   const all = picture.lanes.flatMap((lane) => [...lane.compute, ...lane.copy]);
   const kinds = ["prefill", "decode", "mixed", "score", "move"].filter((kind) => all.some((bar) => bar[2] === kind));
-  return html`<${Lanes} id="lanes" beginUs=${picture.lanes_begin_us} endUs=${picture.now_us} rows=${rows} kinds=${kinds} />`;
+  return html`<section class="panel"><h2>What each instance does</h2>
+    <${Lanes} id="lanes" beginUs=${picture.lanes_begin_us} endUs=${picture.now_us} rows=${rows} kinds=${kinds} />
+  </section>`;
 }
 
 function Rollout({ rollout, picture }) {
@@ -119,19 +121,29 @@ function Rollout({ rollout, picture }) {
 function Curves({ picture }) {
   const { curves } = picture, step = curves.step_us / 1e6;
   const x = curves.arrived.map((_, at) => curves.begin_us / 1e6 + at * step);
-  const perSecond = (values) => values.map((value) => value / step);
-  const slo = (name, value, lines) => (value == null ? lines : [...lines, level(name, value, x, "fault")]);
-  const one = (title, lines, format, id) => html`<${Chart} id=${id} title=${title} x=${x} lines=${lines} format=${format} sync="time" />`;
+  const aim = (value, lines) => (value == null ? lines : [...lines, level("objective", value, x, "fault")]);
+  const one = (id, title, format, ...lines) => html`<${Chart} key=${id} id=${id} title=${title} x=${x} lines=${lines} format=${format} sync="time" />`;
   const elastic = picture.instances.some((each) => each.role.startsWith("elastic"));
-  const good = picture.ttft_slo_ms == null ? [] : [{ label: "goodput", values: perSecond(curves.met), colour: "score", fill: true }];
-  return html`<section class="panel" id="curves"><div class="charts">
-    ${one("Time to first token", slo("objective", picture.ttft_slo_ms, [line("p50", curves.ttft_p50_ms, "decode"), line("p90", curves.ttft_p90_ms, "prefill")]), ms, "ttft")}
-    ${one("Time per output token", slo("objective", picture.tpot_slo_ms, [line("p50", curves.tpot_p50_ms, "decode"), line("p90", curves.tpot_p90_ms, "prefill")]), ms, "tpot")}
-    ${one("Requests a second", [line("arrived", perSecond(curves.arrived), "dim"), line("completed", perSecond(curves.completed), "decode"), ...good], rate, "rates")}
-    ${one("Tokens a second", [{ ...line("drawn", perSecond(curves.tokens), "decode"), fill: true }], count, "tokens")}
-    ${one("Requests", [line("waiting", curves.waiting, "prefill"), line("running", curves.running, "decode")], count, "queue")}
-    ${one(elastic ? "KV in use, and instances of the widest step" : "KV in use", [{ ...line("KV", curves.kv_share.map((share) => 100 * share), "decode"), fill: true }, ...(elastic ? [line("widest", curves.widest, "prefill")] : [])], (value) => (elastic ? rate(value) : rate(value) + " %"), "kv")}
+  const good = picture.ttft_slo_ms == null ? [] : [line("goodput", perSecond(curves.met, step), "score")];
+  return html`<section class="panel" id="curves"><div class=${"charts " + (elastic ? "seven" : "six")}>
+    ${one("ttft", "Time to first token", ms, ...aim(picture.ttft_slo_ms, [line("p50", curves.ttft_p50_ms, "decode"), line("p90", curves.ttft_p90_ms, "prefill")]))}
+    ${one("tpot", "Time per output token", ms, ...aim(picture.tpot_slo_ms, [line("p50", curves.tpot_p50_ms, "decode"), line("p90", curves.tpot_p90_ms, "prefill")]))}
+    ${one("rates", "Requests a second", rate, line("arrived", perSecond(curves.arrived, step), "dim"), line("completed", perSecond(curves.completed, step), "decode"), ...good)}
+    ${one("tokens", "Tokens a second", count, { ...line("drawn", perSecond(curves.tokens, step), "decode"), fill: true })}
+    ${one("queue", "Requests", count, line("waiting", curves.waiting, "prefill"), line("running", curves.running, "decode"))}
+    ${one("kv", "KV in use", (value) => rate(value) + " %", { ...line("KV", curves.kv_share.map((share) => 100 * share), "decode"), fill: true })}
+    ${elastic && one("widest", "Instances of the widest step", count, line("instances", curves.widest.map((wide) => wide || null), "mixed"))}
   </div></section>`;
+}
+
+// Means over a second, or over a sixtieth of what is shown where that is longer: single arrivals are no rate.
+function perSecond(values, step) {
+  const wide = Math.ceil(Math.max(1 / step, values.length / 60));
+  let sum = 0;
+  return values.map((value, at) => {
+    sum += value - (at >= wide ? values[at - wide] : 0);
+    return sum / (Math.min(at + 1, wide) * step);
+  });
 }
 
 function line(label, values, colour) {

@@ -1,15 +1,20 @@
 // Curves over a common x, drawn by uPlot, which is a global of its own script.
-import { Component } from "./vendor/preact.js";
+import { Component, createRef } from "./vendor/preact.js";
 import { clock, colour, html } from "./format.js";
 
 const HEIGHT = 132;
 
 // props: title, x, lines [{label, values, colour, dash, fill, points}], format(value), xFormat, sync, fromZero, height
 export class Chart extends Component {
+  constructor() {
+    super();
+    this.root = createRef();
+  }
+
   componentDidMount() {
     this.make();
     this.resized = new ResizeObserver(() => this.plot && this.plot.setSize(this.size()));
-    this.resized.observe(this.base);
+    this.resized.observe(this.root.current);
     this.theme = matchMedia("(prefers-color-scheme: dark)");
     this.remake = () => this.make();
     this.theme.addEventListener("change", this.remake);
@@ -31,7 +36,7 @@ export class Chart extends Component {
   }
 
   size() {
-    return { width: Math.max(160, this.base.clientWidth), height: this.props.height || HEIGHT };
+    return { width: Math.max(160, this.root.current.clientWidth), height: this.props.height || HEIGHT };
   }
 
   data() {
@@ -41,7 +46,7 @@ export class Chart extends Component {
   make() {
     if (this.plot) this.plot.destroy();
     this.made = this.signature();
-    this.plot = new uPlot(this.options(), this.data(), this.base.querySelector(".plot"));
+    this.plot = new uPlot(this.options(), this.data(), this.root.current.querySelector(".plot"));
   }
 
   options() {
@@ -52,13 +57,13 @@ export class Chart extends Component {
       padding: [6, 8, 0, 0],
       cursor: { y: false, ...(sync ? { sync: { key: sync } } : {}) },
       legend: { live: true },
-      scales: { x: { time: false }, y: { range: (_, low, high) => span(low, high, fromZero) } },
+      scales: { x: { time: false, range: (_, low, high) => edges(low, high, lines) }, y: { range: (_, low, high) => span(low, high, fromZero) } },
       axes: [
-        { ...axis, size: 22, gap: 3, values: (_, ticks) => ticks.map(xFormat) },
+        { ...axis, size: 26, gap: 6, space: 64, values: (_, ticks) => ticks.map(xFormat) },
         { ...axis, size: 54, gap: 3, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : format(tick))) },
       ],
       series: [
-        { label: "", value: (_, value) => (value == null ? "" : xFormat(value)) },
+        { label: "at", value: (_, value) => (value == null ? "–" : xFormat(value)) },
         ...lines.map((line) => ({
           label: line.label,
           stroke: colour(line.colour),
@@ -75,8 +80,14 @@ export class Chart extends Component {
   }
 
   render({ title, id }) {
-    return html`<figure class="chart" id=${id}><figcaption>${title}</figcaption><div class="plot"></div></figure>`;
+    return html`<figure class="chart" id=${id} ref=${this.root}><figcaption>${title}</figcaption><div class="plot"></div></figure>`;
   }
+}
+
+// Points must not lie on the frame.
+function edges(low, high, lines) {
+  const pad = lines.some((line) => line.points) ? 0.02 * (high - low) || 0.5 : high > low ? 0 : 0.5;
+  return low == null ? [0, 1] : [low - pad, high + pad];
 }
 
 function span(low, high, fromZero) {

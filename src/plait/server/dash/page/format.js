@@ -14,13 +14,14 @@ export function count(value) {
 
 export function ms(value) {
   if (value == null) return "–";
-  if (value >= 10000) return (value / 1000).toFixed(1) + " s";
+  if (value >= 1000) return (value / 1000).toPrecision(3) + " s";
+  if (value === 0) return "0 ms";
   return (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toPrecision(2)) + " ms";
 }
 
 export function rate(value) {
   if (value == null) return "–";
-  return value >= 1000 ? count(value) : value >= 100 ? value.toFixed(0) : value.toPrecision(2);
+  return value >= 1000 ? count(value) : value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
 }
 
 export function percent(share) {
@@ -29,7 +30,7 @@ export function percent(share) {
 
 // Seconds since the start, as short as they may be.
 export function clock(seconds) {
-  if (seconds < 100) return seconds.toFixed(seconds < 10 ? 2 : 1) + " s";
+  if (seconds < 100) return Number(seconds.toFixed(seconds < 10 ? 2 : 1)) + " s";
   const whole = Math.floor(seconds);
   const two = (part) => String(part).padStart(2, "0");
   const hours = Math.floor(whole / 3600);

@@ -31,7 +31,7 @@ function Groups({ picture }) {
   return html`<h3>Groups now</h3>
     <ul class="groups" id="groups">${picture.groups.map(
       (group) => html`<li>
-        <span class=${"chip is-" + group.work}>×${group.members.length}</span> ${group.members.join(" ")}
+        <span class=${"chip is-" + group.work}>×${group.members.length}</span>${" " + group.members.join(" ") + " "}
         <small>${group.work}, ${count(group.rows)} rows, since ${clock(group.since_us / 1e6)}${group.why && ": " + group.why}</small>
       </li>`,
     )}${picture.groups.length === 0 && html`<li class="dim">each instance computes alone</li>`}</ul>`;

@@ -1,5 +1,5 @@
 // Bars on lanes over time, on a canvas: what instances did, or the ranks of a training step.
-import { Component } from "./vendor/preact.js";
+import { Component, createRef } from "./vendor/preact.js";
 import { clock, colour, html, ms } from "./format.js";
 
 const ROW = 20, LABEL = 116, AXIS = 18;
@@ -7,9 +7,14 @@ const NAMES = { mixed: "both in one step", score: "scoring", move: "KV moves" };
 
 // props: id, beginUs, endUs, rows [{label, bars: [[beginUs, us, kind, figure]], thin: [...]}], kinds
 export class Lanes extends Component {
+  constructor() {
+    super();
+    this.root = createRef();
+  }
+
   componentDidMount() {
     this.resized = new ResizeObserver(() => this.draw());
-    this.resized.observe(this.base);
+    this.resized.observe(this.root.current);
     this.theme = matchMedia("(prefers-color-scheme: dark)");
     this.redraw = () => this.draw();
     this.theme.addEventListener("change", this.redraw);
@@ -26,9 +31,9 @@ export class Lanes extends Component {
   }
 
   draw() {
-    const canvas = this.base.querySelector("canvas");
+    const canvas = this.root.current.querySelector("canvas");
     const { rows, beginUs, endUs } = this.props;
-    const width = this.base.clientWidth, height = rows.length * ROW + AXIS, ratio = devicePixelRatio || 1;
+    const width = this.root.current.clientWidth, height = rows.length * ROW + AXIS, ratio = devicePixelRatio || 1;
     canvas.width = width * ratio;
     canvas.height = height * ratio;
     canvas.style.height = height + "px";
@@ -49,7 +54,7 @@ export class Lanes extends Component {
       pen.fillStyle = colour("line");
       pen.fillRect(this.x(us), 0, 1, height - AXIS + 4);
       pen.fillStyle = colour("dim");
-      pen.fillText(clock(us / 1e6), this.x(us) + 3, height - 4);
+      if (this.x(us) + 40 < width) pen.fillText(clock(us / 1e6), this.x(us) + 3, height - 4);
     }
   }
 
@@ -85,7 +90,7 @@ export class Lanes extends Component {
 
   render({ id, rows, kinds }) {
     const bars = rows.reduce((sum, row) => sum + row.bars.length + (row.thin || []).length, 0);
-    return html`<div class="lanes" id=${id} data-rows=${rows.length} data-bars=${bars}>
+    return html`<div class="lanes" id=${id} ref=${this.root} data-rows=${rows.length} data-bars=${bars}>
       <div class="key">${kinds.map((kind) => html`<span><i class=${"is-" + kind}></i>${NAMES[kind] || kind}</span>`)}</div>
       <canvas role="img" aria-label="what was done when" onMouseMove=${(event) => this.find(event)}></canvas>
     </div>`;
