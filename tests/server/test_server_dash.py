@@ -92,6 +92,12 @@ async def test_the_page_runs_no_script_but_its_own(site):
     assert not re.search(r"https?://|innerHTML|\beval\(|new Function", sources)
 
 
+async def test_a_server_may_have_no_dashboard(open_site):
+    site = await open_site(dash=False)
+    assert (await site.get("/dash"))[0] == (await site.get("/dash/events"))[0] == 404
+    assert (await site.post("/v1/completions", ASK))[0] == 200
+
+
 async def test_a_live_page_has_no_past(site):
     status, text = await site.get("/dash/events?at=5")
     assert status == 400

@@ -117,6 +117,7 @@ Objectives = Annotated[
     str | None,
     typer.Option(help="Such as ttft=200ms,tpot=50ms: for --replan, elastic instances and the dashboard."),
 ]
+Dash = Annotated[bool, typer.Option(help="Show what happens at /dash.")]
 Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
 
 
@@ -162,13 +163,14 @@ def serve(
     replan: ReplanCluster = None,
     slo: Objectives = None,
     cost: Costs = "roofline",
+    dash: Dash = True,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
     words = "%(asctime)s %(name)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
     server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain)
-    server = replace(server, slo=Slo.parse(slo) if slo else None)
+    server = replace(server, dash=dash, slo=Slo.parse(slo) if slo else None)
     roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
     manager = ManagerConfig(
         model=name or model,
@@ -292,9 +294,10 @@ async def _run(config: ServeConfig, server: ServerConfig, began_s: float, replan
 
     def ready(url: str) -> None:
         paced = " (paced)" if config.pace else ""
+        watch = f"; watch at {url}/dash" if server.dash else ""
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()
-        console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}; watch at {url}/dash")
+        console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}{watch}")
 
     await engine.start()
     try:

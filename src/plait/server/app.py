@@ -27,7 +27,8 @@ def create_app(engine: "Engine", config: ServerConfig) -> FastAPI:
     errors.install(app)
     for part in (completions, chat, tokens, admin):
         app.include_router(part.router(front))
-    app.include_router(routes.router(front.viewers, config.stall_s))
+    if front.viewers is not None:
+        app.include_router(routes.router(front.viewers, config.stall_s))
     # The last one added is the outermost.
     app.add_middleware(
         SizeLimits, body_limit_bytes=config.body_limit_bytes, header_limit_bytes=config.header_limit_bytes

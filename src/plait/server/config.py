@@ -38,6 +38,8 @@ class ServerConfig:
     """SSE comment after this long without a token; None: no comments."""
     max_choices: int = 1024
     """Most sequences of one request (prompts times n)."""
+    dash: bool = True
+    """Show the engine at /dash. It costs the loop tens of microseconds for each step of hundreds of rows."""
     slo: Slo | None = None
     """Objectives that the dashboard holds requests against; None: those of elastic instances, if any."""
 

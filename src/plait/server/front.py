@@ -28,7 +28,8 @@ class Front:
         self.engine = engine
         self.config = config
         self.metrics = Metrics(engine)
-        self.viewers = Viewers(LiveSource(engine, config.slo))
+        self.viewers = Viewers(LiveSource(engine, config.slo)) if config.dash else None
+        """Of the dashboard; None: there is none."""
         self.draining = False
         self.in_flight = 0
         """Requests for tokens that are being answered."""

@@ -51,7 +51,8 @@ class Server(uvicorn.Server):
             self._on_ready(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._front.viewers.close()
+        if self._front.viewers is not None:
+            self._front.viewers.close()
         await super().shutdown(sockets)
 
     @property

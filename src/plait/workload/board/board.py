@@ -106,8 +106,8 @@ class Board:
         self.rollout: RolloutNow | None = None
         self._samples: dict[int, None] = {}
         """Requests of the iteration that go on."""
-        self._counts: dict[int, int] = {}
-        """Request -> tokens that the step just answered drew for it."""
+        self._counts: dict[int, int] | None = None
+        """Request -> tokens that the step just answered drew for it; None: one at most."""
         self._failed: Move | None = None
         """A move just failed, and may be said again."""
         self._events: dict[type, Callable[[Any], None]] = {
@@ -151,13 +151,14 @@ class Board:
     # ---- events --------------------------------------------------------------------------------
 
     def _step_done(self, event: StepDone) -> None:
-        self._counts.clear()
         found = self.transit.land(event.step)
         if found is None:
             return
         issued_ns, step = found
-        names = (*(row.request for row in step.rows), *step.again)
-        self._counts.update(zip(names, event.tokens, strict=True))
+        self._counts = None
+        if max(event.tokens, default=0) > 1:
+            names = (*(row.request for row in step.rows), *step.again)
+            self._counts = dict(zip(names, event.tokens, strict=True))
         drawn = sum(event.tokens)
         for member in step.group:
             self.drawn[member] = self.drawn.get(member, 0) + drawn
@@ -255,7 +256,7 @@ class Board:
     def _step(self, step: Step) -> None:
         self.steps += 1
         self.transit.issue(step, self.now_ns)
-        opened = frozenset(step.opened)
+        opened = step.opened
         for row in step.rows:
             if row.given:
                 self.waterfall.compute(row.request, row.request in opened, row.first, self.now_ns)
@@ -270,14 +271,12 @@ class Board:
         interval.widest = max(interval.widest, len(step.group))
 
     def _token(self, told: Token) -> None:
-        now_ns, interval, drawn = self.now_ns, self.intervals.at(self.now_ns), 0
-        for request in told.requests:
-            count = self._counts.get(request, 0)
-            course = self.waterfall.draw(request, count, now_ns)
-            drawn += count
-            if course is not None and course.phase not in ("decode", "move"):
+        now_ns, before = self.now_ns, self.waterfall.tokens
+        for course in self.waterfall.draw(told.requests, self._counts, now_ns):
+            if course.phase != "move":
+                request = course.request.id
                 self.waterfall.turn(request, self._next_phase(request, course.phase), now_ns)
-        interval.tokens += drawn
+        self.intervals.at(now_ns).tokens += self.waterfall.tokens - before
 
     def _next_phase(self, request: int, phase: str) -> str:
         """Of one that drew a token: where its prompt was computed others may be there to decode."""

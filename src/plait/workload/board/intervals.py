@@ -5,7 +5,6 @@ over `longest_ns`; from then on the oldest one goes.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from plait.workload.board.picture import Curves
 from plait.workload.board.quantile import quantile
@@ -45,9 +44,11 @@ class Interval:
 
     def latency(self, ttft_ms: float, tpot_ms: float | None) -> None:
         """Of a request that completed."""
-        self.ttft_ms = _thinned([*self.ttft_ms, ttft_ms])
+        self.ttft_ms.append(ttft_ms)
+        self.ttft_ms = _thinned(self.ttft_ms)
         if tpot_ms is not None:
-            self.tpot_ms = _thinned([*self.tpot_ms, tpot_ms])
+            self.tpot_ms.append(tpot_ms)
+            self.tpot_ms = _thinned(self.tpot_ms)
 
 
 class Intervals:
@@ -63,8 +64,8 @@ class Intervals:
         self._begin = 0
         """Number of the first interval, counted in steps from time 0."""
         self._kept: list[Interval] = [Interval()]
-        self._level: dict[str, Any] = {}
-        """What later intervals begin with: who waits, who runs, how much KV is held."""
+        self._level = (0, 0, 0.0)
+        """What later intervals begin with: requests that wait and run, the share of KV that is held."""
 
     def at(self, now_ns: int) -> Interval:
         """The newest interval; time does not go back."""
@@ -76,13 +77,17 @@ class Intervals:
             else:
                 self._coarsen()
         while len(self._kept) <= number:
-            self._kept.append(Interval(**self._level))
+            waiting, running, kv_share = self._level
+            self._kept.append(Interval(waiting=waiting, running=running, kv_share=kv_share))
         return self._kept[number]
 
     def hold(self, now_ns: int, waiting: int, running: int, kv_share: float) -> None:
         """So it is from now on, until the next call."""
         interval = self.at(now_ns)
-        self._level = {"waiting": waiting, "running": running, "kv_share": kv_share}
+        level = waiting, running, kv_share
+        if level == self._level:
+            return
+        self._level = level
         interval.waiting = max(interval.waiting, waiting)
         interval.running = max(interval.running, running)
         interval.kv_share = max(interval.kv_share, kv_share)

@@ -54,9 +54,8 @@ class Transit:
         for request in step.closed:
             for member in step.group:
                 self._holdings.release(request, member)
-        opened = frozenset(step.opened)
         for row in step.rows:
-            if row.request in opened:
+            if row.request in step.opened:
                 self._holdings.retell(row.request, row.spans)
             else:
                 for span in row.spans:

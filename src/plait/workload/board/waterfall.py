@@ -1,6 +1,7 @@
 """`Waterfall`: requests from arrival to end: the phases of each one, and what its caller waited for."""
 
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -26,6 +27,8 @@ class Course:
     arrived_ns: int
     phases: list[tuple[int, str]] = field(default_factory=list)
     """(when it began, phase)."""
+    phase: str = ""
+    """The last of them."""
     first_ns: int = -1
     last_ns: int = -1
     """When its first and its newest token came; -1: none did."""
@@ -35,11 +38,6 @@ class Course:
     met: bool | None = None
     placed: bool = False
     """A step has begun with it."""
-
-    @property
-    def phase(self) -> str:
-        """The present one."""
-        return self.phases[-1][1]
 
     @property
     def ttft_ns(self) -> int:
@@ -116,17 +114,26 @@ class Waterfall:
             course.placed = True
         self.turn(request, "prefill", now_ns)
 
-    def draw(self, request: int, count: int, now_ns: int) -> Course | None:
-        """Its caller gets so many tokens; None: it has ended."""
-        course = self.open.get(request)
-        if course is None:
-            return None
-        if course.first_ns < 0:
-            course.first_ns = now_ns
-        course.last_ns = now_ns
-        course.tokens += count
-        self.tokens += count
-        return course
+    def draw(self, requests: Sequence[int], counts: Mapping[int, int] | None, now_ns: int) -> list[Course]:
+        """Callers get tokens: one each, or so many as `counts` says. Returns those of these requests that did
+        not decode until now. (This is called for every step with every row of it.)"""
+        others: list[Course] = []
+        courses, drawn = self.open, 0
+        for request in requests:
+            course = courses.get(request)
+            if course is None:
+                continue
+            count = 1 if counts is None else counts[request]
+            course.tokens += count
+            course.last_ns = now_ns
+            drawn += count
+            if course.phase != "decode":
+                others.append(course)
+        self.tokens += drawn
+        for course in others:
+            if course.first_ns < 0:
+                course.first_ns = now_ns
+        return others
 
     def end(self, request: int, reason: str, tokens: int, now_ns: int) -> Course | None:
         """It is over; None: nobody knew it."""
@@ -188,3 +195,4 @@ class Waterfall:
         if len(course.phases) == PHASES:
             del course.phases[1]
         course.phases.append((now_ns, phase))
+        course.phase = phase
