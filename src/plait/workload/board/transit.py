@@ -155,7 +155,7 @@ class Transit:
         return {
             id
             for id, (_, step) in self.steps.items()
-            if request in step.again or any(row.request == request for row in step.rows)
+            if request in step.again or request in [row.request for row in step.rows]
         }
 
     def _release(self, request: int, instance: int | None, after: Iterable[int]) -> None:

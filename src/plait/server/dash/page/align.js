@@ -1,6 +1,6 @@
 // A run of `plait align`: rewards, divergence, losses, where the time went, and what the ranks did.
 import { Chart } from "./charts.js";
-import { html } from "./format.js";
+import { html, whole } from "./format.js";
 import { Lanes } from "./lanes.js";
 
 const GROUPS = [
@@ -15,7 +15,6 @@ const COLOURS = ["decode", "prefill"];
 const STAGES = { generation: "decode", reading: "score", training: "prefill", weights: "move" };
 
 const short = (value) => Number(value.toPrecision(3)).toString();
-const whole = (value) => (Number.isInteger(value) ? String(value) : "");
 
 export function Align({ run }) {
   const charts = GROUPS.filter(([, keys]) => keys.some((key) => run.curves[key]));

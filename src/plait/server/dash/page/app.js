@@ -2,7 +2,7 @@
 import { Component, render } from "./vendor/preact.js";
 import { Align } from "./align.js";
 import { Chart, level } from "./charts.js";
-import { clock, count, html, ms, percent, rate } from "./format.js";
+import { clock, count, html, ms, percent, rate, whole } from "./format.js";
 import { Front } from "./front.js";
 import { Instances } from "./instances.js";
 import { Lanes } from "./lanes.js";
@@ -132,7 +132,7 @@ function Curves({ picture }) {
     ${one("tokens", "Tokens a second", count, { ...line("drawn", perSecond(curves.tokens, step), "decode"), fill: true })}
     ${one("queue", "Requests", count, line("waiting", curves.waiting, "prefill"), line("running", curves.running, "decode"))}
     ${one("kv", "KV in use", (value) => rate(value) + " %", { ...line("KV", curves.kv_share.map((share) => 100 * share), "decode"), fill: true })}
-    ${elastic && one("widest", "Instances of the widest step", count, line("instances", curves.widest.map((wide) => wide || null), "mixed"))}
+    ${elastic && one("widest", "Instances of the widest step", whole, line("instances", curves.widest.map((wide) => wide || null), "mixed"))}
   </div></section>`;
 }
 

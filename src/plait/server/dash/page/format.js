@@ -24,6 +24,11 @@ export function rate(value) {
   return value >= 1000 ? count(value) : value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
 }
 
+// Of counts on an axis: nothing between two of them.
+export function whole(value) {
+  return Number.isInteger(value) ? String(value) : "";
+}
+
 export function percent(share) {
   return share == null ? "–" : (100 * share).toFixed(share > 0.0995 || share === 0 ? 0 : 1) + " %";
 }
