@@ -110,7 +110,11 @@ class Board:
         """Request -> tokens that the step just answered drew for it; None: one at most."""
         self._failed: Move | None = None
         """A move just failed, and may be said again."""
-        self._events: dict[type, Callable[[Any], None]] = {
+        self._events = self._event_table()
+        self._commands = self._command_table()
+
+    def _event_table(self) -> dict[type, Callable[[Any], None]]:
+        return {
             Arrived: lambda event: self.waterfall.arrive(event.request, self.now_ns),
             StepDone: self._step_done,
             StepFailed: self._step_failed,
@@ -121,9 +125,11 @@ class Board:
             Reassign: self._reassigned,
             Rollout: self._rolled_out,
             Scored: self._scored,
-            Drain: lambda event: self.remarks.say(self.now_ns, "worker", "drain: no new requests are taken"),
+            Drain: lambda event: self._say("worker", "drain: no new requests are taken"),
         }
-        self._commands: dict[type, Callable[[Any], None]] = {
+
+    def _command_table(self) -> dict[type, Callable[[Any], None]]:
+        return {
             Step: self._step,
             Token: self._token,
             End: self._end,
