@@ -12,23 +12,20 @@ pools      elastic prefill groups and elastic decode groups in two pools
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import claim
-from llama_world import INSTANCES, NETWORK, NVLINK, TIMES, groups, slots
-from unified_goodput import KV_BYTES, SETTINGS, Half, Setting, goodput, tuned
+from llama_world import INSTANCES, TIMES, groups, slots
+from unified_goodput import MOVING, SETTINGS, Half, Setting, goodput, tuned
 
 from plait.cost.cost import ByInstance
 from plait.serving.elasticity import ElasticConfig
-from plait.sim.copies import Network
 from plait.sim.scenario import Scenario
 from plait.spec.cluster import Instance, Placement, Role
 
 COUNT, QUICK = {"azure": 1000, "mooncake": 400}, {"azure": 300, "mooncake": 100}
 """Requests of a run."""
-MOVE_NS = KV_BYTES / NVLINK.bandwidth * 1e9
-"""Of a token."""
 
 
 @dataclass(frozen=True)
@@ -50,39 +47,26 @@ class Pools(Setting):
         )
         cost = ByInstance({each.id: groups(each.tp) for each in both})
         room = {each.id: slots(each.tp) for each in both}
-        network = Network(KV_BYTES, NVLINK, NETWORK)
-        return Scenario(Placement(both), cost, room, self._manager(elastic), network)
-
-
-@dataclass(frozen=True)
-class Compacting(Setting):
-    """One pool whose rows leave instances to prompts."""
-
-    whole: Setting | None = None
-
-    def scenario(self, times: float, tpot_ns: float) -> Scenario:
-        """See `Setting`."""
-        assert self.whole is not None
-        there = self.whole.scenario(times, tpot_ns)
-        elastic = replace(there.config.elastic, move_token_ns=MOVE_NS)
-        network = Network(KV_BYTES, NVLINK, NETWORK)
-        return replace(there, config=replace(there.config, elastic=elastic), network=network)
+        return Scenario(Placement(both), cost, room, self._manager(elastic), MOVING)
 
 
 def settings(quick: bool) -> list[Setting]:
     """All, or the last of each policy."""
-    plain = [each for each in SETTINGS if each.policy in ("apart", "elastic", "unified")]
     found = [
-        *plain,
-        *(Compacting(f"{each.policy}, compaction", whole=each) for each in plain if each.policy != "apart"),
+        *(each for each in SETTINGS if each.policy in ("apart", "elastic", "unified")),
         *(
             Pools("pools", tp, prefills=n, decode_tp=then, chunk_ns=ns)
             for tp, n, then in ((1, 8, 1), (1, 10, 1), (1, 12, 1), (1, 10, 2), (2, 5, 1), (2, 6, 2))
             for ns in (3e8, 1e9)
         ),
     ]
-    last = {each.policy: each for each in found}
+    last = {kind(each): each for each in found}
     return list(last.values()) if quick else found
+
+
+def kind(setting: Setting) -> str:
+    """What is compared."""
+    return f"{setting.policy}, compaction" if setting.moves else setting.policy
 
 
 def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> list[claim.Claim]:
@@ -92,7 +76,7 @@ def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> lis
     first, second = (
         dict(zip(tried, pool.map(partial(goodput, half, (TIMES,)), tried), strict=True)) for half in halves
     )
-    best = tuned(first, TIMES)
+    best = tuned(first, TIMES, kind)
     hz = {policy: second[setting][TIMES] for policy, setting in best.items()}
     parts = [claim.Claim(f"{trace}: {policy}, requests/s", each, None, True) for policy, each in hz.items()]
     ratios = {

@@ -14,7 +14,7 @@ unified    elastic groups that keep to the objective for the time between tokens
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +61,9 @@ COUNT, QUICK = {"azure": 2000, "mooncake": 800}, {"azure": 300, "mooncake": 100}
 GAIN, NEVER_WORSE = 1.3, 0.98
 KV_BYTES = 131_072
 """Of a token."""
+MOVE_NS = KV_BYTES / NVLINK.bandwidth * 1e9
+"""Of a token."""
+MOVING = Network(KV_BYTES, NVLINK, NETWORK)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Setting:
     """Instances that prefill, of `tp` devices."""
     decode_tp: int = 1
     chunk_ns: float = 1e9
+    moves: bool = False
+    """Rows leave instances to prompts, by moving."""
 
     def scenario(self, times: float, tpot_ns: float) -> Scenario:
         """The cluster under this policy; objectives are so many times what requests take alone, the median of
@@ -81,9 +86,11 @@ class Setting:
         if self.policy in ("elastic", "unified"):
             aims = {"tpot_ns": times * tpot_ns, "ttft_times": times} if self.policy == "unified" else {}
             cost, count = groups(self.tp), INSTANCES // self.tp
+            if self.moves:
+                aims["move_token_ns"] = MOVE_NS
             elastic = ElasticConfig(cost.widths, decode_ns=20e6, chunk_ns=self.chunk_ns, **aims)
             there = Placement(tuple(Instance(i, Role.ELASTIC, self.tp) for i in range(count)))
-            return Scenario(there, cost, slots(self.tp), self._manager(elastic))
+            return Scenario(there, cost, slots(self.tp), self._manager(elastic), MOVING)
         if self.policy == "chunks":
             there = Placement(tuple(Instance(i, Role.MIXED, self.tp) for i in range(INSTANCES // self.tp)))
             return Scenario(there, alone(self.tp), slots(self.tp), self._manager())
@@ -93,7 +100,7 @@ class Setting:
         both = (*first, *then)
         cost = ByInstance({each.id: alone(each.tp) for each in both})
         room = {each.id: slots(each.tp) for each in both}
-        return Scenario(Placement(both), cost, room, self._manager(), Network(KV_BYTES, NVLINK, NETWORK))
+        return Scenario(Placement(both), cost, room, self._manager(), MOVING)
 
     def _manager(self, elastic: ElasticConfig | None = None) -> ManagerConfig:
         return ManagerConfig(
@@ -113,7 +120,9 @@ SETTINGS = (
         for tp, n, then in ((1, 10, 1), (1, 12, 1), (2, 5, 1), (2, 6, 2), (2, 7, 2), (4, 3, 4))
     ),
     *(Setting("elastic", tp, chunk_ns=ns) for tp in (1, 2) for ns in (1e9, 4e9)),
+    *(Setting("elastic", 2, chunk_ns=ns, moves=True) for ns in (1e9, 4e9)),
     *(Setting("unified", tp, chunk_ns=ns) for tp in (1, 2) for ns in (1.3e8, 3e8, 1e9)),
+    *(Setting("unified", 2, chunk_ns=ns, moves=True) for ns in (1.3e8, 3e8, 1e9)),
 )
 Found = Mapping[float, float]
 
@@ -172,13 +181,15 @@ def settings(quick: bool) -> list[Setting]:
     return list(last.values()) if quick else list(SETTINGS)
 
 
-def tuned(found: Mapping[Setting, Found], times: float) -> Mapping[str, Setting]:
-    """The best setting of each policy."""
+def tuned(
+    found: Mapping[Setting, Found], times: float, kind: Callable[[Setting], str] = lambda each: each.policy
+) -> Mapping[str, Setting]:
+    """The best setting of each policy, or other kind."""
     best: dict[str, Setting] = {}
     for each in found:
-        before = best.get(each.policy)
+        before = best.get(kind(each))
         if before is None or found[each][times] > found[before][times]:
-            best[each.policy] = each
+            best[kind(each)] = each
     return best
 
 
@@ -186,10 +197,13 @@ def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> lis
     """The curve of a trace, and what is claimed of it."""
     count, multiples = (QUICK[trace], (TIMES,)) if quick else (COUNT[trace], MULTIPLES)
     tried = settings(quick)
-    halves = [Half(trace, second, count, seed) for second in (False, True)]
-    first, second = (
-        dict(zip(tried, pool.map(partial(goodput, half, multiples), tried), strict=True)) for half in halves
-    )
+
+    def goodputs(second: bool, tried: Sequence[Setting]) -> dict[Setting, Found]:
+        found = pool.map(partial(goodput, Half(trace, second, count, seed), multiples), tried)
+        return dict(zip(tried, found, strict=True))
+
+    first = goodputs(False, tried)
+    second = goodputs(True, list(dict.fromkeys(s for t in multiples for s in tuned(first, t).values())))
     parts = []
     for times in multiples:
         best = tuned(first, times)

@@ -93,7 +93,7 @@ void draw_up(const PagedArgs& a, int64_t count, int threads, Plan& plan) {
     for (int64_t past = a.starts[r + 1]; past > start; past -= block) {
       const int64_t token = std::max(start, past - block);
       for (int64_t h = 0; h < a.kv_heads; h++) {
-        const AttendItem item{int32_t(r), int32_t(token), int32_t(past - token), int32_t(h), 0, segments, nullptr};
+        const AttendItem item{int32_t(r), int32_t(token), int32_t(past - token), int32_t(h), 0, segments, nullptr, nullptr};
         if (item.count == 1 && segments > most)
           split(item, most, plan);
         else
@@ -101,6 +101,7 @@ void draw_up(const PagedArgs& a, int64_t count, int threads, Plan& plan) {
       }
     }
   }
+  for (size_t i = 1; i < plan.items.size(); i++) plan.items[i - 1].next = &plan.items[i];
   make_room(a, plan);
 }
 

@@ -41,6 +41,7 @@ struct PagedArgs {
 struct AttendItem {
   int32_t row, token, count, kv_head;
   int64_t segment, past_segment;
+  const AttendItem* next;  // most likely taken after this one; or null
   float* partial;  // null: the item is whole and writes its result; else (best, sum, out[W]) of each
                    // head and segment, for `merge`
 };

@@ -275,19 +275,45 @@ void pack_token(const T* key, const T* value, T* keys, T* values, int64_t lane, 
   put_values(value, width, values, width, kLanes, lane);
 }
 
-// Finds the pages of keys [start, past), start on a page's border. Scattered tokens are copied. The
-// next block, up to key `last`, is asked for early: no pattern tells the processor where it is.
-template <class T>
-void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
-          Tiles<T, T>& tiles, Scratch<T, T>* scratch) {
-  const int64_t width = padded(a.size), part = a.lanes * width;
-  const auto at = [&](int64_t key) {
+// Where keys of a row lie, with those of their block.
+template <class V>
+struct Places {
+  const PagedArgs& a;
+  const int32_t* table;
+  int64_t kv_head, part = part_of<V>(a.size, a.lanes);
+
+  Places(const PagedArgs& args, const AttendItem& item)
+      : a(args), table(args.tables + args.rows[item.row] * args.table_stride), kv_head(item.kv_head) {}
+
+  const V* operator()(int64_t key) const {
     const int64_t slot = table[key / a.page] * a.page + key % a.page;
-    return static_cast<const T*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
-  };
+    return static_cast<const V*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
+  }
+};
+
+// The pages that the item after this one reads first. Few keys are read a row and head when many are decoded:
+// without it each would begin with a wait for memory.
+template <class V>
+void look_ahead(const PagedArgs& a, const AttendItem* next, const V** pages) {
+  for (int64_t page = 0; page < kPages; page++) pages[page] = nullptr;
+  if (!next || a.lanes != kLanes) return;
+  const Range keys = seen(a, next->row, next->token);
+  const int64_t begin = next->segment * kSegment, first = (keys.first > begin ? keys.first : begin) / kBlock * kBlock;
+  const Places<V> at(a, *next);
+  for (int64_t page = 0; page < kPages && first + page * kLanes < keys.past; page++)
+    pages[page] = at(first + page * kLanes);
+}
+
+// Finds the pages of keys [start, past), start on a page's border. Scattered tokens are copied. The
+// next block, up to key `last`, or else `next`, is asked for early: no pattern tells the processor where it is.
+template <class T>
+void find(const Places<T>& at, int64_t start, int64_t past, int64_t last, const T* const* next, Tiles<T, T>& tiles,
+          Scratch<T, T>* scratch) {
+  const PagedArgs& a = at.a;
+  const int64_t width = padded(a.size), part = at.part;
   for (int64_t key = start; key < past; key += kLanes) {
     const int64_t page = key % kBlock / kLanes;
-    tiles.ahead[page] = a.lanes == kLanes && key + kBlock < last ? at(key + kBlock) : nullptr;
+    tiles.ahead[page] = a.lanes == kLanes && key + kBlock < last ? at(key + kBlock) : next[page];
     if (a.lanes == kLanes) {
       tiles.keys[page] = at(key);
       tiles.values[page] = at(key) + part;
@@ -329,17 +355,17 @@ inline void unpack_keys(const int8_t* from, int64_t lanes, uint16_t* keys, int64
 
 // The same of an int8 pool.
 template <class T>
-void find(const PagedArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int64_t past, int64_t last,
+void find(const Places<int8_t>& at, int64_t start, int64_t past, int64_t last, const int8_t* const* next,
           Tiles<T, int8_t>& tiles, Scratch<T, int8_t>* scratch) {
-  const int64_t width = padded(a.size), part = part_of<int8_t>(a.size, a.lanes);
-  const auto at = [&](int64_t key) {
-    const int64_t slot = table[key / a.page] * a.page + key % a.page;
-    return static_cast<const int8_t*>(a.kv) + (slot / a.lanes * a.kv_heads + kv_head) * 2 * part;
-  };
+  const PagedArgs& a = at.a;
+  const int64_t width = padded(a.size), part = at.part;
   for (int64_t key = start; key < past; key += a.lanes) {
     const int64_t page = key % kBlock / kLanes, lane = key % kLanes;
     const int8_t *keys = at(key), *values = keys + part;
-    if (key + kBlock < last) ask(at(key + kBlock), 2 * part);
+    if (key + kBlock < last)
+      ask(at(key + kBlock), 2 * part);
+    else if (next[page])
+      ask(next[page], 2 * part);
     unpack_keys(keys, a.lanes, scratch->keys[page], lane, a.size);
     std::memcpy(scratch->key_scales + key % kBlock, keys + a.lanes * width, size_t(a.lanes) * sizeof(float));
     std::memcpy(scratch->value_scales + key % kBlock, values + a.lanes * width, size_t(a.lanes) * sizeof(float));
@@ -431,11 +457,11 @@ void clear(State& state, int64_t rows, int64_t width) {
   std::memset(state.out, 0, size_t(rows * width) * sizeof(float));
 }
 
-// All keys of a segment that the rows see.
+// All keys of a segment that the rows see; the next item begins with the pages `next`.
 template <class T, class V>
-void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& rows, int64_t segment, State& state,
+void take_segment(const Places<V>& at, const Rows<T>& rows, int64_t segment, const V* const* next, State& state,
                   Scratch<T, V>* scratch) {
-  const int32_t* table = a.tables + a.rows[item.row] * a.table_stride;
+  const PagedArgs& a = at.a;
   const int64_t begin = segment * kSegment, end = begin + kSegment;
   clear(state, rows.count, padded(a.size));
   for (int64_t start = begin; start < end && start < rows.past; start += kBlock) {
@@ -443,7 +469,7 @@ void take_segment(const PagedArgs& a, const AttendItem& item, const Rows<T>& row
     Tiles<T, V> tiles;
     const int64_t past = rows.past < start + kBlock ? rows.past : start + kBlock;
     const int64_t first = rows.first > start ? rows.first / kLanes * kLanes : start;
-    find(a, table, item.kv_head, first, past, rows.past, tiles, scratch);
+    find(at, first, past, rows.past, next, tiles, scratch);
     int m = 0;
     for (; m + kTileRows <= rows.count; m += kTileRows) {
       take_tile<kTileRows>(a, rows, m, start, tiles, scratch, state);
@@ -462,8 +488,11 @@ void attend_heads(const PagedArgs& a, const AttendItem& item, int64_t head, int6
   Scratch<T, V> copies;
   if (a.lanes == 1 || sizeof(V) == 1) scratch = &copies;
   clear(whole, rows.count, width);
+  const Places<V> at(a, item);
+  const V* next[kPages];
+  look_ahead(a, item.next, next);
   for (int64_t segment = item.segment; segment < item.past_segment; segment++) {
-    take_segment(a, item, rows, segment, part, scratch);
+    take_segment(at, rows, segment, next, part, scratch);
     for (int m = 0; m < rows.count; m++) {
       if (item.partial) {
         float* to = item.partial + ((segment - item.segment) * share + head % share + m) * (width + 16);

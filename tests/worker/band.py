@@ -1,8 +1,10 @@
 """Instances of one process each that compute steps together: executors on threads, joined by real links."""
 
+import dataclasses
 import queue
 import threading
 
+import numpy as np
 import torch
 
 from plait.model.model import Model, ModelConfig
@@ -12,8 +14,10 @@ from plait.spec.step import Step
 from plait.worker.config import LinkConfig
 from plait.worker.exchange import Exchange
 from plait.worker.executor import Executor, StepFault
+from plait.worker.group import Planner
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
+from plait.worker.rows import RowState
 from plait.worker.store import Store
 from plait.worker.way import Ways
 from plait.worker.wire import Source
@@ -21,11 +25,46 @@ from plait.worker.wire import Source
 SECRET = b"0123456789abcdef0123456789abcdef"
 
 
+class Twice(Planner):
+    """Draws up anew also what goes on from the step before, and compares."""
+
+    onward = 0
+    """How often that was."""
+
+    def plan(self, step):
+        led = self._onward is not None and self._onward.leads_to(step, self._rows)
+        plan = super().plan(step)
+        if led:
+            self.onward += 1
+            same(plan, self._anew(step))
+        return plan
+
+
+def same(ours, theirs) -> None:
+    """Assert that two values are equal, whatever tensors they are made of."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    elif dataclasses.is_dataclass(ours) and not isinstance(ours, RowState):
+        for field in dataclasses.fields(ours):
+            same(getattr(ours, field.name), getattr(theirs, field.name))
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            same(one, other)
+    elif isinstance(ours, np.ndarray):
+        assert np.array_equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
 class Recording(Executor):
-    """Keeps the logits that it draws from."""
+    """Keeps the logits that it draws from; plans steps twice."""
 
     def __init__(self, model: Model, instance: int) -> None:
         super().__init__(model, instance)
+        self._planner = self.planner = Twice(instance, self.rows, self._planner._lanes)
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
         """(request, position of the drawn token) -> logits."""
 

@@ -64,6 +64,8 @@ class ElasticScript:
             ("striped", "decoded", "again", "reopened", "preempted"), 0
         )
         self.degrees: set[int] = set()
+        self.before: tuple[list[int], list[int]] = [], []
+        """Rows and group of the last step."""
 
     def run(self) -> list[list[int]]:
         """What each task drew."""
@@ -80,20 +82,15 @@ class ElasticScript:
         return self.step
 
     def _step(self) -> None:
-        waiting = [i for i, live in self.live.items() if not live.finished]
-        chosen = self.rng.sample(waiting, min(len(waiting), self.rng.randint(1, 4)))
-        for i in chosen:
-            if self.live[i].kept and self.rng.random() < 0.03:
-                self._release(i)
-                self.counts["preempted"] += 1
-        group = {keep.instance for i in chosen for keep in self.live[i].kept}
-        others = [player.instance for player in self.band.players if player.instance not in group]
-        group |= set(self.rng.sample(others, self.rng.randint(0 if group else 1, len(others))))
-        order = self.rng.sample(sorted(group), len(group))
+        chosen, order = self.before
+        steady = bool(chosen) and self.rng.random() < 0.6
+        steady &= all(self.live[i].drawn and not self.live[i].finished for i in chosen)
+        if not steady:
+            chosen, order = self.before = self._chosen()
         self.degrees.add(len(order))
         rows, again, opened = [], [], []
         for i in chosen:
-            self._describe(i, order, rows, again, opened)
+            self._describe(i, order, rows, again, opened, steady)
         ids = tuple(o.request for o in opened)
         closed = self._closed(order, ids)
         step = Step(self._id(), tuple(order), tuple(rows), tuple(again), ids, tuple(dict.fromkeys(closed)))
@@ -108,6 +105,19 @@ class ElasticScript:
             if live.finished:
                 self._release(i)
 
+    def _chosen(self) -> tuple[list[int], list[int]]:
+        """Some rows, and a group of all that keep some of them."""
+        waiting = [i for i, live in self.live.items() if not live.finished]
+        chosen = self.rng.sample(waiting, min(len(waiting), self.rng.randint(1, 4)))
+        for i in chosen:
+            if self.live[i].kept and self.rng.random() < 0.03:
+                self._release(i)
+                self.counts["preempted"] += 1
+        group = {keep.instance for i in chosen for keep in self.live[i].kept}
+        others = [player.instance for player in self.band.players if player.instance not in group]
+        group |= set(self.rng.sample(others, self.rng.randint(0 if group else 1, len(others))))
+        return chosen, self.rng.sample(sorted(group), len(group))
+
     def _closed(self, order: list[int], opened: tuple[int, ...]) -> list[int]:
         """What the members may forget. A request that was opened again elsewhere is still known to some of
         the group: who should have forgotten it does so later."""
@@ -117,7 +127,10 @@ class ElasticScript:
             self.closed[member] = [i for i in self.closed[member] if i in used and i not in opened]
         return closed
 
-    def _describe(self, i: int, order: list[int], rows: list, again: list, opened: list) -> None:
+    def _describe(
+        self, i: int, order: list[int], rows: list, again: list, opened: list, steady: bool
+    ) -> None:
+        """`steady`: nothing changes that need not."""
         live, first, n = self.live[i], self.live[i].computed, len(order)
         left = len(live.tokens) - first
         prompt = left > 1 or not live.drawn
@@ -128,11 +141,11 @@ class ElasticScript:
             kept = self._division(first, count, order)
             master = order[(count - 1) % n]
         else:
-            same = live.master in order and self.rng.random() < 0.7
+            same = live.master in order and (steady or self.rng.random() < 0.7)
             master = live.master if same else self.rng.choice(order)
             kept = [Keep(master, first, 1)]
         fresh = not (set(order) <= live.known) or (not prompt and master != live.drawer)
-        if not fresh and self.rng.random() < 0.1:
+        if not fresh and not steady and self.rng.random() < 0.1:
             fresh = True
             self.counts["reopened"] += 1
         changed = master != live.master

@@ -73,9 +73,11 @@ def test_any_group_draws_what_one_process_draws(family, page, links, exact, tmp_
                         assert best - second <= 1e-4 * abs(best)
                         ties += 1
             assert len(drawn) == len(script.live)
+        onward = sum(player.executor.planner.onward for player in band.players)
         sizes = [player.executor.model.tapes_of_groups for player in band.players]
         tapes = [any(size.asked or size.queries for size in each) for each in sizes]
-    print(f"{compared} tokens, {ties} near ties, logits within {worst:.1e}; {counts}")
+    print(f"{compared} tokens, {ties} near ties, logits within {worst:.1e}; {counts}; {onward} plans onward")
+    assert onward
     assert worst <= CLOSE
     assert ties <= 1 + compared // 10_000
     assert degrees == DEGREES

@@ -172,6 +172,20 @@ class Taped:
     attention: ScriptedAttention
     logits_BV: Tensor
     strips: Strips
+    said: Script | None = None
+    """Of the step before."""
+    said_of: tuple[tuple[Question, ...], Service | None] = ((), None)
+    """What that followed from."""
+
+    def script(self, group: GroupInputs) -> Script:
+        """What a step says where; the same one for as long as the same is asked and served."""
+        if (
+            self.said is None
+            or self.said_of[0] is not group.questions
+            or self.said_of[1] is not group.service
+        ):
+            self.said, self.said_of = _script(self.strips, group), (group.questions, group.service)
+        return self.said
 
     def fill(self, inputs: StepInputs | None, group: GroupInputs, tables_RP: Tensor, pool: KvPool) -> None:
         """Put a step in place of the idle one."""
@@ -229,7 +243,7 @@ class GroupTapes:
         if taped is None:
             return None
         taped.fill(inputs, group, tables_RP, self._pool)
-        taped.attention.dialogue = peers.dialogue(_script(taped.strips, group))
+        taped.attention.dialogue = peers.dialogue(taped.script(group))
         taped.tape.play()
         if inputs is None:
             return taped.logits_BV

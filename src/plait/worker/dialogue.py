@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
 
 class SharedDialogue:
-    """Of one step. Legend: F flows, L layers."""
+    """Of steps that say the same over the same links. Legend: F flows, L layers."""
 
     def __init__(
         self,
         owner: "Exchange",
         script: Script,
         ends: dict[tuple[int, bool], Shared],
-        turn: int,
-        *,
-        spin: bool,
     ) -> None:
-        """`ends`: of the links, by (member, whether it is sent to); `turn`, `spin`: see `exchange`."""
+        """`ends`: of the links, by (member, whether it is sent to)."""
+        self.script, self.ends = script, ends
         self._owner = owner
         self._members: list[int] = []
         columns: list[NDArray[np.void]] = []
@@ -41,9 +39,14 @@ class SharedDialogue:
             self._members += [piece.member for piece in pieces]
         self._asks, self._heard = len(script.asks), len(script.asks) + len(script.questions)
         self._flows_LF = np.stack(columns, axis=1) if columns else np.zeros((0, 0), exchange.FLOW)
-        self._base, self._move, self._turn = self._flows_LF.ctypes.data, exchange.mover(), (turn, spin)
+        self._base, self._move, self._turn = self._flows_LF.ctypes.data, exchange.mover(), (0, False)
         self.sent_bytes = sum(_bytes(piece) for piece in script.asks + script.answers)
         """In each layer."""
+
+    def begin(self, turn: int, *, spin: bool) -> None:
+        """Of a step; see `exchange`."""
+        self._turn = turn, spin
+        self._flows_LF["done"] = 0
 
     def ask(self, layer: int) -> None:
         """See `Dialogue`."""

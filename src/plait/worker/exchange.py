@@ -53,6 +53,11 @@ class Exchange:
         self._sends: list[tuple[int, ...]] = []
         self._kept: list[Tensor] = []
         self._spin = self._begun = False
+        self._cores = (
+            os.cpu_count() or 1
+        )  # not those that this process may use: members that are pinned have one each
+        self._dialogue: SharedDialogue | None = None
+        """Of the step before."""
 
     def attach(self, channel: Channel, letter: Attach) -> None:
         """A peer wants to send to this worker. Raises LinkError."""
@@ -70,8 +75,7 @@ class Exchange:
             self._turn = step + 1  # turns are positive
         self._peers, self._begun = tuple(peers), True
         self._sends, self._kept = [], []
-        # Not the cores that this process may use: members that are pinned have one each.
-        self._spin = (os.cpu_count() or 1) >= len(peers)
+        self._spin = self._cores >= len(peers)
 
     def push(self, member: int, x: Tensor) -> None:
         """Send a dense tensor, which must stay as it is until the next `settle` returns."""
@@ -134,7 +138,11 @@ class Exchange:
                 end = self._outlet(member) if outgoing else self._inlet(member)
                 assert isinstance(end, Shared), "a dialogue is for those who are near"
                 ends[member, outgoing] = end
-        return SharedDialogue(self, script, ends, self._turn, spin=self._spin)
+        last = self._dialogue
+        if last is None or last.script is not script or last.ends != ends:
+            last = self._dialogue = SharedDialogue(self, script, ends)
+        last.begin(self._turn, spin=self._spin)
+        return last
 
     def carry(self, flows_F: exchange.Flows, members: list[int], state: int) -> None:
         """Return when flows to and from members are done, of which an attempt gave `state`.

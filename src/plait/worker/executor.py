@@ -17,7 +17,8 @@ from plait.spec.errors import ServiceError, Unsupported
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
 from plait.worker.exchange import Exchange
-from plait.worker.group import GroupPlan, Planner
+from plait.worker.group import Planner
+from plait.worker.plan import GroupPlan
 from plait.worker.rows import Rows, RowState
 from plait.worker.wire import Source
 

@@ -7,66 +7,17 @@ Legend: see `plait.model.group`; a member's number is its place in the ring, I m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from plait.model.group import Chunk, GroupInputs, Question, Service, Stripes
 from plait.model.inputs import StepInputs
 from plait.spec.step import Row, Step
+from plait.worker.onward import Onward
+from plait.worker.plan import GroupPlan, Shared
 from plait.worker.rows import Rows, RowState
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """A row of the step, as this member sees it."""
-
-    at: int
-    """Its place among the rows of the step."""
-    state: RowState
-    first: int
-    count: int
-    stride: int
-    draws: bool
-    """This member draws its next token."""
-    master: int
-    """Number of the member."""
-    held: tuple[int, ...]
-    """Tokens before `first` that each member keeps."""
-    takers_I: NDArray[np.int64]
-    """Member that keeps each new token."""
-
-    def positions(self, member: int) -> range:
-        """Positions of new tokens that a member computes."""
-        own = self.owned(member)
-        return range(self.first + own.start, self.first + own.stop, own.step)
-
-    def owned(self, member: int) -> range:
-        """New tokens that a member computes, counted from `first`."""
-        if self.stride > 1:
-            return range(member, self.count, self.stride)
-        return range(self.count if member == self.master else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPlan:
-    """A member's part of a step."""
-
-    member: int
-    """Its number."""
-    rows: int
-    """Of the step."""
-    shares: list[Shared]
-    """Those that this member takes part in, in the order of the step."""
-    inputs: StepInputs | None
-    """None: no token is computed here."""
-    group: GroupInputs
-    owned_R: list[slice]
-    """Of the wanted logits, those of each share."""
-    tables_RP: Tensor
 
 
 class Planner:
@@ -75,9 +26,17 @@ class Planner:
     def __init__(self, instance: int, rows: Rows, lanes: int) -> None:
         """`lanes`: tokens of a block of the pool."""
         self._instance, self._rows, self._lanes = instance, rows, lanes
+        self._onward: Onward | None = None
 
     def plan(self, step: Step) -> GroupPlan:
         """What this member does in a step. Its rows are opened and not yet described."""
+        last, self._onward = self._onward, None
+        led = last is not None and last.leads_to(step, self._rows)
+        plan = last.next(self._rows) if last is not None and led else self._anew(step)
+        self._onward = Onward.of(step, plan, self._rows)
+        return plan
+
+    def _anew(self, step: Step) -> GroupPlan:
         self._group, self._me = step.group, step.group.index(self._instance)
         named = [*(row.request for row in step.rows), *step.again]
         assert len(set(named)) == len(named), "a request stands twice in the step"
@@ -97,8 +56,8 @@ class Planner:
     def done(self, plan: GroupPlan, group: Sequence[int]) -> None:
         """The step is computed: its tokens' keys are where they should be."""
         for share in plan.shares:
-            kept = np.bincount(share.takers_I, minlength=len(group)) + share.held
             state = share.state
+            kept = np.bincount(share.takers_I, minlength=len(group)) + share.held
             state.others = {
                 instance: int(count)
                 for instance, count in zip(group, kept, strict=True)

@@ -17,7 +17,7 @@ from plait.model.world import Tag, World, WorldError
 from plait.spec.sampling import Draw
 from plait.worker.exchange import Exchange, GroupError
 from plait.worker.executor import Executor, Plan
-from plait.worker.group import GroupPlan
+from plait.worker.plan import GroupPlan
 from plait.worker.rows import RowState
 
 UNKNOWN = 0

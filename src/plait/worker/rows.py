@@ -39,6 +39,8 @@ class Rows:
         self.states: dict[int, RowState] = {}
         self.forgotten: dict[int, None] = {}
         """Requests whose rows a failed step took along; steps that were under way may still name them."""
+        self.version = 0
+        """Grows with whatever is done to rows beside computing and drawing."""
         self.free: list[int] = []
         self.tokens_RL = np.zeros((8, 256), np.int32)
         self.pages_RP = np.zeros((8, -(-256 // page)), np.int32)
@@ -51,6 +53,7 @@ class Rows:
         """Start a row from its whole state."""
         assert opened.request not in self.states, f"row {opened.request} is opened twice"
         self.forgotten.pop(opened.request, None)
+        self.version += 1
         if not self.free:
             self._add_rows()
         index, known = self.free.pop(), len(opened.tokens)
@@ -62,6 +65,7 @@ class Rows:
     def close(self, request: int) -> None:
         """Forget a row; one that is not known was forgotten by a failed step."""
         self.forgotten.pop(request, None)
+        self.version += 1
         state = self.states.pop(request, None)
         if state:
             self.free.append(state.index)
@@ -80,6 +84,7 @@ class Rows:
 
     def describe(self, state: RowState, row: Row) -> None:
         """Note who keeps what of an opened row, of which so far only its tokens are known."""
+        self.version += 1
         state.others, state.master = {}, row.master
         for keep in row.keep:
             kept = min(keep.count, row.first - keep.first)
@@ -95,6 +100,7 @@ class Rows:
 
     def extend(self, state: RowState, span: Span) -> None:
         """Note the slots of the positions from `span.first` on."""
+        self.version += 1
         assert span.instance == self.instance, f"a span of instance {span.instance} came to {self.instance}"
         parts = [np.arange(e.slot, e.slot + e.count, dtype=np.int32) for e in span.extents]
         slots_T = np.concatenate(parts) if parts else np.empty(0, np.int32)
