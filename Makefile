@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.engine
 	touch $@
 
 $(VENV)/.all: $(VENV)/.dev
-	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev,cluster,nixl]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev,cluster,nixl,browser]"
 	touch $@
 
 demo: $(VENV)/.engine  ## pull the default model, serve it, ask it, measure it, report in runs/demo

@@ -13,7 +13,7 @@ from plait.spec.command import Command, End, Token, Wake
 from plait.spec.errors import UserError
 from plait.spec.event import Drain, Event, StepDone, Woken
 from plait.spec.request import EndReason
-from plait.workload.journal import Entry, Journal, read_journal, replay
+from plait.workload.journal import Entry, Journal, JournalTail, read_journal, replay
 
 
 def records(kind):
@@ -135,3 +135,35 @@ def test_replay_finds_the_first_difference():
     assert difference.index == 2
     assert "tokens=99" in str(difference)
     assert "tokens=1" in str(difference)
+
+
+@given(data=st.data())
+def test_a_growing_journal_is_read_as_a_whole_one_is(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("tail") / "journal.jsonl"
+    entries = [Entry(at, Drain(), ()) for at in range(data.draw(st.integers(0, 30)))]
+    with Journal(path, {"page": 1}, {"world": "sim"}) as journal:
+        for entry in entries:
+            journal.append(entry.now_ns, entry.event, entry.commands)
+    whole = path.read_bytes()
+    tail, found = JournalTail(path), []
+    for cut in sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=5))):
+        path.write_bytes(whole[:cut])
+        found += tail.read(data.draw(st.integers(1, 400)))
+    path.write_bytes(whole)
+    while tail.read_bytes < len(whole):
+        found += tail.read(100)
+    assert found == entries
+    assert tail.header is not None
+    assert tail.header["config"] == {"page": 1}
+    assert tail.read_bytes == len(whole)
+
+
+def test_a_journal_that_became_shorter_is_another_one(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, {}, {}) as journal:
+        journal.append(1, Drain(), ())
+    tail = JournalTail(path)
+    tail.read()
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match="shorter"):
+        tail.read()

@@ -11,6 +11,7 @@ from plait.cli.align import align
 from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.compress import compress
+from plait.cli.dash import dash
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
 from plait.cli.plan import plan
@@ -22,6 +23,7 @@ from plait.cli.reward import reward
 from plait.cli.rlhf import plan_rlhf, simulate_rlhf
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
+from plait.cli.top import top
 from plait.cli.verbs import Verbs
 from plait.spec.errors import PlaitError, UserError
 
@@ -63,6 +65,8 @@ for verb, serving, aligning, about in (
     group.command("rlhf")(aligning)
     app.add_typer(group, name=verb)
 app.command()(replay)
+app.command()(dash)
+app.command()(top)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 

@@ -114,8 +114,10 @@ ReplanCluster = Annotated[
     typer.Option("--replan", help="Change roles when the workload does; YAML of this cluster. With --slo."),
 ]
 Objectives = Annotated[
-    str | None, typer.Option(help="With --replan or elastic instances: such as ttft=200ms,tpot=50ms.")
+    str | None,
+    typer.Option(help="Such as ttft=200ms,tpot=50ms: for --replan, elastic instances and the dashboard."),
 ]
+Dash = Annotated[bool, typer.Option(help="Show what happens at /dash.")]
 Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
 
 
@@ -161,12 +163,14 @@ def serve(
     replan: ReplanCluster = None,
     slo: Objectives = None,
     cost: Costs = "roofline",
+    dash: Dash = True,
 ) -> None:
     """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
     began = time.monotonic()
     words = "%(asctime)s %(name)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
     server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain)
+    server = replace(server, dash=dash, slo=Slo.parse(slo) if slo else None)
     roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
     manager = ManagerConfig(
         model=name or model,
@@ -196,7 +200,7 @@ def serve(
         move_bandwidth=move_bandwidth,
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
-    uvloop.run(_run(config, server, began, _replan(replan, slo, cost, roles)))
+    uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
 
 
 def _server(
@@ -277,11 +281,9 @@ class _Replan:
         return Replanner(engine, Monitor(), partial(away, errand))
 
 
-def _replan(cluster: Path | None, slo: str | None, cost: str, roles: Placement) -> _Replan | None:
+def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
     if cluster and not slo:
         raise UserError("--replan keeps to objectives: name them with --slo")
-    if slo and not cluster and not any(each.role.elastic for each in roles.instances):
-        raise UserError("--slo is for --replan and for elastic instances: add either, or leave it out")
     return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 
 
@@ -292,9 +294,10 @@ async def _run(config: ServeConfig, server: ServerConfig, began_s: float, replan
 
     def ready(url: str) -> None:
         paced = " (paced)" if config.pace else ""
+        watch = f"; watch at {url}/dash" if server.dash else ""
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()
-        console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}")
+        console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}{watch}")
 
     await engine.start()
     try:

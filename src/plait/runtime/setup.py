@@ -115,6 +115,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
         max_len=max_len,
         manager=_deep_enough(_mobile(config, _wide_enough(config, placement, shape), folder), placement),
         journal=config.journal,
+        meta={} if config.pace is None else {"paced": True},
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )
     return Engine(engine, fleet, instances, owner)

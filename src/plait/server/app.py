@@ -9,6 +9,7 @@ from plait.server import admin, chat, completions, errors, tokens
 from plait.server.access import Access
 from plait.server.auth import Guard
 from plait.server.config import ServerConfig
+from plait.server.dash import routes
 from plait.server.front import Front
 from plait.server.limits import SizeLimits
 
@@ -26,6 +27,8 @@ def create_app(engine: "Engine", config: ServerConfig) -> FastAPI:
     errors.install(app)
     for part in (completions, chat, tokens, admin):
         app.include_router(part.router(front))
+    if front.viewers is not None:
+        app.include_router(routes.router(front.viewers, config.stall_s))
     # The last one added is the outermost.
     app.add_middleware(
         SizeLimits, body_limit_bytes=config.body_limit_bytes, header_limit_bytes=config.header_limit_bytes

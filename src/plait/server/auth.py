@@ -10,10 +10,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plait.server.config import ServerConfig
+from plait.server.dash.files import SHELL
 from plait.server.errors import error_response
 
-OPEN = frozenset({"/health", "/live", "/ready", "/ping", "/metrics", "/version"})
-"""What probes and scrapers ask; every other path needs a key."""
+OPEN = frozenset({"/health", "/live", "/ready", "/ping", "/metrics", "/version"}) | SHELL
+"""What probes and scrapers ask, and the dashboard's files, which hold no data; all else needs a key."""
 
 
 class Keys:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from plait.spec.errors import UserError
+from plait.spec.slo import Slo
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -37,6 +38,10 @@ class ServerConfig:
     """SSE comment after this long without a token; None: no comments."""
     max_choices: int = 1024
     """Most sequences of one request (prompts times n)."""
+    dash: bool = True
+    """Show the engine at /dash. It costs the loop tens of microseconds for each step of hundreds of rows."""
+    slo: Slo | None = None
+    """Objectives that the dashboard holds requests against; None: those of elastic instances, if any."""
 
     def __post_init__(self) -> None:
         if any(not key.strip() for key in self.api_keys):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plait.server.config import ServerConfig
+from plait.server.dash.live import LiveSource
+from plait.server.dash.viewers import Viewers
 from plait.server.errors import Refusal
 from plait.server.metrics import Metrics
 from plait.spec.errors import NotFound, Overloaded, PlaitError
@@ -26,6 +28,8 @@ class Front:
         self.engine = engine
         self.config = config
         self.metrics = Metrics(engine)
+        self.viewers = Viewers(LiveSource(engine, config.slo)) if config.dash else None
+        """Of the dashboard; None: there is none."""
         self.draining = False
         self.in_flight = 0
         """Requests for tokens that are being answered."""

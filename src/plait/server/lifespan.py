@@ -50,6 +50,11 @@ class Server(uvicorn.Server):
         if self.started and self._on_ready is not None:
             self._on_ready(self.url)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._front.viewers is not None:
+            self._front.viewers.close()
+        await super().shutdown(sockets)
+
     @property
     def url(self) -> str:
         """Where a started server listens."""

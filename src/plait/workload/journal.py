@@ -5,7 +5,7 @@ core's own and opaque here. Every further line is one call of `handle`: its time
 `[now_ns, ["StepDone", {...}], [["Token", {...}], ...]]`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, get_args
@@ -96,7 +96,8 @@ def read_journal(path: Path) -> History:
         raise UserError(f"cannot read the journal {path}: {error.strerror}") from error
     header = _header(path, lines[0])
     # A complete file ends with a newline, so what follows the last one is a line whose writer died.
-    entries = tuple(_entries(path, lines[1:-1]))
+    decode = _Lines(path).entry
+    entries = tuple(decode(line) for line in lines[1:-1])
     torn = len(lines) if len(lines) > 1 and lines[-1] else None
     return History(header["config"], header["meta"], entries, torn)
 
@@ -148,24 +149,64 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _entries(path: Path, lines: Sequence[bytes]) -> Iterator[Entry]:
-    line_of = msgspec.json.Decoder(tuple[int, _Tagged, tuple[_Tagged, ...]])
-    events = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
-    commands = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Command)}
-    before_ns = -1
-    for number, line in enumerate(lines, start=2):
+class _Lines:
+    """Decodes the lines of one journal after its header, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number, self._before_ns = 1, -1
+        self._line = msgspec.json.Decoder(tuple[int, _Tagged, tuple[_Tagged, ...]])
+        self._events = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Event)}
+        self._commands = {kind.__name__: msgspec.json.Decoder(kind) for kind in get_args(Command)}
+
+    def entry(self, line: bytes) -> Entry:
+        """Raises UserError where it is malformed, or its time does not rise."""
+        self._number += 1
+        place = f"{self._path}, line {self._number}"
         try:
-            now_ns, (event, body), wishes = line_of.decode(line)
-            done = tuple(commands[name].decode(wish) for name, wish in wishes)
-            entry = Entry(now_ns, events[event].decode(body), done)
+            now_ns, (event, body), wishes = self._line.decode(line)
+            done = tuple(self._commands[name].decode(wish) for name, wish in wishes)
+            entry = Entry(now_ns, self._events[event].decode(body), done)
         except msgspec.DecodeError as error:
-            raise UserError(f"{path}, line {number}: malformed entry ({error})") from error
+            raise UserError(f"{place}: malformed entry ({error})") from error
         except KeyError as error:
-            raise UserError(f"{path}, line {number}: no event or command is called {error}") from error
-        if now_ns <= before_ns:
-            raise UserError(f"{path}, line {number}: time {now_ns} ns does not rise after {before_ns} ns")
-        before_ns = now_ns
-        yield entry
+            raise UserError(f"{place}: no event or command is called {error}") from error
+        if now_ns <= self._before_ns:
+            raise UserError(f"{place}: time {now_ns} ns does not rise after {self._before_ns} ns")
+        self._before_ns = now_ns
+        return entry
+
+
+class JournalTail:
+    """Reads a journal while it grows: whole lines, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: dict[str, Any] | None = None
+        """With `config` and `meta`; None until its line is whole."""
+        self.read_bytes = 0
+        """Of whole lines, so far."""
+        self._lines = _Lines(path)
+
+    def read(self, most_bytes: int = 1 << 18) -> list[Entry]:
+        """The next entries, of about so many bytes; none where nothing new is whole.
+
+        Raises:
+            UserError: the file cannot be read, became shorter, or a line is malformed.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, 2) < self.read_bytes:
+                    raise UserError(f"{self.path} became shorter while it was read: open it again")
+                file.seek(self.read_bytes)
+                lines = file.readlines(most_bytes)
+        except OSError as error:
+            raise UserError(f"cannot read the journal {self.path}: {error.strerror}") from error
+        whole = [line for line in lines if line.endswith(b"\n")]
+        self.read_bytes += sum(map(len, whole))
+        if self.header is None and whole:
+            self.header = _header(self.path, whole.pop(0))
+        return [self._lines.entry(line) for line in whole]
 
 
 _Tagged = tuple[str, msgspec.Raw]
