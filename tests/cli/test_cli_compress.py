@@ -59,6 +59,20 @@ def test_a_network_is_compressed_and_again_from_its_labels(images):
     assert (images / "out" / "labels.jsonl").read_text() == labels
 
 
+def test_a_network_for_an_engine_is_written_as_onnx(images):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the engine is not installed")
+    done = run(images, "--target", "onnx", budgets=("size=0.2",))
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report["onnx_bytes"] == (images / "out" / "network.onnx").stat().st_size
+    bits = {unit["act_bits"] for unit in report["policy"]["units"].values() if "act_bits" in unit}
+    assert bits == {8.0}
+    session = onnxruntime.InferenceSession(images / "out" / "network.onnx")
+    (answers,) = session.run(None, {"images": np.zeros((3, 3, 8, 8), np.float32)})
+    assert answers.shape == (3, 2)
+    assert np.isfinite(answers).all()
+
+
 @pytest.mark.parametrize(
     ("more", "budgets", "match"),
     [

@@ -44,7 +44,9 @@ def compress(
     epochs: Annotated[float, typer.Option(help="Of the reference's training.")] = 60.0,
     target: Annotated[
         str | None,
-        typer.Option(help="Of images simulated or int8; of decoders plait, transformers, vllm or gguf."),
+        typer.Option(
+            help="Of images simulated, int8 or onnx; of decoders plait, transformers, vllm or gguf."
+        ),
     ] = None,
     bits: Annotated[str, typer.Option(help="Of decoders' weights.")] = "2,3,4,5,6,8",
     group: Annotated[int, typer.Option(help="Inputs of decoders that share a scale: 32, 64 or 128.")] = 64,

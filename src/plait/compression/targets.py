@@ -57,10 +57,12 @@ TARGETS = {
             grouped_bits=8.0,
         ),
         Target("int8", weight_bits=(8.0,), act_bits=(8.0,)),
+        Target("onnx", weight_bits=(4.0, 8.0), act_bits=(8.0,)),
     )
 }
 """By name. `simulated` is arithmetic that no kernel does. Weights of 2 and 3 bits are as fast in plait
-as those of 4, and those of 5 to 7 as fast as those of 8: fewer bits save bytes on disk, not time."""
+as those of 4, and those of 5 to 7 as fast as those of 8: fewer bits save bytes on disk, not time. `int8` and
+`onnx` are for image networks as ONNX files: engines compute in 8 bits, and unpack weights of 4."""
 
 
 def restrict(units: Sequence[Unit], ties: Sequence[Tie], target: Target) -> Space:

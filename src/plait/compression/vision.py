@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.compression.complexity import Cost, at_levels, bops, macs, weight_bytes
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
+from plait.compression.export_onnx import write_onnx
 from plait.compression.graph import Network
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY
@@ -17,6 +18,7 @@ from plait.compression.space import Space
 from plait.compression.stored import save
 from plait.compression.targets import TARGETS, restrict
 from plait.compression.tasks.classification import Classification
+from plait.compression.tasks.networks import logits
 from plait.compression.tasks.train import evaluate
 from plait.spec.errors import UserError
 
@@ -83,6 +85,8 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
         "bytes": save(module, config.out / "network.safetensors"),
         "reference_bytes": config.task.reference.stat().st_size,
     }
+    if config.target != "simulated":
+        report["onnx_bytes"] = write_onnx(module, logits, config.task.example(), config.out / "network.onnx")
     (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
