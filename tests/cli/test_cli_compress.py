@@ -73,11 +73,28 @@ def test_a_network_for_an_engine_is_written_as_onnx(images):
     assert np.isfinite(answers).all()
 
 
+def test_a_time_is_a_budget(images):
+    """Layers are timed once; what is written is fast enough as far as the table goes."""
+    told = ("--target", "int8", "--labels", "14")
+    with pytest.raises(UserError, match="no policy has latency below .* ask for more"):
+        raise run(images, *told, budgets=("latency=0.00001",)).exception
+    table = (images / "out" / "latency.json").read_text()
+    done = run(images, *told, budgets=("latency=1000", "size=0.2"))
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert 0 < report["latency_ms"]["predicted"] <= 1000
+    assert report["latency_ms"]["measured"] > 0
+    assert report["shares"].keys() == {"size"}
+    assert (images / "out" / "latency.json").read_text() == table
+
+
 @pytest.mark.parametrize(
     ("more", "budgets", "match"),
     [
         ((), ("bops=0.00001",), "no policy has bops below .* ask for more"),
-        ((), ("watts=0.5",), "choose one of bops, macs, size"),
+        ((), ("watts=0.5",), "choose one of bops, macs, size, latency"),
+        ((), ("latency=5",), "leave latency out, or choose target int8"),
+        (("--target", "int8"), ("latency=-5",), "no time in milliseconds"),
         ((), ("bops=1.5",), "no share between 0 and 1"),
         ((), ("bops",), "write it like bops=0.03"),
         (("--target", "abacus"), ("bops=0.1",), "choose one of simulated"),

@@ -12,7 +12,7 @@ from torch import nn
 from plait.compression.apply import compressed
 from plait.compression.export_onnx import INPUT, OUTPUT, write_onnx
 from plait.compression.graph import CutConfig, Forward, trace
-from plait.compression.quantisers import QuantLayer
+from plait.compression.quantisers import in_floats
 from plait.compression.tasks.detection import HEADS, called
 from plait.compression.tasks.detector import Detector, DetectorConfig
 from plait.compression.tasks.networks import NetworkConfig, logits, make
@@ -45,15 +45,6 @@ def made(module: nn.Module, forward: Forward, cut: CutConfig, pixels: int, seed:
 def answers(path, images: torch.Tensor) -> torch.Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-
-def in_floats(module: nn.Module) -> nn.Module:
-    """The same channels, nothing on a grid."""
-    for name, part in list(module.named_modules()):
-        if isinstance(part, QuantLayer):
-            parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, part.layer)
-    return module
 
 
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -93,7 +84,8 @@ def test_files_of_few_bits_answer_exactly_what_was_measured(name, tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_files_of_eight_bits_err_no_more_than_eight_bits_do(name, tmp_path):
-    """Engines compute these with integers: a value may fall to the next step. Random networks pass that on."""
+    """Engines compute these with integers: a value may fall to the next step, and random networks pass it
+    on."""
     off, own = check(name, (8.0,), 8.0, tmp_path / "small.onnx")
     assert off < 1.5 * own < 0.3
 

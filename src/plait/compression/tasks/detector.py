@@ -1,5 +1,5 @@
 """A single-shot detector (SSD, Liu et al., ECCV 2016) on transformers' ResNet or MobileNetV2: two maps, four
-anchors each.
+anchors in each place.
 
 Legend: B images, A anchors, K classes, H height, W width.
 """
@@ -31,8 +31,8 @@ class DetectorConfig:
     pixels: int = 128
     """Height and width of its images, a multiple of 16."""
     width: int = 32
-    """Channels of the stem, by which all others are scaled: of ResNet each of the last two stages has twice as
-    many as the one before; MobileNetV2 has 32 in the paper."""
+    """Channels of the stem, by which all others are scaled: ResNet's first stage has as many, the next two
+    twice and four times as many; MobileNetV2 has 32 in the paper."""
     blocks: tuple[int, ...] = (2, 2, 2)
     """Of ResNet-18's first three stages; MobileNetV2 has its own."""
     backbone: str = "resnet18"

@@ -141,8 +141,8 @@ def _mobilenet(config: NetworkConfig) -> nn.Module:
 
 
 def steady(module: nn.Module) -> nn.Module:
-    """The same; its norms remember ten batches. transformers' MobileNetV2 has TensorFlow's number for that, which
-    torch reads as the share of the newest batch: its norms would be those of the last one alone."""
+    """The same; its norms remember ten batches. transformers' MobileNetV2 has TensorFlow's number for that,
+    which torch reads as the share of the newest batch: norms would be those of the last one alone."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 0.1
