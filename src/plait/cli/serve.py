@@ -78,7 +78,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 KvDtype = Annotated[
     str,
     typer.Option(
-        help="Type of keys and values: float32, bfloat16, int8, or auto: what MODEL was compressed for, or as --dtype."
+        help="Type of keys and values: float32, bfloat16, int8; auto: what MODEL was made for, or --dtype."
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where workers compute: cpu, cuda or cuda:N.")]

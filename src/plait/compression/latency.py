@@ -196,7 +196,7 @@ def _alone(shape: Shape) -> tuple[bytes, np.ndarray]:
     ]
     images = rng.random((1, shape.inputs, *shape.size), np.float32)
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in ((INPUT, images.shape),)]
-    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, shape.outputs, "height", "width"])
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
     graph = helper.make_graph(nodes, "layer", ends, [out], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

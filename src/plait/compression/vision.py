@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from plait.compression.graph import Network
 from plait.compression.latency import Latency, file_ns, measure_latency
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY
-from plait.compression.search import Search, SearchConfig
+from plait.compression.search import Chosen, Search, SearchConfig, rung
 from plait.compression.space import Space
 from plait.compression.stored import save
 from plait.compression.targets import TARGETS, restrict
@@ -57,6 +57,47 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     Raises:
         UserError: no policy meets a budget (names the nearest), an unknown name, data that cannot be read.
     """
+    network, budgets, search = _opened(config, lambda so_far, within: _note(so_far, within, config.out))
+    predictor = search.learn(budgets)
+    chosen = search.choose(predictor, budgets)
+    report = _report(config, network, budgets, search, chosen)
+    (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def sweep_network(config: CompressConfig) -> dict[str, Any]:
+    """The best measured policy for each of the budgets, which are taken one by one: rungs of one search,
+    whose labels all learn from. Nothing is trained beyond labels. Returns what sweep.json says.
+
+    Raises:
+        UserError: as `compress_network`, or the budgets are not of one cost.
+    """
+    if len({name for name, _ in config.budgets}) != 1:
+        raise UserError("a sweep has one cost: give several values of it, such as bops=0.1,0.05", "budget")
+    _, budgets, search = _opened(config, lambda so_far, within: None)
+    search.learn(*([budget] for budget in budgets))
+    for budget in budgets:
+        search.choose(search.predictor(), [budget])
+    cost = budgets[0].cost
+    asked = [value for _, value in config.budgets]
+    report = {
+        "model": config.task.network.name,
+        "target": config.target,
+        "cost": cost.name,
+        "unit": cost.unit,
+        "score": "validation accuracy, percent",
+        "labels": len(search.score_N),
+        "rows": [rung(value, budget, [search]) for value, budget in zip(asked, budgets, strict=True)],
+        "front": _predicted(search, cost),
+    }
+    (config.out / "sweep.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _opened(
+    config: CompressConfig, noted: Callable[[Search, Sequence[Budget]], None]
+) -> tuple[Network, list[Budget], Search]:
+    """The network with what its target can load, the budgets, and a search that has not begun."""
     if config.target not in TARGETS:
         raise UserError(f"no target is named {config.target}: choose one of {', '.join(TARGETS)}", "target")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -68,11 +109,14 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     config.task.pretrain()
     labels = Labels(config.out / "labels.jsonl")
     evaluator = Evaluator(config.task, network.space.digest, labels, EvaluatorConfig(config.processes))
-    search = Search(
-        network.space, evaluator, config.search, lambda so_far: _note(so_far, budgets, config.out)
-    )
-    predictor = search.learn(budgets)
-    chosen = search.choose(predictor, budgets)
+    search = Search(network.space, evaluator, config.search, lambda so_far: noted(so_far, budgets))
+    return network, budgets, search
+
+
+def _report(
+    config: CompressConfig, network: Network, budgets: Sequence[Budget], search: Search, chosen: Chosen
+) -> dict[str, Any]:
+    """What was chosen, trained and written."""
     classifier = config.task.open()
     module = classifier.build(chosen.policy, Fidelity.L2, config.search.seed)
     accuracy, _ = evaluate(module, classifier.test)
@@ -96,7 +140,6 @@ def compress_network(config: CompressConfig) -> dict[str, Any]:
     if timed:
         measured = file_ns(config.out / "network.onnx", config.task.example())
         report["latency_ms"] = {"predicted": timed[0] / 1e6, "measured": measured / 1e6}
-    (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -156,6 +199,15 @@ def _front(network: Network, search: Search, cost: Cost) -> list[dict[str, Any]]
         policy = json.loads(network.space.decode(found.index_ND[0]).json())
         told = {"share": limit / whole, "predicted": mean, "interval": [mean - far, mean + far]}
         rows.append(told | {"policy": policy})
+    return rows
+
+
+def _predicted(search: Search, cost: Cost) -> list[dict[str, float]]:
+    """The front as the predictor sees it: limits, scores and 90 % intervals; not measured."""
+    rows = []
+    for limit, found in search.front(search.predictor(), cost, FRONT):
+        mean, far = float(found.mean_N[0]), NINETY * float(found.std_N[0])
+        rows.append({"limit": limit, "predicted": mean, "low": mean - far, "high": mean + far})
     return rows
 
 
