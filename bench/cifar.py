@@ -14,7 +14,7 @@ Held-out policies are those of the random side, which no predictor learns from; 
 measured by training some of them with another seed. What is promised is judged on the finalists, policies
 that a search takes for best, as it predicted them before they were measured.
 
-Labels, last trainings and references are kept in runs/cifar. A run that is interrupted goes on where it was, so
+Labels, last trainings and references are kept in runs/cifar. A run that is interrupted goes on where it was:
 it may be made in pieces. A quick run has fewer images, labels and seeds and a network of half width; it shows
 that all works.
 """
