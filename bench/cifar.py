@@ -85,8 +85,8 @@ class Scale:
 
 
 SCALES = {
-    "resnet20": Scale(1.0, 4, 1_350_000, 10_240, 90_000, labels=40, bits=(3.0, 2.0)),
-    "mobilenetv2": Scale(0.35, 8, 450_000, 5_120, 45_000, labels=28, bits=(4.0, 3.0)),
+    "resnet20": Scale(1.0, 4, 1_350_000, 10_240, 90_000, labels=36, bits=(3.0, 2.0)),
+    "mobilenetv2": Scale(0.35, 8, 900_000, 5_120, 45_000, labels=36, bits=(4.0, 3.0)),
 }
 """For an hour on two cores each."""
 

@@ -73,11 +73,11 @@ def protocol(quick: bool) -> Detection:
         data=DATA,
         classes=CLASSES,
         reference=RUNS,
-        detector=DetectorConfig(pixels=96 if quick else 128, width=16 if quick else 24),
+        detector=DetectorConfig(pixels=96 if quick else 128, width=16 if quick else 32),
         cut=CutConfig(bits=(3.0, 4.0, 6.0, 8.0), answers=HEADS),
-        pretraining=rough if quick else replace(rough, images=16_000),
-        short=TrainConfig(images=96 if quick else 640, rate=0.005, batch=16, clip=5.0),
-        full=TrainConfig(images=192 if quick else 4_800, rate=0.01, batch=16, clip=5.0),
+        pretraining=rough if quick else replace(rough, images=48_000),
+        short=TrainConfig(images=96 if quick else 1_280, rate=0.005, batch=16, clip=5.0),
+        full=TrainConfig(images=192 if quick else 12_800, rate=0.01, batch=16, clip=5.0),
     )
     told = json.dumps([asdict(made.detector), asdict(made.pretraining), made.seed], sort_keys=True)
     return replace(
@@ -95,7 +95,7 @@ def study(quick: bool) -> Study:
     whole = sum(layer.macs for layer in finder.network.layers) / 1e9 * 8 * 8
     labels = Labels(RUNS / f"{task.protocol}.jsonl")
     evaluator = Evaluator(task, finder.network.space.digest, labels, EvaluatorConfig(processes=2))
-    sizes = (12, 40) if quick else (36, 200)
+    sizes = (12, 40) if quick else (50, 200)
     return Study(task, finder, cost, Budget(cost, SHARE * whole), *sizes, evaluator)
 
 

@@ -134,7 +134,7 @@ class Search:
         """What is measured before anything is known; nothing that was measured already."""
         told_ND = self.known_ND[self._fits(budgets, self.known_ND)]
         edge_ND = self._uniform(budgets)[: count // 3]
-        design_ND = seed_design(self.space, count, fit, rng)
+        design_ND = seed_design(self.space, count + len(self.index_ND), fit, rng)
         return self._fresh(distinct(np.concatenate([told_ND, edge_ND, design_ND])))[:count]
 
     def _uniform(self, budgets: Sequence[Budget]) -> Ints:
