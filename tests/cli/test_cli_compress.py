@@ -59,11 +59,70 @@ def test_a_network_is_compressed_and_again_from_its_labels(images):
     assert (images / "out" / "labels.jsonl").read_text() == labels
 
 
+def test_a_network_for_an_engine_is_written_as_onnx(images):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the engine is not installed")
+    done = run(images, "--target", "onnx", budgets=("size=0.2",))
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report["onnx_bytes"] == (images / "out" / "network.onnx").stat().st_size
+    bits = {unit["act_bits"] for unit in report["policy"]["units"].values() if "act_bits" in unit}
+    assert bits == {8.0}
+    session = onnxruntime.InferenceSession(images / "out" / "network.onnx")
+    (answers,) = session.run(None, {"images": np.zeros((3, 3, 8, 8), np.float32)})
+    assert answers.shape == (3, 2)
+    assert np.isfinite(answers).all()
+
+
+def test_a_sweep_shares_labels(images):
+    shared = ["--train", str(images / "images"), "--test", str(images / "images"), "--pixels", "8"]
+    shared += ["--classes", "2", "--width", "0.0625", "--epochs", "4", "--train-images", "80"]
+    shared += ["--validation-images", "40", "--test-images", "60", "--out", str(images / "sweep")]
+    ask = ["compress", "sweep", "vgg-small", *shared, "--labels", "20"]
+    done = CliRunner().invoke(app, [*ask, "--budget", "bops=0.06,0.02,0.01", "--plot"])
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report == json.loads((images / "sweep" / "sweep.json").read_text())
+    assert [row["asked"] for row in report["rows"]] == [0.06, 0.02, 0.01]
+    for row in report["rows"]:
+        assert row["used"] <= row["limit"]
+    # A smaller budget's policy is a larger one's, too.
+    scores = [row["measured"] for row in report["rows"]]
+    assert scores == sorted(scores, reverse=True)
+    labels = (images / "sweep" / "labels.jsonl").read_text().splitlines()
+    assert len(labels) == report["labels"] <= 20
+    assert (images / "sweep" / "front.svg").read_text().startswith("<?xml")
+    again = CliRunner().invoke(app, [*ask, "--budget", "bops=0.06,0.02,0.01"])
+    assert json.loads(again.stdout) == report
+    assert (images / "sweep" / "labels.jsonl").read_text().splitlines() == labels
+    few = CliRunner().invoke(app, [*ask[:-1], "14", "--budget", "bops=0.06,0.02,0.01"])
+    assert isinstance(few.exception, UserError)
+    assert "too few for 3 budgets" in str(few.exception)
+    unread = CliRunner().invoke(app, [*ask, "--budget", "bops=much"])
+    assert "write numbers with commas" in str(unread.exception)
+
+
+def test_a_time_is_a_budget(images):
+    """Layers are timed once; what is written is fast enough as far as the table goes."""
+    told = ("--target", "int8", "--labels", "14")
+    with pytest.raises(UserError, match=r"no policy has latency below .* ask for more"):
+        raise run(images, *told, budgets=("latency=0.00001",)).exception
+    table = (images / "out" / "latency.json").read_text()
+    done = run(images, *told, budgets=("latency=1000", "size=0.2"))
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert 0 < report["latency_ms"]["predicted"] <= 1000
+    assert report["latency_ms"]["measured"] > 0
+    assert report["shares"].keys() == {"size"}
+    assert (images / "out" / "latency.json").read_text() == table
+
+
 @pytest.mark.parametrize(
     ("more", "budgets", "match"),
     [
         ((), ("bops=0.00001",), "no policy has bops below .* ask for more"),
-        ((), ("watts=0.5",), "choose one of bops, macs, size"),
+        ((), ("watts=0.5",), "choose one of bops, macs, size, latency"),
+        ((), ("latency=5",), "leave latency out, or choose target int8"),
+        (("--target", "int8"), ("latency=-5",), "no time in milliseconds"),
         ((), ("bops=1.5",), "no share between 0 and 1"),
         ((), ("bops",), "write it like bops=0.03"),
         (("--target", "abacus"), ("bops=0.1",), "choose one of simulated"),

@@ -8,10 +8,11 @@ import pytest
 pytest.importorskip("torch", reason="needs the compress extra")
 pytest.importorskip("torch_pruning", reason="needs the compress extra")
 
+import torch
 from typer.testing import CliRunner
 
 from plait.cli.main import app
-from plait.model.config import ModelConfig
+from plait.model.config import ModelConfig, kv_dtype_of
 from plait.model.model import Model
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
@@ -42,8 +43,12 @@ def test_a_decoder_is_compressed_and_again_from_its_labels(world):
     assert done.exit_code == 0, done.exception
     report = json.loads(done.stdout)
     assert report == json.loads((world / "out" / "report.json").read_text())
-    folder, serve_with = world / "out" / "model", report["serve_with"]
-    model = Model(ModelConfig(str(folder), slots=64, kv_dtype=serve_with["kv_dtype"]))
+    folder = world / "out" / "model"
+    model = Model(ModelConfig(str(folder), slots=64))
+    assert json.loads((folder / "config.json").read_text())["plait_kv_dtype"] == "int8"
+    assert kv_dtype_of(folder, "auto") == "int8"
+    assert kv_dtype_of(folder, "bfloat16") == "bfloat16"
+    assert {layer.dtype for layer in model.pool.layers} == {torch.int8}
     assert len(model.shape.layers) == 2
     assert report["bytes"] == (folder / "model.safetensors").stat().st_size
     assert report["costs"]["size"] == pytest.approx(report["bytes"], rel=0.03, abs=12_000)

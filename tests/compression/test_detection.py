@@ -9,7 +9,8 @@ from PIL import Image
 
 from plait.compression.complexity import at_levels, macs
 from plait.compression.evaluator import Fidelity
-from plait.compression.graph import CutConfig, trace
+from plait.compression.graph import CutConfig, prune, trace
+from plait.compression.quantisers import in_floats
 from plait.compression.tasks.annotated import read_coco, read_voc
 from plait.compression.tasks.average_precision import Found
 from plait.compression.tasks.detection import HEADS, Detection, called, mirrored, precision
@@ -84,21 +85,38 @@ def test_heads_are_left_whole_and_work_is_as_computed(task):
     heads = [layer for layer in finder.network.layers if layer.name in HEADS]
     assert [(layer.unit, layer.cut_by, layer.fixed_bits) for layer in heads] == [(None, None, 8.0)] * 2
     index_D = space.count_D // 2
-    module = finder.build(space.decode(index_D), Fidelity.L0, 0)
-    for part in list(module.named_modules()):
-        if hasattr(part[1], "act_step"):
-            parent, _, own = part[0].rpartition(".")
-            setattr(module.get_submodule(parent), own, part[1].layer)
+    module = in_floats(finder.build(space.decode(index_D), Fidelity.L0, 0))
     counted = trace(module, torch.zeros(1, 3, 64, 64), called, CutConfig(answers=HEADS))
     (expected,) = at_levels(macs(space, finder.network.layers), space, index_D)
     assert sum(layer.macs for layer in counted.layers) / 1e6 == pytest.approx(expected)
 
 
-def test_answers_and_anchors_are_as_many():
-    detector = Detector(DetectorConfig(pixels=96, width=8)).eval()
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2"])
+def test_answers_and_anchors_are_as_many(backbone):
+    detector = Detector(DetectorConfig(pixels=96, width=8, backbone=backbone)).eval()
     answers = detector(torch.zeros(2, 3, 96, 96))
     assert answers.shape == (2, len(anchors(96)), 8)
     assert len(detections(answers, detector.anchor_A4)) == 2
+
+
+def test_a_detector_on_mobilenetv2_is_cut_with_its_depthwise_layers():
+    config = DetectorConfig(classes=2, pixels=64, width=16, backbone="mobilenetv2")
+    cut = CutConfig(bits=(2.0, 4.0, 8.0), multiple=4, answers=HEADS)
+    detector, example = Detector(config).eval(), torch.zeros(1, 3, 64, 64)
+    network = trace(detector, example, called, cut)
+    depthwise = [layer for layer in network.layers if layer.depthwise]
+    assert len(depthwise) == 13
+    for layer in depthwise:
+        assert any(layer.name in group and layer.fed_by in group for group in network.groups)
+    for seed in range(3):
+        small = Detector(config).eval()
+        index_D = network.space.sample(np.random.default_rng(seed), 1)[0]
+        prune(small, example, called, network, network.space.decode(index_D))
+        counted = trace(small, example, called, cut)
+        (expected,) = at_levels(macs(network.space, network.layers), network.space, index_D)
+        assert sum(layer.macs for layer in counted.layers) / 1e6 == pytest.approx(expected)
+    with pytest.raises(UserError, match="choose one of resnet18, mobilenetv2"):
+        Detector(DetectorConfig(backbone="vgg"))
 
 
 def test_boxes_are_mirrored_with_their_images():

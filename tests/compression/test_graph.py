@@ -114,6 +114,12 @@ def removed_channels(
     return masked
 
 
+def test_norms_of_mobilenetv2_remember_more_than_one_batch():
+    module, _, _ = traced(SMALL[1])
+    momenta = {part.momentum for part in module.modules() if isinstance(part, nn.BatchNorm2d)}
+    assert momenta == {0.1}
+
+
 def test_residual_ends_are_cut_together():
     _, _, network = traced(NetworkConfig("resnet20", pixels=16))
     widest = max(network.groups, key=len)

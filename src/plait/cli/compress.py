@@ -1,143 +1,251 @@
-"""`plait compress MODEL`: the best policy for a budget, searched and written; images are trained as well."""
+"""`plait compress MODEL` and `plait compress sweep MODEL`: the best policy for a budget, or for several."""
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from plait.spec.errors import UserError
 
 if TYPE_CHECKING:
-    from plait.compression.language import DecoderConfig
+    from plait.compression.language_compress import LanguageCompressConfig
+    from plait.compression.vision import CompressConfig
 
 IMAGES = ("resnet20", "resnet56", "resnet18", "resnet50", "vgg-small", "mobilenetv2")
 Budgets = tuple[tuple[str, float], ...]
 
+Model = Annotated[
+    str, typer.Argument(help=f"{', '.join(IMAGES)}; or a decoder: a folder, a hub id, or an alias.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for labels, policy, model and report; resumes there.")]
+Budget = Annotated[
+    list[str],
+    typer.Option(
+        help="Of images bops, macs or size, of decoders size or kv, as a share of the whole's: size=0.3. "
+        "In milliseconds: of decoders tpot=6.5 (a token), for target int8 latency=0.4 (an image). Repeatable."
+    ),
+]
+Ladder = Annotated[str, typer.Option(help="One cost and its budgets: size=0.5,0.4,0.3.")]
+Train = Annotated[Path, typer.Option(help="Images: parquet (img, label) or class folders. Text: jsonl, txt.")]
+Test = Annotated[Path, typer.Option(help="For the final figures, in either form.")]
+Reference = Annotated[
+    Path | None, typer.Option(help="The network's weights (safetensors); trained in OUT if absent.")
+]
+Pixels = Annotated[int, typer.Option(help="Height and width of images.")]
+Classes = Annotated[int, typer.Option(help="Classes.")]
+Width = Annotated[float, typer.Option(help="Multiplies the network's widths.")]
+TrainImages = Annotated[int, typer.Option(help="Images to train with.")]
+ValidationImages = Annotated[int, typer.Option(help="Images after those, to choose with.")]
+TestImages = Annotated[int, typer.Option(help="Images for the final figures.")]
+Epochs = Annotated[float, typer.Option(help="Of the reference's training.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="Of images simulated, int8 or onnx; of decoders plait, transformers, vllm, vllm-cpu or gguf."
+    ),
+]
+Bits = Annotated[str, typer.Option(help="Of decoders' weights.")]
+Group = Annotated[int, typer.Option(help="Inputs of decoders that share a scale: 32, 64 or 128.")]
+Depths = Annotated[str, typer.Option(help="Shares of a decoder's blocks to leave out.")]
+Widths = Annotated[str, typer.Option(help="Shares of feed-forward widths to remove.")]
+Heads = Annotated[str, typer.Option(help="Shares of KV heads to remove.")]
+KvBits = Annotated[str, typer.Option(help="Of decoders' keys and values.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of text to measure a decoder with.")]
+LabelCount = Annotated[
+    int | None,
+    typer.Option(
+        help="Policies to measure: of images 60, of decoders 28 a budget, and two for each kind of layers."
+    ),
+]
+Processes = Annotated[int, typer.Option(help="Measurements of images at a time.")]
+Seed = Annotated[int, typer.Option(help="Of the search and of its trainings.")]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw OUT/front.svg; needs the report extra.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Which image network, how its reference is trained, and with how many images."""
+
+    name: str
+    classes: int
+    pixels: int
+    width: float
+    images: tuple[int, int, int]
+    """To train, to choose and to test with."""
+    epochs: float
+    reference: Path | None
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What both kinds of models have in common."""
+
+    out: Path
+    budgets: Budgets
+    train: Path
+    test: Path
+    target: str | None
+    labels: int | None
+    seed: int
+
 
 def compress(
-    model: Annotated[
-        str, typer.Argument(help=f"{', '.join(IMAGES)}; or a decoder: a folder, a hub id, or an alias.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for labels, policy, model and report; resumes there.")],
-    budget: Annotated[
-        list[str],
-        typer.Option(
-            help="Of images bops, macs or size, of decoders size or kv, as a share of the whole's: size=0.3. "
-            "Of decoders also tpot in milliseconds: tpot=6.5. Repeatable."
-        ),
-    ],
-    train: Annotated[
-        Path, typer.Option(help="Images: parquet (img, label) or class folders. Text: jsonl, txt.")
-    ],
-    test: Annotated[Path, typer.Option(help="For the final figures, in either form.")],
-    reference: Annotated[
-        Path | None, typer.Option(help="The network's weights (safetensors); trained in OUT if absent.")
-    ] = None,
-    pixels: Annotated[int, typer.Option(help="Height and width of images.")] = 32,
-    classes: Annotated[int, typer.Option(help="Classes.")] = 10,
-    width: Annotated[float, typer.Option(help="Multiplies the network's widths.")] = 1.0,
-    train_images: Annotated[int, typer.Option(help="Images to train with.")] = 45_000,
-    validation_images: Annotated[int, typer.Option(help="Images after those, to choose with.")] = 5_000,
-    test_images: Annotated[int, typer.Option(help="Images for the final figures.")] = 10_000,
-    epochs: Annotated[float, typer.Option(help="Of the reference's training.")] = 60.0,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Of images simulated or int8; of decoders plait, transformers, vllm or gguf."),
-    ] = None,
-    bits: Annotated[str, typer.Option(help="Of decoders' weights.")] = "2,3,4,5,6,8",
-    group: Annotated[int, typer.Option(help="Inputs of decoders that share a scale: 32, 64 or 128.")] = 64,
-    depths: Annotated[str, typer.Option(help="Shares of a decoder's blocks to leave out.")] = "0",
-    widths: Annotated[str, typer.Option(help="Shares of feed-forward widths to remove.")] = "0",
-    heads: Annotated[str, typer.Option(help="Shares of KV heads to remove.")] = "0",
-    kv_bits: Annotated[str, typer.Option(help="Of decoders' keys and values.")] = "16",
-    tokens: Annotated[int, typer.Option(help="Tokens of text to measure a decoder with.")] = 1024,
-    labels: Annotated[
-        int | None,
-        typer.Option(
-            help="Policies to measure: of images 60, of decoders 28, and two for each kind of layers."
-        ),
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Measurements of images at a time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the search and of its trainings.")] = 0,
+    model: Model,
+    out: Out,
+    budget: Budget,
+    train: Train,
+    test: Test,
+    reference: Reference = None,
+    pixels: Pixels = 32,
+    classes: Classes = 10,
+    width: Width = 1.0,
+    train_images: TrainImages = 45_000,
+    validation_images: ValidationImages = 5_000,
+    test_images: TestImages = 10_000,
+    epochs: Epochs = 60.0,
+    target: Target = None,
+    bits: Bits = "2,3,4,5,6,8",
+    group: Group = 64,
+    depths: Depths = "0",
+    widths: Widths = "0",
+    heads: Heads = "0",
+    kv_bits: KvBits = "16",
+    tokens: Tokens = 1024,
+    labels: LabelCount = None,
+    processes: Processes = 1,
+    seed: Seed = 0,
 ) -> None:
     """Compress an image classifier or a decoder to budgets; run again after an interruption, it goes on."""
-    budgets = tuple(_budget(text) for text in budget)
+    work = Work(out, tuple(_budget(text) for text in budget), train, test, target, labels, seed)
     if model in IMAGES:
-        network, counts = (model, classes, pixels, width), (train_images, validation_images, test_images)
-        files = (train, test, reference or out / "reference.safetensors")
-        told = (target or "simulated", labels or 60, processes, seed)
-        report = _images(out, budgets, network, files, counts, epochs, told)
-    else:
-        from plait.compression.language import DecoderConfig
+        from plait.compression.vision import compress_network
 
-        levels = [_numbers(text) for text in (bits, depths, widths, heads, kv_bits)]
-        choice = DecoderConfig(levels[0], group, *levels[1:])
-        told = (target or "plait", labels or 28, tokens, seed)
-        report = _decoder(out, budgets, model, (train, test), choice, told)
+        images = (train_images, validation_images, test_images)
+        network = Network(model, classes, pixels, width, images, epochs, reference, processes)
+        report = compress_network(_of_network(work, network))
+    else:
+        from plait.compression.language_compress import compress_language
+
+        levels = (bits, depths, widths, heads, kv_bits)
+        report = compress_language(_of_decoder(work, model, levels, group, tokens))
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
 
 
-def _images(
-    out: Path,
-    budgets: Budgets,
-    network: tuple[str, int, int, float],
-    files: tuple[Path, Path, Path],
-    counts: tuple[int, int, int],
-    epochs: float,
-    told: tuple[str, int, int, int],
-) -> dict[str, Any]:
+def sweep(
+    model: Model,
+    out: Out,
+    budget: Ladder,
+    train: Train,
+    test: Test,
+    plot: Plot = False,
+    reference: Reference = None,
+    pixels: Pixels = 32,
+    classes: Classes = 10,
+    width: Width = 1.0,
+    train_images: TrainImages = 45_000,
+    validation_images: ValidationImages = 5_000,
+    test_images: TestImages = 10_000,
+    epochs: Epochs = 60.0,
+    target: Target = None,
+    bits: Bits = "2,3,4,5,6,8",
+    group: Group = 64,
+    depths: Depths = "0",
+    widths: Widths = "0",
+    heads: Heads = "0",
+    kv_bits: KvBits = "16",
+    tokens: Tokens = 1024,
+    labels: LabelCount = None,
+    processes: Processes = 1,
+    seed: Seed = 0,
+) -> None:
+    """The best measured policy for each of several budgets, from labels that they share: a table on stderr,
+    JSON on stdout and in OUT/sweep.json. `plait compress` with the same OUT then reads those labels."""
+    work = Work(out, _ladder(budget), train, test, target, labels, seed)
+    if model in IMAGES:
+        from plait.compression.vision import sweep_network
+
+        images = (train_images, validation_images, test_images)
+        network = Network(model, classes, pixels, width, images, epochs, reference, processes)
+        report = sweep_network(_of_network(work, network))
+    else:
+        from plait.compression.language_compress import sweep_language
+
+        levels = (bits, depths, widths, heads, kv_bits)
+        report = sweep_language(_of_decoder(work, model, levels, group, tokens))
+    _show(report, out / "front.svg" if plot else None)
+
+
+def _of_network(work: Work, network: Network) -> "CompressConfig":
     from plait.compression.search import SearchConfig
     from plait.compression.tasks.classification import Classification
     from plait.compression.tasks.networks import NetworkConfig
     from plait.compression.tasks.train import TrainConfig
-    from plait.compression.vision import CompressConfig, compress_network
+    from plait.compression.vision import CompressConfig
 
-    (train_data, test_data, reference), (train, validation, test) = files, counts
-    target, labels, processes, seed = told
+    train, validation, test = network.images
     task = Classification(
-        train_data=train_data,
-        test_data=test_data,
-        reference=reference,
-        network=NetworkConfig(*network),
+        train_data=work.train,
+        test_data=work.test,
+        reference=network.reference or work.out / "reference.safetensors",
+        network=NetworkConfig(network.name, network.classes, network.pixels, network.width),
         train_images=train,
         validation_images=validation,
         test_images=test,
-        pretraining=TrainConfig(images=round(epochs * train), rate=0.1),
+        pretraining=TrainConfig(images=round(network.epochs * train), rate=0.1),
         short=TrainConfig(images=min(10_000, train), rate=0.02, teach=0.5),
         full=TrainConfig(images=5 * train, rate=0.04, teach=0.5),
-        seed=seed,
-        cache=out,
+        seed=work.seed,
+        cache=work.out,
     )
-    search = SearchConfig(labels=labels, first=max(8, labels // 3), seed=seed)
-    return compress_network(CompressConfig(task, out, budgets, target, search, processes))
+    labels = work.labels or 60
+    search = SearchConfig(labels=labels, first=max(8, labels // 3), seed=work.seed)
+    target = work.target or "simulated"
+    return CompressConfig(task, work.out, work.budgets, target, search, network.processes)
 
 
-def _decoder(
-    out: Path,
-    budgets: Budgets,
-    model: str,
-    files: tuple[Path, Path],
-    choice: "DecoderConfig",
-    told: tuple[str, int, int, int],
-) -> dict[str, Any]:
-    from plait.compression.language_compress import LanguageCompressConfig, compress_language
+def _of_decoder(
+    work: Work, model: str, levels: tuple[str, ...], group: int, tokens: int
+) -> "LanguageCompressConfig":
+    from plait.compression.language import DecoderConfig
+    from plait.compression.language_compress import LanguageCompressConfig
     from plait.compression.language_search import LanguageSearchConfig
     from plait.compression.tasks.language import Language, text_of
     from plait.model.hub import resolve
     from plait.runtime.setup import ServeConfig
     from plait.runtime.step_times import DECODE, decode_ns
 
-    target, labels, tokens, seed = told
-    text = text_of(*files, tokens)
-    task = Language(resolve(model), **text, cache=out, choice=choice, target=target, seed=seed)
-    search = LanguageSearchConfig(labels=labels, first=max(8, labels // 2), seed=seed)
+    bits, *others = (_numbers(text) for text in levels)
+    text = text_of(work.train, work.test, tokens)
+    choice, target = DecoderConfig(bits, group, *others), work.target or "plait"
+    task = Language(resolve(model), **text, cache=work.out, choice=choice, target=target, seed=work.seed)
+    labels = work.labels or 28
+    search = LanguageSearchConfig(labels=labels, first=max(8, labels // 2), seed=work.seed)
 
     def timed(folder: Path) -> float:
         return decode_ns(ServeConfig(model=str(folder)), DECODE)
 
-    return compress_language(LanguageCompressConfig(task, out, budgets, search, timed))
+    return LanguageCompressConfig(task, work.out, work.budgets, search, timed)
+
+
+def _show(report: dict[str, Any], picture: Path | None) -> None:
+    """A sweep as a table and as JSON, and as a picture where one is asked for."""
+    if picture is not None:
+        try:
+            from plait.compression.front_plot import draw_front
+        except ModuleNotFoundError as error:
+            raise UserError("a picture needs matplotlib: install plait[report]", "plot") from error
+        draw_front(report, picture)
+    table = Table(report["cost"], report["unit"], "used", f"measured ({report['score']})")
+    for row in report["rows"]:
+        table.add_row(*(f"{row[name]:.4g}" for name in ("asked", "limit", "used", "measured")))
+    Console(stderr=True).print(table)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
 
 
 def _budget(text: str) -> tuple[str, float]:
@@ -146,6 +254,12 @@ def _budget(text: str) -> tuple[str, float]:
         return name, float(share)
     except ValueError as error:
         raise UserError(f"cannot read the budget {text!r}: write it like bops=0.03", "budget") from error
+
+
+def _ladder(text: str) -> Budgets:
+    """Budgets of one cost."""
+    name, _, values = text.partition("=")
+    return tuple((name, value) for value in _numbers(values))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from plait import __version__
 from plait.cli.align import align
 from plait.cli.bench import bench
 from plait.cli.chat import chat
-from plait.cli.compress import compress
+from plait.cli.compress import compress, sweep
 from plait.cli.dash import dash
 from plait.cli.demo import demo
 from plait.cli.doctor import doctor
@@ -24,7 +24,7 @@ from plait.cli.rlhf import plan_rlhf, simulate_rlhf
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
 from plait.cli.top import top
-from plait.cli.verbs import Verbs
+from plait.cli.verbs import Compressing, Verbs
 from plait.spec.errors import PlaitError, UserError
 
 app = typer.Typer(
@@ -52,7 +52,12 @@ app.command()(align)
 app.command()(reward)
 app.command()(pull)
 app.command()(quantize)
-app.command()(compress)
+compressing = typer.Typer(
+    cls=Compressing, help="Fit a model to budgets; without a subject, one model to all."
+)
+compressing.command("model")(compress)
+compressing.command("sweep")(sweep)
+app.add_typer(compressing, name="compress")
 app.command()(chat)
 app.command()(demo)
 app.command()(profile)

@@ -76,7 +76,10 @@ Overlap = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 KvDtype = Annotated[
-    str, typer.Option(help="Type of keys and values: auto (as --dtype), float32, bfloat16 or int8.")
+    str,
+    typer.Option(
+        help="Type of keys and values: float32, bfloat16, int8; auto: what MODEL was made for, or --dtype."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where workers compute: cpu, cuda or cuda:N.")]
 Exact = Annotated[

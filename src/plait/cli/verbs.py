@@ -15,3 +15,9 @@ class Verbs(TyperGroup):
         if not args or args[0] not in self.commands:
             args = [self.alone, *args]
         return super().parse_args(ctx, args)
+
+
+class Compressing(Verbs):
+    """`plait compress MODEL` and `plait compress sweep MODEL`."""
+
+    alone = "model"

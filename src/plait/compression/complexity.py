@@ -51,6 +51,24 @@ class Layer:
     """Bits of weights and activations where no unit sets them."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """Nanoseconds of a whole layer, in parts that shrink with what is left of its channels."""
+
+    fixed: float
+    output: float
+    """Shrinks with its outputs."""
+    input: float
+    """Shrinks with its inputs."""
+    both: float
+    """Shrinks with the product of both."""
+
+    @property
+    def parts(self) -> tuple[float, float, float, float]:
+        """All four."""
+        return self.fixed, self.output, self.input, self.both
+
+
 class Cost(Protocol):
     """What a policy costs."""
 
@@ -159,6 +177,19 @@ def activation_bytes(space: Space, layers: Sequence[Layer]) -> Largest:
     """Bytes of the largest input of any layer, at the bits at which that layer reads it."""
     terms = [(x.inputs / 8, (_a(x), *_ratio(x.fed_by))) for x in layers]
     return Largest("activations", "bytes", _products("activations", "bytes", space, terms))
+
+
+def layer_times(
+    space: Space, layers: Sequence[Layer], times: Sequence[LayerTime], constant_ns: float
+) -> Products:
+    """Nanoseconds of one input: a constant, and measured times of layers at the channels that are left."""
+    terms: list[tuple[float, tuple[Factor, ...]]] = [(constant_ns, ())]
+    for layer, took in zip(layers, times, strict=True):
+        terms.append((took.fixed, ()))
+        terms.append((took.output, _ratio(layer.cut_by)))
+        terms.append((took.input, _ratio(layer.fed_by)))
+        terms.append((took.both, _kept(layer)))
+    return _products("latency", "ns", space, terms)
 
 
 def kv_bytes(space: Space, values: Sequence[tuple[str, int]]) -> Products:

@@ -1,7 +1,8 @@
 """Compressed decoders as folders: smaller dense ones, and compressed-tensors with bits that differ by layer.
 
 Every folder is plain config.json and safetensors, without code of its own. Widths that differ from layer to
-layer have no place in transformers' configurations: they are written as `plait_layers`, which plait reads.
+layer have no place in transformers' configurations: they are written as `plait_layers`, and the type of keys
+and values as `plait_kv_dtype`, which plait reads.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plait.compression.language_apply import Carver, Plan
+from plait.model.config import KV_FIELD
 from plait.model.quantised import QuantisedWeight, pack_words
 from plait.model.schemes import Scheme
 from plait.model.weights_file import write
@@ -138,6 +140,8 @@ def new_config(carver: Carver, plan: Plan, config: Mapping[str, Any]) -> dict[st
     decoder, told = carver.decoder, dict(config)
     told.pop("torch_dtype", None)
     told |= {"dtype": "bfloat16", "num_hidden_layers": len(plan.alive)}
+    if set(plan.kv_bits.values()) == {8.0}:
+        told[KV_FIELD] = "int8"
     if told.get("layer_types"):
         told["layer_types"] = [told["layer_types"][block] for block in plan.alive]
     if not decoder.prunable:

@@ -16,13 +16,13 @@ from plait.compression.language import FULL_BITS
 from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY, Predictor
-from plait.compression.search import Chosen, Search
+from plait.compression.search import Chosen, Search, rung
 from plait.compression.space import Ints
 from plait.compression.step_time import StepTime, measure_steps, step_time
 from plait.compression.tasks.language import Language
 from plait.spec.errors import UserError
 
-WRITTEN = ("plait", "transformers", "vllm", "gguf")
+WRITTEN = ("plait", "transformers", "vllm", "vllm-cpu", "gguf")
 """Targets that have files."""
 COSTS = ("size", "kv", "tpot")
 """Budgets by name: bytes of weights and of a token's keys and values, as shares of what they are in bf16; and
@@ -51,6 +51,53 @@ def compress_language(config: LanguageCompressConfig) -> dict[str, Any]:
     Raises:
         UserError: no policy meets a budget (names the nearest), an unknown name, text that cannot be read.
     """
+    search, times, budgets = _opened(config)
+    found, predictor, chosen = search.best(budgets, lambda so_far: note(so_far, budgets, config.out))
+    index_D = search.space.encode(chosen.policy)
+    report = _report(search, predictor, chosen, budgets, index_D) | {
+        "labels": len(search.evaluator.labels.found),
+        "front": _front(search, found, predictor, budgets[0].cost),
+        "bytes": _write(search, chosen, config.out),
+    }
+    if times is not None:
+        report["steps"] = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
+    (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def sweep_language(config: LanguageCompressConfig) -> dict[str, Any]:
+    """The best measured policy for each of the budgets, which are taken one by one and share all labels;
+    nothing is written but sweep.json, whose content is returned.
+
+    Raises:
+        UserError: as `compress_language`, or the budgets are not of one cost.
+    """
+    if len({name for name, _ in config.budgets}) != 1:
+        raise UserError("a sweep has one cost: give several values of it, such as size=0.4,0.3", "budget")
+    search, _, budgets = _opened(config)
+    cost, searches, front = budgets[0].cost, [], []
+    for budget in budgets:
+        found, predictor, _ = search.best([budget])
+        searches.append(found)
+        best = found.best(predictor, [budget], np.random.default_rng(config.search.seed))
+        mean, far = float(best.mean_N[0]), NINETY * float(best.std_N[0])
+        front.append({"limit": budget.limit, "predicted": mean, "low": mean - far, "high": mean + far})
+    report = {
+        "model": config.task.folder.name,
+        "target": config.task.target,
+        "cost": cost.name,
+        "unit": cost.unit,
+        "score": "-log of KL divergence, nats a token",
+        "labels": len(search.evaluator.labels.found),
+        "rows": [rung(value, b, searches) for (_, value), b in zip(config.budgets, budgets, strict=True)],
+        "front": sorted(front, key=lambda row: row["limit"]),
+    }
+    (config.out / "sweep.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _opened(config: LanguageCompressConfig) -> tuple[LanguageSearch, StepTime | None, list[Budget]]:
+    """A search that has not begun, times of steps where a budget needs them, and the budgets."""
     task, out = config.task, config.out
     if task.target not in WRITTEN:
         raise UserError(
@@ -62,18 +109,7 @@ def compress_language(config: LanguageCompressConfig) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     search = LanguageSearch(task, out / "labels.jsonl", config.search)
     times = _times(config, search) if any(name == "tpot" for name, _ in config.budgets) else None
-    budgets = [read_budget(search, name, value, times) for name, value in config.budgets]
-    found, predictor, chosen = search.best(budgets, lambda so_far: note(so_far, budgets, out))
-    index_D = search.space.encode(chosen.policy)
-    report = _report(search, predictor, chosen, budgets, index_D) | {
-        "labels": len(search.evaluator.labels.found),
-        "front": _front(search, found, predictor, budgets[0].cost),
-        "bytes": _write(search, chosen, out),
-    }
-    if times is not None:
-        report["steps"] = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    return search, times, [read_budget(search, name, value, times) for name, value in config.budgets]
 
 
 def read_budget(search: LanguageSearch, name: str, value: float, times: StepTime | None) -> Budget:
@@ -135,7 +171,6 @@ def _report(
     """What was chosen, and how far it is from the reference on text that nobody chose with."""
     test, carver = search.reader.test, search.reader.carver
     reference, compressed = test.distance(search.reader.reference), test.distance(carver.build(chosen.policy))
-    kv_bits = set(carver.plan(chosen.policy).kv_bits.values())
     return {
         "model": search.task.folder.name,
         "target": search.task.target,
@@ -150,7 +185,6 @@ def _report(
             "measured": chosen.measured,
         },
         "costs": {b.cost.name: float(at_levels(b.cost, search.space, index_D)[0]) for b in budgets},
-        "serve_with": {"kv_dtype": "int8"} if kv_bits == {8.0} else {},
     }
 
 

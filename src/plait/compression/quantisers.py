@@ -139,6 +139,15 @@ def quantise(module: nn.Module, network: Network, policy: CompressionPolicy) -> 
         setattr(parent, own, QuantLayer(getattr(parent, own), weight_bits, act_bits))
 
 
+def in_floats(module: nn.Module) -> nn.Module:
+    """The same network, its layers without their grids again, in place: of channels cut, all that is left."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, QuantLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, part.layer)
+    return module
+
+
 @torch.no_grad()
 def reestimate(module: nn.Module, batches: list[Tensor]) -> None:
     """Means and variances of all batch norms anew, from these batches."""

@@ -4,17 +4,19 @@ A search is a function of its settings and of measurements, and measurements are
 is resumed by running it again: what was measured is read, and the same policies are chosen in the same order.
 """
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plait.compression.best import BestConfig, Found, best_policy
-from plait.compression.complexity import Cost
+from plait.compression.complexity import Cost, at_levels
 from plait.compression.evaluator import Evaluator, Fidelity, Label
-from plait.compression.evolution import fit_to
+from plait.compression.evolution import Fit, fit_to
 from plait.compression.optimiser import Budget, OptimiserConfig, check, shares
 from plait.compression.predictor import FEWEST, Predictor, PredictorConfig
 from plait.compression.selection import SelectionConfig, distinct, seed_design, select
@@ -85,25 +87,37 @@ class Search:
         self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
         self.score_N: Floats = np.empty(0)
 
-    def learn(self, budgets: Sequence[Budget]) -> Predictor:
+    def learn(self, *ladder: Sequence[Budget]) -> Predictor:
         """Measure until only the finalists' measurements are left, and fit.
 
         Among the first are uniform policies that use most of the budgets: what is chosen is no worse.
         Of every batch some are policies that the predictor takes for best within the budgets, where it must
-        not be wrong; the rest are those from which it learns most.
+        not be wrong; the rest are those from which it learns most. Where there are several rungs, each its
+        budgets, batches are for them in turn, and all learn from all.
 
         Raises:
-            UserError: no policy meets the budgets, or a measurement failed.
+            UserError: no policy meets a rung's budgets, a measurement failed, or labels do not suffice for
+                finalists of all rungs.
         """
-        check(self.space, budgets)
+        room = self.config.labels - self.config.finalists * len(ladder)
+        if room < self.config.first:
+            raise UserError(
+                f"{self.config.labels} labels are too few for {len(ladder)} budgets: take "
+                f"{self.config.first + self.config.finalists * len(ladder)} or more",
+                "labels",
+            )
         rng = np.random.default_rng(self.config.seed)
-        fit = fit_to(self.space, [Budget(b.cost, b.limit * 1.3) for b in budgets], rng)
-        told_ND = self.known_ND[self._fits(budgets, self.known_ND)]
-        edge_ND = self._uniform(budgets)[: self.config.first // 3]
-        design_ND = seed_design(self.space, self.config.first, fit, rng)
-        self.measure(distinct(np.concatenate([told_ND, edge_ND, design_ND]))[: self.config.first])
-        room = self.config.labels - self.config.finalists
+        fits = []
+        for budgets in ladder:
+            check(self.space, budgets)
+            fits.append(fit_to(self.space, [Budget(b.cost, b.limit * 1.3) for b in budgets], rng))
+        first = -(-self.config.first // len(ladder))
+        for budgets, fit in zip(ladder, fits, strict=True):
+            self.measure(self._design(budgets, fit, min(first, self.config.first - len(self.index_ND)), rng))
+        turn = 0
         while len(self.index_ND) < room:
+            budgets, fit = ladder[turn % len(ladder)], fits[turn % len(ladder)]
+            turn += 1
             predictor = self.predictor()
             count = min(self.config.batch, room - len(self.index_ND))
             promising_ND = self._fresh(self.best(predictor, budgets, rng).index_ND)[
@@ -115,6 +129,13 @@ class Search:
             self.measure(np.concatenate([promising_ND, learnt_ND]))
             log.info("%d labels, best %.2f", len(self.score_N), self.score_N.max())
         return self.predictor()
+
+    def _design(self, budgets: Sequence[Budget], fit: Fit, count: int, rng: np.random.Generator) -> Ints:
+        """What is measured before anything is known; nothing that was measured already."""
+        told_ND = self.known_ND[self._fits(budgets, self.known_ND)]
+        edge_ND = self._uniform(budgets)[: count // 3]
+        design_ND = seed_design(self.space, count + len(self.index_ND), fit, rng)
+        return self._fresh(distinct(np.concatenate([told_ND, edge_ND, design_ND])))[:count]
 
     def _uniform(self, budgets: Sequence[Budget]) -> Ints:
         """Uniform policies within the budgets, those first that use most."""
@@ -171,3 +192,19 @@ class Search:
         """Those that were not measured yet."""
         known = set(map(tuple, self.index_ND))
         return index_ND[[tuple(index_D) not in known for index_D in index_ND]]
+
+
+def rung(asked: float, budget: Budget, searches: Sequence[Search]) -> dict[str, Any]:
+    """A row of a sweep: the best policy within a budget that any of its searches measured."""
+    tops = [(each, each.best_measured([budget])) for each in searches]
+    measured = [(each, n) for each, n in tops if n is not None]
+    assert measured, "each search measured finalists for its own budget"
+    best, n = max(measured, key=lambda pair: float(pair[0].score_N[pair[1]]))
+    used = float(at_levels(budget.cost, best.space, best.index_ND[n])[0])
+    return {
+        "asked": asked,
+        "limit": budget.limit,
+        "used": used,
+        "measured": float(best.score_N[n]),
+        "policy": json.loads(best.space.decode(best.index_ND[n]).json()),
+    }

@@ -46,6 +46,7 @@ TARGETS = {
         Target("plait", READ, (16.0,), (8.0, 16.0), equal_kv=True, equal_heads=True, fused=True),
         Target("transformers", READ, (16.0,), (16.0,), equal_widths=True, equal_heads=True),
         Target("vllm", (4.0, 8.0, 16.0), (16.0,), (16.0,), equal_widths=True, equal_heads=True, fused=True),
+        Target("vllm-cpu", (4.0, 16.0), (16.0,), (16.0,), equal_widths=True, equal_heads=True, fused=True),
         Target(
             "gguf",
             (4.0, 5.0, 8.0, 16.0),
@@ -57,10 +58,13 @@ TARGETS = {
             grouped_bits=8.0,
         ),
         Target("int8", weight_bits=(8.0,), act_bits=(8.0,)),
+        Target("onnx", weight_bits=(4.0, 8.0), act_bits=(8.0,)),
     )
 }
 """By name. `simulated` is arithmetic that no kernel does. Weights of 2 and 3 bits are as fast in plait
-as those of 4, and those of 5 to 7 as fast as those of 8: fewer bits save bytes on disk, not time."""
+as those of 4, and those of 5 to 7 as fast as those of 8: fewer bits save bytes on disk, not time. vLLM's CPU
+build (0.32.0) has a kernel for weights of 4 bits and none for those of 8 beside activations of 16. `int8` and
+`onnx` are for image networks as ONNX files: engines compute in 8 bits, and unpack weights of 4."""
 
 
 def restrict(units: Sequence[Unit], ties: Sequence[Tie], target: Target) -> Space:

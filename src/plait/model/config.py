@@ -69,8 +69,8 @@ class ModelConfig:
     dtype: str = "auto"
     """Type of weights and activations: float32, bfloat16, or auto; see `dtype_of`."""
     kv_dtype: str = "auto"
-    """Type of keys and values in the pool: auto (that of activations), float32, bfloat16, or int8 with one
-    float32 scale for each head of a token."""
+    """Type of keys and values in the pool: float32, bfloat16, int8 with one float32 scale for each head of a
+    token, or auto: what the model was compressed for (see `kv_dtype_of`), else that of activations."""
     slots: int = 8192
     """Token slots of the KV pool, a multiple of `page`."""
     page: int = 1
@@ -87,6 +87,18 @@ class ModelConfig:
     """Threads that our kernels use."""
     rank: Rank = field(default_factory=Rank)
     """Which part of the model to load."""
+
+
+KV_FIELD = "plait_kv_dtype"
+"""In config.json of a decoder that was compressed with keys and values of few bits: their type."""
+
+
+def kv_dtype_of(folder: Path, wanted: str) -> str:
+    """What `wanted` means for a model: `auto` is what it was compressed for, if that says anything."""
+    if wanted != "auto":
+        return wanted
+    found: str = json.loads((folder / "config.json").read_text()).get(KV_FIELD, wanted)
+    return found
 
 
 def dtype_of(folder: Path, wanted: str, exact: bool, device: str = "cpu") -> str:

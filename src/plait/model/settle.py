@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from plait.model.config import ModelConfig, dtype_of
+from plait.model.config import ModelConfig, dtype_of, kv_dtype_of
 from plait.model.schemes import Quantisation
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import ModelShape
@@ -56,10 +56,12 @@ def dtype(config: ModelConfig, quantisation: Quantisation | None) -> torch.dtype
 
 def kv_dtype(config: ModelConfig, activations: torch.dtype) -> torch.dtype:
     """The type of the pool: that of activations, or int8."""
-    wanted = config.kv_dtype
+    wanted = kv_dtype_of(Path(config.folder), config.kv_dtype)
     if wanted == "int8":
         if config.device != "cpu":
-            raise Unsupported("keys and values of int8 are kept on cpu only", "kv_dtype")
+            raise Unsupported(
+                "keys and values of int8 are kept on cpu only: set kv_dtype to bfloat16", "kv_dtype"
+            )
         return torch.int8
     if wanted not in ("auto", *DTYPES):
         raise UserError(f"kv_dtype is {wanted}; choose one of auto, {', '.join(DTYPES)}, int8", "kv_dtype")

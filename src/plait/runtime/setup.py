@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plait.cost.cost import Cost
 from plait.cost.scaling_base import ScalingBase
-from plait.model.config import ModelConfig, Rank, dtype_of
+from plait.model.config import ModelConfig, Rank, dtype_of, kv_dtype_of
 from plait.model.hub import resolve
 from plait.model.share import share_of
 from plait.runtime.driver import Fleet
@@ -82,7 +82,11 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
     page, instances = config.manager.page, config.fleet.instances
     _check_placement(config.manager.placement, instances)
     max_len = max_len_of(folder, config.max_len)
-    config = replace(config, dtype=dtype_of(folder, config.dtype, config.exact, config.device))
+    config = replace(
+        config,
+        dtype=dtype_of(folder, config.dtype, config.exact, config.device),
+        kv_dtype=kv_dtype_of(folder, config.kv_dtype),
+    )
     shape = shape_of(folder)
     placement = _placement(config, shape)
     copies = max(-(-each.tp // shape.layers[0].kv_heads) for each in placement.instances)

@@ -135,6 +135,9 @@ class Classifier:
         return module.eval()
 
     def measure(self, policy: CompressionPolicy, fidelity: Fidelity, seed: int) -> dict[str, float]:
-        """Accuracy in percent (`score`) and cross-entropy on the validation images."""
-        accuracy, loss = evaluate(self.build(policy, fidelity, seed), self.validation)
-        return {"score": 100 * accuracy, "loss": loss}
+        """Accuracy in percent (`score`) and cross-entropy on the validation images; after the whole training
+        also accuracy on those that no choice is made with (`test`)."""
+        module = self.build(policy, fidelity, seed)
+        accuracy, loss = evaluate(module, self.validation)
+        last = {"test": 100 * evaluate(module, self.test)[0]} if fidelity is Fidelity.L2 else {}
+        return {"score": 100 * accuracy, "loss": loss} | last

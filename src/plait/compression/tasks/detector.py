@@ -1,16 +1,20 @@
-"""A single-shot detector (SSD, Liu et al., ECCV 2016) on transformers' ResNet: two maps, four anchors each.
+"""A single-shot detector (SSD, Liu et al., ECCV 2016) on transformers' ResNet or MobileNetV2: two maps, four
+anchors in each place.
 
 Legend: B images, A anchors, K classes, H height, W width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import ResNetBackbone, ResNetConfig
+from transformers import MobileNetV2Config, MobileNetV2Model, ResNetBackbone, ResNetConfig
 
 from plait.compression.tasks.average_precision import Found
 from plait.compression.tasks.boxes import matched, offsets, placed, suppress
+from plait.compression.tasks.networks import steady
+from plait.spec.errors import UserError
 
 SIZES = ((0.07, 0.12, 0.17, 0.22), (0.28, 0.35, 0.45, 0.6))
 """Widths of anchors, in shares of the image, at strides 8 and 16."""
@@ -27,9 +31,12 @@ class DetectorConfig:
     pixels: int = 128
     """Height and width of its images, a multiple of 16."""
     width: int = 32
-    """Channels of the stem and the first stage; each of the next two has twice as many."""
+    """Channels of the stem, by which all others are scaled: ResNet's first stage has as many, the next two
+    twice and four times as many; MobileNetV2 has 32 in the paper."""
     blocks: tuple[int, ...] = (2, 2, 2)
-    """Of ResNet-18's first three stages."""
+    """Of ResNet-18's first three stages; MobileNetV2 has its own."""
+    backbone: str = "resnet18"
+    """resnet18 or mobilenetv2."""
 
 
 class Detector(nn.Module):
@@ -37,33 +44,79 @@ class Detector(nn.Module):
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        widths = [config.width * 2**n for n in range(3)]
-        told = ResNetConfig(
-            embedding_size=config.width,
-            hidden_sizes=widths,
-            depths=list(config.blocks),
-            layer_type="basic",
-            out_features=["stage2", "stage3"],
-        )
-        self.backbone = ResNetBackbone(told)
+        if config.backbone not in BACKBONES:
+            raise UserError(
+                f"no backbone is named {config.backbone}: choose one of {', '.join(BACKBONES)}", "backbone"
+            )
+        self.backbone = BACKBONES[config.backbone](config)
+        widths = self.backbone.widths
         self.towers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(w, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
-            for w in widths[1:]
+            nn.Sequential(nn.Conv2d(w, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU()) for w in widths
         )
         self.answers = 5 + config.classes
         self.heads = nn.ModuleList(
-            nn.Conv2d(w, len(sizes) * self.answers, 3, 1, 1)
-            for w, sizes in zip(widths[1:], SIZES, strict=True)
+            nn.Conv2d(w, len(sizes) * self.answers, 3, 1, 1) for w, sizes in zip(widths, SIZES, strict=True)
         )
         self.register_buffer("anchor_A4", anchors(config.pixels), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        maps = self.backbone(images_BCHW).feature_maps
         made = []
-        for tower, head, part in zip(self.towers, self.heads, maps, strict=True):
+        for tower, head, part in zip(self.towers, self.heads, self.backbone(images_BCHW), strict=True):
             answer_BCHW = head(tower(part))
-            made.append(answer_BCHW.permute(0, 2, 3, 1).reshape(len(images_BCHW), -1, self.answers))
+            made.append(answer_BCHW.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.answers)))
         return torch.cat(made, 1)
+
+
+class ResNetMaps(nn.Module):
+    """The maps of ResNet's second and third stages, at strides 8 and 16."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        sizes = [config.width * 2**n for n in range(3)]
+        told = ResNetConfig(
+            embedding_size=config.width,
+            hidden_sizes=sizes,
+            depths=list(config.blocks),
+            layer_type="basic",
+            out_features=["stage2", "stage3"],
+        )
+        self.body = ResNetBackbone(told)
+        self.widths = sizes[1:]
+        """Channels of the maps."""
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return self.body(images_BCHW).feature_maps
+
+
+class MobileMaps(nn.Module):
+    """The last maps of MobileNetV2 at strides 8 and 16 (32 and 96 channels in the paper); what comes behind
+    them is left out."""
+
+    LAST = (4, 11)
+    """Numbers of the blocks that write them."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        told = MobileNetV2Config(depth_multiplier=config.width / 32, tf_padding=False)
+        whole = steady(MobileNetV2Model(told, add_pooling_layer=False))
+        self.stem, self.blocks = whole.conv_stem, whole.layer[: self.LAST[1] + 1]
+        self.widths = [self.blocks[n].reduce_1x1.convolution.out_channels for n in self.LAST]
+        """Channels of the maps."""
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        x_BCHW, found = self.stem(images_BCHW), []
+        for number, block in enumerate(self.blocks):
+            x_BCHW = block(x_BCHW)
+            if number in self.LAST:
+                found.append(x_BCHW)
+        return tuple(found)
+
+
+BACKBONES: dict[str, Callable[[DetectorConfig], nn.Module]] = {
+    "resnet18": ResNetMaps,
+    "mobilenetv2": MobileMaps,
+}
+"""By name."""
 
 
 def anchors(pixels: int) -> Tensor:

@@ -130,13 +130,22 @@ def _mobilenet(config: NetworkConfig) -> nn.Module:
         classifier_dropout_prob=0.0 if small else 0.2,
         tf_padding=False,
     )
-    module = MobileNetV2ForImageClassification(told)
+    module = steady(MobileNetV2ForImageClassification(told))
     if small:
         # For small images as is usual: no stride in the stem, and dilation has nothing to make up for.
         module.mobilenet_v2.conv_stem.first_conv.convolution.stride = (1, 1)
         for part in module.modules():
             if isinstance(part, nn.Conv2d) and part.dilation != (1, 1):
                 part.dilation, part.padding = (1, 1), (1, 1)
+    return module
+
+
+def steady(module: nn.Module) -> nn.Module:
+    """The same; its norms remember ten batches. transformers' MobileNetV2 has TensorFlow's number for that,
+    which torch reads as the share of the newest batch: norms would be those of the last one alone."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.1
     return module
 
 
