@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -51,6 +50,10 @@ class Pace:
     link: Link
     """Between instances."""
 
+    def of(self, serving: ServeConfig) -> ServeConfig:
+        """The same engine, paced."""
+        return replace(serving, pace=self.steps, pace_link=self.link)
+
 
 @contextlib.asynccontextmanager
 async def open_alignment(
@@ -70,9 +73,7 @@ async def open_alignment(
     """
     check_sinks(recipe.log)
     checkpoints = Checkpoints(out, recipe)
-    checkpoint = checkpoints.resume() if resume else None
-    if not resume:
-        checkpoints.check_fresh()
+    checkpoint = checkpoints.last(resume)
     folders = model_folders(recipe, here)
     tokenizer = Tokenizer.load(folders["actor"])
     check_tokenizers(folders)
@@ -84,17 +85,12 @@ async def open_alignment(
     crew = Crew(crew_config(recipe, folders, checkpoint))
     checkpoints.begin()
     serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, checkpoints.first))
-    if pace is not None:
-        serving = replace(serving, pace=pace.steps, pace_link=pace.link)
-    engine = open_engine(serving, RlhfCore)
+    engine = open_engine(serving if pace is None else pace.of(serving), RlhfCore)
     try:
         await _start(engine, crew)
-        train = recipe.train
-        temperature = recipe.policy.temperature
-        trainer = Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
         reading = None if pace is None else pace.reading
-        told: dict[str, Any] = msgspec.to_builtins(recipe)
-        sinks = open_sinks(recipe.log, out, checkpoints.first, told)
+        sinks = open_sinks(recipe.log, out, checkpoints.first, msgspec.to_builtins(recipe))
+        trainer = _trainer(recipe, crew)
         alignment = Alignment(recipe, engine, trainer, prompts, score, checkpoints, reading, sinks)
         try:
             yield alignment
@@ -102,6 +98,11 @@ async def open_alignment(
             alignment.close()
     finally:
         await asyncio.gather(engine.close(), crew.close())
+
+
+def _trainer(recipe: Recipe, crew: Crew) -> Trainer:
+    train, temperature = recipe.train, recipe.policy.temperature
+    return Trainer(crew, train.fusion, train.micro_batch, temperature, split=train.split_backward)
 
 
 async def _start(engine: Engine, crew: Crew) -> None:

@@ -60,13 +60,22 @@ class Checkpoints:
         """The iteration that the run begins with."""
         return 0 if self.state is None else self.state.iteration
 
-    def resume(self) -> Path:
-        """The last checkpoint; its state is taken.
+    def last(self, resume: bool) -> Path | None:
+        """The checkpoint that the run goes on from, whose state is taken; None where it begins afresh.
 
         Raises:
-            UserError: there is none, or it was written by processes that divided the weights in another way.
+            UserError: there is none to resume from, or it was written by processes that divided the weights
+                in another way; or another run left some, which a fresh run's could be taken for.
         """
         found = sorted((self.out / FOLDER).glob(f"iteration-*/{STATE}"))
+        if not resume and found:
+            raise UserError(
+                f"{self.out} holds checkpoints of another run: go on from them with --resume, remove "
+                "them, or give another --out",
+                "out",
+            )
+        if not resume:
+            return None
         if not found:
             raise UserError(f"{self.out} holds no checkpoint: start without --resume", "resume")
         told = json.loads(found[-1].read_text())
@@ -79,15 +88,6 @@ class Checkpoints:
             )
         self.state = State(**told["state"])
         return found[-1].parent
-
-    def check_fresh(self) -> None:
-        """Raises UserError where another run left checkpoints, which this one's could be taken for."""
-        if any((self.out / FOLDER).glob(f"iteration-*/{STATE}")):
-            raise UserError(
-                f"{self.out} holds checkpoints of another run: go on from them with --resume, remove "
-                "them, or give another --out",
-                "out",
-            )
 
     def begin(self) -> None:
         """Make the folder; metrics of iterations that will be run again go, also half a line of them."""
