@@ -81,7 +81,7 @@ class Scale:
     def quick(self) -> "Scale":
         """Of the same kind, and small."""
         small = replace(self, width=self.width / 2, reference=16_000, label=1_024, last=2_048)
-        return replace(small, labels=16, seeds=1, judged=False)
+        return replace(small, labels=12, seeds=1, judged=False)
 
 
 SCALES = {

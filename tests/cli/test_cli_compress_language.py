@@ -37,6 +37,20 @@ def run(root, *more: str, budgets=("size=0.4",), out="out"):
     return CliRunner().invoke(app, ["compress", str(root / "tiny-llama-0"), *told], catch_exceptions=True)
 
 
+def test_a_sweep_of_a_decoder_shares_labels(world):
+    told = ["--train", str(world / "train.txt"), "--test", str(world / "test.txt"), "--tokens", "256"]
+    told += ["--labels", "14", "--out", str(world / "sweep"), "--budget", "size=0.5,0.4", "--bits", "3,4,8"]
+    done = CliRunner().invoke(app, ["compress", "sweep", str(world / "tiny-llama-0"), *told])
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert report == json.loads((world / "sweep" / "sweep.json").read_text())
+    large, small = report["rows"]
+    assert small["used"] <= small["limit"] < large["limit"]
+    assert small["measured"] <= large["measured"], "what fits the smaller budget fits the larger one"
+    assert [point["limit"] for point in report["front"]] == [small["limit"], large["limit"]]
+    assert len((world / "sweep" / "labels.jsonl").read_text().splitlines()) == report["labels"]
+
+
 def test_a_decoder_is_compressed_and_again_from_its_labels(world):
     more = ("--widths", "0.25,0", "--kv-bits", "8,16")
     done = run(world, *more, budgets=("size=0.4", "kv=0.6"))

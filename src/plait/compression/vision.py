@@ -43,7 +43,7 @@ class CompressConfig:
     out: Path
     """Folder for the labels, the best policy so far and the network in the end."""
     budgets: tuple[tuple[str, float], ...]
-    """Names of `COSTS` and shares between 0 and 1."""
+    """Names of `COSTS` and shares between 0 and 1, or `LATENCY` and milliseconds."""
     target: str = "simulated"
     """One of `TARGETS`."""
     search: SearchConfig = field(default_factory=SearchConfig)
