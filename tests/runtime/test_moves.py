@@ -318,8 +318,10 @@ async def test_an_instance_that_the_model_cannot_be_divided_for_is_refused_by_na
 
 async def test_roles_can_be_changed_but_not_all_of_a_phase(tiny_llama):
     async with engine_of(tiny_llama, **placed(ONE_AND_ONE)) as engine:
-        with pytest.raises(UserError, match="nobody is left"):
+        with pytest.raises(UserError, match="needs an instance that prefills and one that decodes"):
             engine.reassign(1, Role.PREFILL)
+        with pytest.raises(UserError, match="as elastic-prefill the engine needs an"):
+            engine.reassign(1, Role.ELASTIC_PREFILL)
         with pytest.raises(UserError, match="no instance 2"):
             engine.reassign(2, Role.MIXED)
         engine.reassign(0, Role.MIXED)

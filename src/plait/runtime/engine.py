@@ -17,7 +17,7 @@ from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes
 from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
-from plait.spec.cluster import Role
+from plait.spec.cluster import Role, incomplete
 from plait.spec.errors import TooLong, Unsupported, UserError
 from plait.spec.event import Drain, Reassign
 from plait.spec.request import Request
@@ -275,8 +275,11 @@ class Engine:
             raise UserError(f"there is no instance {instance} of {self._instances}", "instance")
         roles = [self.core.roster.role(i) for i in range(self._instances)]
         roles[instance] = role
-        if not any(each.prefills for each in roles) or not any(each.decodes for each in roles):
-            raise UserError(f"without instance {instance} as it is, nobody is left for a phase", "role")
+        if lack := incomplete(roles):
+            raise UserError(
+                f"with instance {instance} as {role.value} the engine needs {lack}: change another one first",
+                "role",
+            )
         self.driver.post(Reassign(instance, role))
 
     async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
