@@ -59,6 +59,9 @@ NETWORKS = {
     "detector": (DetectorConfig(classes=2, pixels=64, width=8, blocks=(1, 1, 1)), called),
     "detector-mobilenetv2": (DetectorConfig(classes=2, pixels=64, width=8, backbone="mobilenetv2"), called),
 }
+FEW = ("resnet20", "resnet18", "vgg-small", "detector")
+SOME_SLOW = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+"""Depthwise networks take the exporter half a minute."""
 
 
 def check(name: str, bits: tuple[float, ...], fixed: float, path) -> tuple[float, float]:
@@ -75,14 +78,14 @@ def check(name: str, bits: tuple[float, ...], fixed: float, path) -> tuple[float
         return gap(answers(path, images), expected), gap(expected, forward(in_floats(small), images))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_files_of_few_bits_answer_exactly_what_was_measured(name, tmp_path):
     off, own = check(name, BITS, 16.0, tmp_path / "small.onnx")
     assert own > 0.05
     assert off < 1e-4
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_files_of_eight_bits_err_no_more_than_eight_bits_do(name, tmp_path):
     """Engines compute these with integers: a value may fall to the next step, and random networks pass it
     on."""

@@ -40,6 +40,7 @@ def test_constants_are_found_and_none_is_negative():
     assert _not_negative(np.array([[1.0, 1], [1, 0.5]]), np.array([3.0, 2])) == pytest.approx([1, 2])
 
 
+@pytest.mark.slow
 def test_layers_are_timed_on_this_machine(tmp_path):
     module, example = make(NetworkConfig("resnet20", pixels=16)), torch.zeros(1, 3, 16, 16)
     network = trace(module, example, logits, EIGHT)

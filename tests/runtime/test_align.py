@@ -239,6 +239,7 @@ def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
     assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_groups_that_teach_nothing_are_made_up_for(workplace, tmp_path):
     """Two of five prompts have groups whose scores are all the same, so one round of two may be too few."""
