@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
@@ -82,15 +82,19 @@ class Beset:
         slots: int,
         rng: random.Random,
         pause_ns: int,
+        settled: Callable[[], bool],
     ) -> None:
         """
         Args:
             roles: of all instances, which come up in epoch 0.
             slots: of each instance.
             pause_ns: mean time between two faults.
+            settled: whether no instance is still to take another role. (If all that decode are to take up
+                prompts, or come from there, what is computed would wait for a further change.)
         """
         self.done: Counter[str] = Counter()
         self._hands, self._clock, self._rng = hands, clock, rng
+        self._settled = settled
         self._life = Life(any(not role.prefills for role in roles.values()))
         self._roles, self._slots, self._pause_ns = roles, slots, pause_ns
         self._epochs = dict.fromkeys(roles, 0)
@@ -161,7 +165,7 @@ class Beset:
         before = self._roles[instance]
         others = [role for role in Role if role.elastic is before.elastic and role is not before]
         after = self._rng.choice(others)
-        if self._swapped or incomplete((self._roles | {instance: after}).values()):
+        if self._swapped or not self._settled() or incomplete((self._roles | {instance: after}).values()):
             return False
         self._swapped = True
         self._plan(now_ns, Reassign(instance, after))

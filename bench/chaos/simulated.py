@@ -171,8 +171,12 @@ def one_run(case: Case, rate_hz: float, seed: int, pause_ns: int) -> Verdict:
     arrivals = arrivals_of(case, rate_hz, seed)
     expected, core, seen = undisturbed(case, arrivals), GlobalManager(case.config(bounded=True)), Seen()
     clock = JumpingClock(core)
+
+    def settled() -> bool:
+        return not any(seat.retiring for seat in core.seats.values())
+
     roles = dict(enumerate(case.roles))
-    beset = Beset(hands_of(case, arrivals), clock, roles, SLOTS, random.Random(seed), pause_ns)
+    beset = Beset(hands_of(case, arrivals), clock, roles, SLOTS, random.Random(seed), pause_ns, settled)
     World(clock, beset, [seen.see, beset.see, lambda *_: audit(core)]).run(inputs_of(case, arrivals))
     core.ledger.check()
     found = Verdict(beset.done, recomputed=core.counts.recomputations + core.counts.move_retries)
