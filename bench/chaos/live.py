@@ -187,6 +187,10 @@ class Callers:
     found: Verdict = field(default_factory=Verdict)
     enough: bool = False
 
+    def stop(self) -> None:
+        """What was asked is still answered."""
+        self.enough = True
+
     async def go_on(self) -> None:
         """One caller, until there were enough faults."""
         while not self.enough:
@@ -225,11 +229,8 @@ class Callers:
 
 async def alone(folder: Path, asks: Sequence[Ask], zygote: Zygote) -> list[list[int]]:
     """What one process draws."""
-    found = []
     async with running(folder, Case("alone", (M,)), zygote) as engine:
-        for ask in asks:
-            found.append([token async for piece in engine.submit(ask) for token in piece.tokens])
-    return found
+        return [[token async for piece in engine.submit(ask) for token in piece.tokens] for ask in asks]
 
 
 async def one_run(
@@ -242,9 +243,7 @@ async def one_run(
         harms = Besetting(engine, case, rng, 0.3)
         engine.watch(harms.see)
         tasks = [asyncio.ensure_future(callers.go_on()) for _ in range(36)]
-        while not callers.enough:
-            await asyncio.sleep(0.05)
-            callers.enough |= harms.done.total() >= faults
+        engine.watch(lambda *_: callers.stop() if harms.done.total() >= faults else None)
         await asyncio.gather(*tasks)
         found = callers.found
         found.faults += harms.done
@@ -257,10 +256,12 @@ async def one_run(
 
 async def quiet(engine: Engine, found: Verdict) -> None:
     """Steps of requests that ended may be in flight; then nothing is held."""
+    rested = asyncio.Event()
+    engine.watch(lambda *_: rested.set() if engine.core.quiet else None)
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not engine.core.quiet:
-                await asyncio.sleep(0.05)
+            if not engine.core.quiet:
+                await rested.wait()
     except TimeoutError:
         found.wrong.append(f"something is in flight {PATIENCE_S:g} s after the last end")
     engine.core.ledger.check()

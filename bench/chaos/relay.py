@@ -1,4 +1,4 @@
-"""`Relays`: a launcher whose workers reach their driver through connections that can be reset or made slow."""
+"""`Relays`: a launcher whose workers reach their driver by connections that can be reset or made slow."""
 
 import asyncio
 import socket
