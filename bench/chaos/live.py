@@ -5,7 +5,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -38,6 +39,10 @@ from plait.spec.sampling import SamplingParams
 M, P, D, E = Role.MIXED, Role.PREFILL, Role.DECODE, Role.ELASTIC
 F, G = Role.ELASTIC_PREFILL, Role.ELASTIC_DECODE
 PATIENCE_S = 30.0
+PAUSE_S = 0.3
+"""Mean time between two faults."""
+CALLERS = 36
+"""Three times as many as queue and rows of two instances bear."""
 WIDTHS = tuple(Width(n, 1e4 * n, 1e6 / n, 1e4 / n) for n in range(1, 5))
 """Groups are worth their while for all but the shortest prompts."""
 SIZES = {
@@ -104,7 +109,7 @@ async def running(folder: Path, case: Case, zygote: Zygote, **changes: object) -
     placement = Placement(tuple(Instance(i, role, case.tp) for i, role in enumerate(case.roles)))
     manager = ManagerConfig(
         page=16,
-        admission=AdmissionConfig(max_queue=16),
+        admission=AdmissionConfig(max_queue=8, max_rows=2),
         batcher=BatcherConfig(step_tokens=48),
         elastic=ElasticConfig(widths=WIDTHS),
         placement=placement,
@@ -123,9 +128,13 @@ async def running(folder: Path, case: Case, zygote: Zygote, **changes: object) -
 class Besetting:
     """An observer that harms workers at the stages of requests' lives, all kinds in turn."""
 
-    def __init__(self, engine: Engine, case: Case, rng: random.Random, pause_s: float) -> None:
-        self.done = Verdict().faults
-        self._engine, self._rng, self._pause_s = engine, rng, pause_s
+    def __init__(
+        self, engine: Engine, case: Case, rng: random.Random, most: int, enough: Callable[[], None]
+    ) -> None:
+        """`enough` is called after so many (`most`)."""
+        self.done: Counter[str] = Counter()
+        self._most, self._enough = most, enough
+        self._engine, self._rng = engine, rng
         self._life = Life(not all(role.prefills for role in case.roles))
         self._wishes = list(product(case.stages, Harm))
         rng.shuffle(self._wishes)
@@ -136,14 +145,16 @@ class Besetting:
     def see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
         """See `Observer`."""
         moments = self._life.moments(event, commands)
-        if self._loop.time() < self._next_s:
+        if self._loop.time() < self._next_s or self.done.total() == self._most:
             return
         for moment in self._rng.sample(moments, len(moments)):
             for at, (stage, harm) in enumerate(self._wishes):
                 if stage is moment.stage and self._harm(harm, moment):
                     self._wishes.append(self._wishes.pop(at))
                     self.done[f"{stage}: {harm}"] += 1
-                    self._next_s = self._loop.time() + self._rng.expovariate(1 / self._pause_s)
+                    self._next_s = self._loop.time() + self._rng.expovariate(1 / PAUSE_S)
+                    if self.done.total() == self._most:
+                        self._enough()
                     return
 
     def _harm(self, harm: Harm, moment: Moment) -> bool:
@@ -240,10 +251,9 @@ async def one_run(
     rng = random.Random(seed)
     async with running(folder, case, zygote) as engine:
         callers = Callers(engine, *work, rng)
-        harms = Besetting(engine, case, rng, 0.3)
+        harms = Besetting(engine, case, rng, faults, callers.stop)
         engine.watch(harms.see)
-        tasks = [asyncio.ensure_future(callers.go_on()) for _ in range(36)]
-        engine.watch(lambda *_: callers.stop() if harms.done.total() >= faults else None)
+        tasks = [asyncio.ensure_future(callers.go_on()) for _ in range(CALLERS)]
         await asyncio.gather(*tasks)
         found = callers.found
         found.faults += harms.done

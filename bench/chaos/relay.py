@@ -23,6 +23,7 @@ class Relays:
         """Instance -> both ends of its connections."""
         self._delays_s: dict[int, float] = {}
         self._servers: list[asyncio.Server] = []
+        self._passing: list[asyncio.Future[list[Any]]] = []
 
     async def launch(self, config: WorkerConfig) -> Started:
         """See `Launcher`."""
@@ -37,9 +38,9 @@ class Relays:
                 return
             self._writers.setdefault(instance, []).extend((writer, back))
             ways = (self._pass_on(instance, reader, back), self._pass_on(instance, there, writer))
-            await asyncio.gather(
-                *ways, return_exceptions=True
-            )  # a reset ends one with an error, as it should
+            both = asyncio.gather(*ways, return_exceptions=True)  # a reset is an error, as it should be
+            self._passing.append(both)
+            await both
             writer.close()
             back.close()
 
@@ -74,4 +75,7 @@ class Relays:
         """See `Launcher`."""
         for server in self._servers:
             server.close()
+        for instance in tuple(self._writers):
+            self.reset(instance)
+        await asyncio.gather(*self._passing)
         await self._launcher.close()
