@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -261,3 +262,16 @@ async def test_workers_that_never_start_end_the_engine(tiny_llama, cluster):
     )
     with pytest.raises(EngineFailure, match="no worker"):
         await engine.start()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+async def test_a_full_disk_ends_the_journal_and_not_the_requests(tiny_llama, caplog):
+    async with engine_of(tiny_llama, journal=Path("/dev/full")) as engine:
+        for _ in range(12):  # until more was said than the journal keeps in memory
+            assert all(len(tokens) == 12 for tokens in await answers(engine, 24))
+            if "ends here" in caplog.text:
+                break
+        assert "/dev/full ends here: [Errno 28]" in caplog.text
+    async with engine_of(tiny_llama, journal=Path("/dev/full")) as engine:
+        assert len((await answers(engine, 1))[0]) == 12
+    assert caplog.text.count("ends here") == 2, "what is found out at the end is told as well"

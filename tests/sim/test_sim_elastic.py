@@ -3,13 +3,14 @@
 import math
 import random
 
-from plait.cost.by_group import llama_8b
+from plait.cost.by_group import ByGroup, llama_8b
 from plait.cost.fitted import Fitted
 from plait.search.batching import Width
 from plait.serving.elasticity import ElasticConfig
 from plait.serving.manager import ManagerConfig
+from plait.sim.copies import Network
 from plait.sim.scenario import Scenario
-from plait.spec.cluster import Instance, Placement, Role
+from plait.spec.cluster import Instance, Link, Placement, Role
 from plait.spec.command import End, Token
 from plait.spec.step import Step
 from plait.workload.trace import TraceRow
@@ -68,3 +69,17 @@ def test_a_request_may_be_larger_than_an_instance():
     seconds, sizes = serve(Role.ELASTIC, trace(10, 5), slots=40_000)
     assert max(sizes) >= 3
     assert max(seconds) < 60
+
+
+def test_a_row_that_was_to_leave_its_instance_and_stays_goes_on():
+    """A long prompt would gain by an instance where a row decodes, but no other one has room for the row."""
+    cost = ByGroup({n: Fitted(3e6, 5e4 / n, 4.0 / n, 20.0, 6e6, 300.0, 9e4) for n in (1, 2, 3)})
+    placement = Placement(tuple(Instance(i, Role.ELASTIC) for i in range(3)))
+    config = ManagerConfig(elastic=ElasticConfig(cost.widths, chunk_ns=20e6, move_token_ns=100.0))
+    network = Network(16_384, Link(2e9, 20_000), Link(1e9, 30_000))
+    rows = [TraceRow(54_000_000, 2163, 43), TraceRow(131_000_000, 152, 58), TraceRow(254_000_000, 2429, 49)]
+    ends = []
+    Scenario(placement, cost, 1024, config, network).run(
+        rows, [lambda now, event, commands: ends.extend(c for c in commands if isinstance(c, End))]
+    )
+    assert sorted((end.request, end.tokens) for end in ends) == [(0, 43), (1, 58), (2, 49)]

@@ -1,11 +1,12 @@
 """`Engine`: a model behind one door. Fronts submit asks and read streams; they see nothing else."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from plait.runtime.hashing import block_hashes
 from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
 from plait.spec.cluster import Role, incomplete
+from plait.spec.command import Command
 from plait.spec.errors import TooLong, Unsupported, UserError
-from plait.spec.event import Drain, Reassign
+from plait.spec.event import Drain, Event, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
 from plait.text.tokenizer import Tokenizer
@@ -148,7 +150,7 @@ class Engine:
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
         heard = self.core if owner is None else owner(self.core)
-        self.driver = Driver(heard, fleet, [self._journal.append] if self._journal else [])
+        self.driver = Driver(heard, fleet, [self._note] if self._journal else [])
         self.version = 0
         """Of the weights."""
         self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
@@ -258,6 +260,22 @@ class Engine:
             finished=dict(self.driver.ends),
         )
 
+    def _note(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
+        """Write the journal. Where that fails, it ends there, and requests go on."""
+        if self._journal is not None:
+            try:
+                self._journal.append(now_ns, event, commands)
+            except OSError as error:
+                self._give_up_journal(error)
+
+    def _give_up_journal(self, error: OSError) -> None:
+        """What it has not written yet cannot be written either."""
+        log.error("the journal %s ends here: %s; make room and start anew", self.config.journal, error)
+        journal, self._journal = self._journal, None
+        with contextlib.suppress(OSError):
+            if journal is not None:
+                journal.close()
+
     def watch(self, observer: Observer) -> None:
         """Call `observer` after every call of the core."""
         self.driver.observers.append(observer)
@@ -323,4 +341,7 @@ class Engine:
         self.driver.close()
         await self.fleet.close()
         if self._journal is not None:
-            self._journal.close()
+            try:
+                self._journal.close()
+            except OSError as error:
+                self._give_up_journal(error)

@@ -86,12 +86,18 @@ class Compaction:
         return move_ns < gain.with_ns and gain.value > move_ns * sum(1 / max(each, 1.0) for each in lengths)
 
     def _room(self, lives: Sequence[Live], seat: Seat, found: Collection[Seat]) -> bool:
-        """Others that decode hold all of it, each row in pages of its own."""
-        page = self._ledger.page
-        need = sum(self._ledger.whole(self._tokens(live, seat.instance)) + page for live in lives)
+        """Every row finds one other instance for all that it keeps here, in pages of its own."""
         gone = {seat.instance, *(each.instance for each in found)}
-        targets = [each for each in self._relocations.crowd() if each.instance not in gone]
-        return sum(self._ensemble.unused(each.instance) for each in targets) >= need
+        targets = (each.instance for each in self._relocations.crowd() if each.instance not in gone)
+        unused = {target: self._ensemble.unused(target) for target in targets}
+        for live in lives:
+            need = self._ledger.whole(self._tokens(live, seat.instance)) + self._ledger.page
+            able = (i for i, room in unused.items() if room >= need and i not in live.instances)
+            target = next(able, None)
+            if target is None:
+                return False
+            unused[target] -= need
+        return True
 
     def _tokens(self, live: Live, instance: int) -> int:
         assert live.parts is not None

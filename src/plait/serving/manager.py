@@ -134,7 +134,8 @@ class GlobalManager:
         self._expire()
         self._pull()
         self._seat_waiting()
-        if self._plan() and not self.flights:  # who yielded made room for others, and no answer will come
+        # Who yielded made room for others, or a row that was to leave stays; and no answer will come.
+        if (self._plan() or self.ensemble.decoding) and not self.flights:
             self._pull()
             self._seat_waiting()
             self._plan()

@@ -22,7 +22,8 @@ class Line:
                                 `--moves--> copy lane -----------'
 
     It gives signs of life while the compute lane works, and calls `orphaned` when the parent is gone
-    (stdin closes), so that no worker outlives its driver.
+    (stdin closes), so that no worker outlives its driver, or when the connection breaks: an order that was
+    under way is lost, and nobody would miss it.
     """
 
     def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
@@ -58,16 +59,19 @@ class Line:
         socket.setsockopt(zmq.IDENTITY, self._config.identity)
         socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_FRAME_BYTES)
         socket.setsockopt(zmq.LINGER, 1000)
+        broken = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.connect(self._config.address)
         try:
-            self._pump(socket)
+            self._pump(socket, broken)
         finally:
+            socket.disable_monitor()
+            broken.close()
             socket.close()
             context.term()
 
-    def _pump(self, socket: zmq.Socket[bytes]) -> None:
+    def _pump(self, socket: zmq.Socket[bytes], broken: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
-        for source in (socket, self._wakeup, sys.stdin.fileno()):
+        for source in (socket, broken, self._wakeup, sys.stdin.fileno()):
             poller.register(source, zmq.POLLIN)
         beat_s = self._config.beat_ns / 1e9
         next_beat = time.monotonic()
@@ -77,7 +81,8 @@ class Line:
                 socket.send(self._codec.encode(Beat()))
                 next_beat = now + beat_s
             ready = dict(poller.poll(max(1, int((next_beat - now) * 1000))))
-            if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
+            gone = sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096)
+            if gone or broken in ready:
                 self._orphaned()
             if self._wakeup in ready and not self._flush(socket):
                 return
