@@ -1,4 +1,4 @@
-"""`Forecast`: what a stage will take, by its model's sizes and a cost model; rough, where nothing was measured.
+"""`Forecast`: what a stage will take, by its model's sizes and a cost model; rough, where not measured.
 
 Seconds are those of the arithmetic and the traffic alone, so a stage takes that long or longer.
 """

@@ -66,7 +66,8 @@ class Keys:
             if key not in names:
                 raise unknown_field(f"{self.where}.", key, tuple(names))
         form = TypedDict("form", {key: hint for key, _, hint in self._fields()})  # type: ignore[misc]
-        adapter = pydantic.TypeAdapter(form, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
+        form.__pydantic_config__ = pydantic.ConfigDict(coerce_numbers_to_str=True)
+        adapter = pydantic.TypeAdapter(form)
         try:
             values = adapter.validate_python(raw)
         except pydantic.ValidationError as error:
@@ -82,9 +83,8 @@ class Keys:
         for name, parameter in inspect.signature(self.verb, eval_str=True).parameters.items():
             if name in self.given:
                 continue
-            kind, info = typing.get_args(parameter.annotation) or (parameter.annotation, None)
-            if not isinstance(info, ParameterInfo):
-                kind, info = parameter.annotation, ParameterInfo()
+            kind, info = typing.get_args(parameter.annotation)
+            assert isinstance(info, ParameterInfo), f"{name} is an option of a verb"
             limited = Annotated[kind, pydantic.Field(ge=info.min, le=info.max)]
             needed = parameter.default is parameter.empty and name not in self.supplied
             found.append((_spelled(name, info), name, Required[limited] if needed else NotRequired[limited]))
