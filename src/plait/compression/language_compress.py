@@ -16,7 +16,7 @@ from plait.compression.language import FULL_BITS
 from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY, Predictor
-from plait.compression.search import Chosen, Search, rung
+from plait.compression.search import Chosen, Search, check_labels, rung
 from plait.compression.space import Ints
 from plait.compression.step_time import StepTime, measure_steps, step_time
 from plait.compression.tasks.language import Language
@@ -102,7 +102,8 @@ def check_language(config: LanguageCompressConfig) -> None:
     _check_names(config)
     for name, value in config.budgets:
         _check_value(name, value)
-    task = config.task
+    search, task = config.search, config.task
+    check_labels(search.labels, search.first, search.finalists)
     assert len(task.space) > 0
     for text in (task.calibration, task.validation, task.test):
         sequences(task.folder, text)
