@@ -50,7 +50,11 @@ def test_numbers_may_stand_for_text():
         (SERVE, {"instance": 2}, "did you mean serve.instances?"),
         (SERVE, {"out": "here"}, "unknown field serve.out"),
         (COMPRESS, {"budget": ["size=0.4"], "test": "b.txt"}, "compress.train: field required"),
-        (COMPRESS, {"budget": "size=0.4", "train": "a", "test": "b"}, "compress.budget: input should be a .*list"),
+        (
+            COMPRESS,
+            {"budget": "size=0.4", "train": "a", "test": "b"},
+            "compress.budget: input should be a .*list",
+        ),
         (PLAN, WHOLE | {"finalists": 0}, "plan.finalists: .*greater than or equal to 1"),
         (PLAN, WHOLE | {"policy": "best"}, "plan.policy: .*'colocated'"),
         (SERVE, {"port": 70_000}, "serve.port: .*less than or equal to 65535"),

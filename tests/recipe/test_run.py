@@ -1,4 +1,4 @@
-"""A run does what is not done, in order, and nothing twice. Its stages here write a word: no model is needed."""
+"""A run does what is not done, in order, and nothing twice. Stages here write a word and need no model."""
 
 import json
 from collections.abc import Mapping
