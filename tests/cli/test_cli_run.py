@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from plait.cli.main import app
 from plait.recipe.provenance import FILE, Provenance
 from plait.spec.errors import UserError
+from tests.docs.blocks import blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +150,38 @@ def test_the_whole_story_runs_and_runs_once(world):
     assert (out / "serve" / FILE).read_text() != told["serve"]
 
 
-def test_the_shipped_recipes_can_be_read():
+@pytest.mark.slow
+def test_an_alignment_that_broke_off_goes_on_from_its_checkpoint(world):
+    """The reward function fails in the second iteration, as long as a file is not there."""
+    mended, calls = world / "mended", world / "calls"
+    calls.write_text("")
+    (world / "recipes" / "reward.py").write_text(
+        f"""from pathlib import Path
+
+def score(prompts, completions, **_):
+    calls = Path({str(calls)!r})
+    calls.write_text(calls.read_text() + "x")
+    assert len(calls.read_text()) < 5 or Path({str(mended)!r}).exists()
+    return [float(len(text)) for text in completions]
+"""
+    )
+    start = {"models": {"actor": "../runs/start-story/adder", "reward_function": "reward.py:score"}}
+    recipe = story(world, align=start | {"iterations": 3, "checkpoint": {"every": 1}})
+    out = world / "broken"
+    broken = run(recipe, out, "--until", "align")
+    assert broken.exit_code != 0
+    metrics = out / "align" / "metrics.jsonl"
+    before = metrics.read_text()
+    assert 1 <= len(before.splitlines()) < 3
+    assert not Provenance.load(out / "align").result_sha256
+    mended.touch()
+    whole = run(recipe, out, "--until", "align")
+    assert whole.exit_code == 0, whole.exception
+    assert metrics.read_text().startswith(before)
+    assert len(metrics.read_text().splitlines()) == 3
+
+
+def test_recipes_that_are_shown_can_be_read(tmp_path):
     from plait.cli.bench import loading
     from plait.cli.compress import compression
     from plait.cli.plan import planning
@@ -158,5 +190,10 @@ def test_the_shipped_recipes_can_be_read():
     from plait.recipe.story import read_story
 
     verbs = Verbs(print, compression, planning, serving, loading)
-    for name in ("story.yaml", "smollm2.yaml"):
-        assert tuple(s.name for s in read_story(ROOT / "recipes" / name, verbs).stages) == NAMES
+    shown = next(b for b in blocks(ROOT / "docs" / "recipe.md") if b.language == "yaml")
+    (tmp_path / "shown.yaml").write_text(shown.body)
+    for path in (
+        *(ROOT / "recipes" / name for name in ("story.yaml", "smollm2.yaml")),
+        tmp_path / "shown.yaml",
+    ):
+        assert tuple(s.name for s in read_story(path, verbs).stages) == NAMES

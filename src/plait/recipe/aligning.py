@@ -1,4 +1,4 @@
-"""`Align`: the stage that aligns a model; its keys are the fields of a recipe of `plait align`."""
+"""`AlignStage`: the stage that aligns a model; its keys are the fields of a recipe of `plait align`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from plait.spec.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Align:
+class AlignStage:
     """See `Stage`."""
 
     told: Mapping[str, Any]
@@ -31,11 +31,11 @@ class Align:
     result: str = "actor"
 
     @staticmethod
-    def read(raw: object, file: Path, verbs: Verbs) -> "Align":
+    def read(raw: object, file: Path, verbs: Verbs) -> "AlignStage":
         """Raises UserError for a field that is unknown (names the nearest), missing or wrong."""
         if not isinstance(raw, Mapping):
             raise UserError(f"{file}: align must hold the fields of a recipe of `plait align`", "align")
-        return Align(dict(raw), read_fields(raw, Recipe, str(file), "align."), file.parent, verbs)
+        return AlignStage(dict(raw), read_fields(raw, Recipe, str(file), "align."), file.parent, verbs)
 
     def inputs(self, made: Made) -> dict[str, Path]:
         """See `Stage`."""

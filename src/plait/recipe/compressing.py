@@ -1,4 +1,4 @@
-"""`Compress`: the stage that compresses a decoder; its keys are the options of `plait compress`."""
+"""`CompressStage`: the stage that compresses a decoder; its keys are the options of `plait compress`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PROBES = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Compress:
+class CompressStage:
     """See `Stage`."""
 
     section: Told
@@ -30,13 +30,13 @@ class Compress:
     result: str = "model"
 
     @staticmethod
-    def read(raw: object, file: Path, verbs: Verbs) -> "Compress":
+    def read(raw: object, file: Path, verbs: Verbs) -> "CompressStage":
         """Raises UserError for a key that is unknown (names the nearest), missing or wrong."""
         told = Keys("compress", verbs.compress, ("out",), ("model",)).read(raw, file)
         target = told.options.get("target") or "plait"
         if target == "gguf":
             raise UserError(f"{file}: compress.target is gguf, a file: use `plait compress` for it", "target")
-        return Compress(told, verbs)
+        return CompressStage(told, verbs)
 
     @property
     def told(self) -> Mapping[str, Any]:

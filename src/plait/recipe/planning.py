@@ -1,4 +1,4 @@
-"""`Plan`: the stage that chooses a placement; its keys are the options of `plait plan`."""
+"""`PlanStage`: the stage that chooses a placement; its keys are the options of `plait plan`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from plait.spec.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanStage:
     """See `Stage`."""
 
     section: Told
@@ -22,9 +22,9 @@ class Plan:
     result: str = "placement.json"
 
     @staticmethod
-    def read(raw: object, file: Path, verbs: Verbs) -> "Plan":
+    def read(raw: object, file: Path, verbs: Verbs) -> "PlanStage":
         """Raises UserError for a key that is unknown (names the nearest), missing or wrong."""
-        return Plan(Keys("plan", verbs.plan, ("out",), ("model",)).read(raw, file), verbs)
+        return PlanStage(Keys("plan", verbs.plan, ("out",), ("model",)).read(raw, file), verbs)
 
     @property
     def told(self) -> Mapping[str, Any]:

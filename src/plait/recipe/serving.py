@@ -1,4 +1,4 @@
-"""`Serve`: the last stage; its keys are the options of `plait serve`, and `requests` with `load`."""
+"""`ServeStage`: the last stage; its keys are the options of `plait serve`, and `requests` with `load`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ BY_RUN = ("url", "model", "count", "api_key", "json_out")
 
 
 @dataclass(frozen=True, slots=True)
-class Serve:
+class ServeStage:
     """See `Stage`."""
 
     section: Told
@@ -39,7 +39,7 @@ class Serve:
     refines: frozenset[str] = frozenset()
 
     @staticmethod
-    def read(raw: object, file: Path, verbs: Verbs) -> "Serve":
+    def read(raw: object, file: Path, verbs: Verbs) -> "ServeStage":
         """Raises UserError for a key that is unknown (names the nearest), missing or wrong."""
         section = Keys("serve", verbs.serve, ("api_key",), ("model",), OWN).read(raw, file)
         load = None
@@ -48,7 +48,7 @@ class Serve:
             load = keys.read(section.options.get("load", {}), file)
         elif "load" in section.options:
             raise UserError(f"{file}: serve.load needs serve.requests: say how many", "serve.load")
-        return Serve(section, load, file.stem, verbs)
+        return ServeStage(section, load, file.stem, verbs)
 
     @property
     def told(self) -> Mapping[str, Any]:

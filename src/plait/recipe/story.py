@@ -12,15 +12,15 @@ from the recipe's folder.
 from dataclasses import dataclass
 from pathlib import Path
 
-from plait.recipe.aligning import Align
-from plait.recipe.compressing import Compress
-from plait.recipe.planning import Plan
-from plait.recipe.serving import Serve
+from plait.recipe.aligning import AlignStage
+from plait.recipe.compressing import CompressStage
+from plait.recipe.planning import PlanStage
+from plait.recipe.serving import ServeStage
 from plait.recipe.stage import NAMES, Stage, Verbs
 from plait.runtime.recipe import read_yaml, unknown_field
 from plait.spec.errors import UserError
 
-KINDS = {"align": Align, "compress": Compress, "plan": Plan, "serve": Serve}
+KINDS = {"align": AlignStage, "compress": CompressStage, "plan": PlanStage, "serve": ServeStage}
 
 
 @dataclass(frozen=True, slots=True)
