@@ -15,8 +15,12 @@ END, LONGEST, BATCH, WIDTH = "<|end|>", 9, 256, 96
 """`99+99=198` has nine tokens before its end."""
 
 
-def write(root: Path, steps: int, seed: int = 0) -> Path:
-    """The model after so many supervised steps, with its tokenizer and prompts; returns its folder."""
+def write(root: Path, steps: int, seed: int = 0, context: int = 64) -> Path:
+    """The model after so many supervised steps, with its tokenizer and prompts; returns its folder.
+
+    Args:
+        context: tokens that the model is said to take, prompt and output together.
+    """
     folder = root / "adder"
     words = tokenizer()
     torch.manual_seed(seed)
@@ -26,7 +30,7 @@ def write(root: Path, steps: int, seed: int = 0) -> Path:
         intermediate_size=4 * WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=64,
+        max_position_embeddings=context,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=words.eos_token_id,
@@ -41,6 +45,13 @@ def write(root: Path, steps: int, seed: int = 0) -> Path:
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in (_pair(dice) for _ in range(2000))]
     (root / "addition.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def write_text(path: Path, sums: int, seed: int) -> None:
+    """Sums with their results, a paragraph each: what the model is measured with."""
+    dice = random.Random(seed)
+    pairs = [_pair(dice) for _ in range(sums)]
+    path.write_text("\n\n".join(f"{a}+{b}={a + b}" for a, b in pairs))
 
 
 def _pair(dice: random.Random) -> tuple[int, int]:

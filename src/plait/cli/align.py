@@ -4,9 +4,12 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from plait.runtime.recipe import Recipe
 
 
 def align(
@@ -15,18 +18,22 @@ def align(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in it.")] = False,
 ) -> None:
     """Align a language model with a reward."""
-    from plait.runtime.align_setup import open_alignment
     from plait.runtime.recipe import read_recipe
 
-    read = read_recipe(recipe)
     folder = out or Path("runs") / recipe.stem
+    run_alignment(read_recipe(recipe), recipe.parent, folder, resume)
+    sys.stdout.write(f"{folder / 'actor'}\n")
+
+
+def run_alignment(recipe: "Recipe", here: Path, out: Path, resume: bool) -> None:
+    """Align, with a line for each iteration. `here`: folder that the recipe's paths start from."""
+    from plait.runtime.align_setup import open_alignment
 
     async def run() -> None:
-        async with open_alignment(read, recipe.parent, folder, resume=resume) as alignment:
+        async with open_alignment(recipe, here, out, resume=resume) as alignment:
             await alignment.run(_say)
 
     asyncio.run(run())
-    sys.stdout.write(f"{folder / 'actor'}\n")
 
 
 def _say(iteration: int, figures: Mapping[str, float]) -> None:

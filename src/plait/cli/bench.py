@@ -1,7 +1,10 @@
 """`plait bench serve`: load for any OpenAI-compatible endpoint."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +17,7 @@ from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.profile import Profile
 from plait.workload.result import Summary
+from plait.workload.trace import TraceRow
 
 bench = typer.Typer(no_args_is_help=True, help="Measure a server from outside.")
 
@@ -23,8 +27,7 @@ def _root() -> None:
     """Measure a server from outside."""
 
 
-@bench.command()
-def serve(
+def loading(
     url: Annotated[str, typer.Option(help="Root of the server, such as http://127.0.0.1:8000.")],
     model: Annotated[str, typer.Option(help="Name of the model as the server knows it.")],
     chat: Annotated[
@@ -53,21 +56,45 @@ def serve(
     api_key: Annotated[str, typer.Option(envvar="PLAIT_API_KEY", help="Sent as a bearer token.")] = "",
     slo: workload.Objectives = None,
     json_out: workload.Json = None,
-) -> None:
-    """Send a workload; report TTFT, TPOT, ITL, E2E, SLO attainment and goodput."""
+) -> "Loading":
+    """A load that is to be sent. Raises UserError for a workload that cannot be."""
     if process == "closed" and concurrency is None:
         raise UserError("a closed loop needs --concurrency: how many requests it holds in flight")
     objectives = Slo.parse(slo) if slo else None
     profile = Profile(process, rate, count, input_len, output_len, cv, burst, trace, form, seed=seed)
-    rows = profile.rows()
     endpoint = EndpointConfig(url, model, chat, api_key, timeout, ignore_eos, temperature)
     config = LoadConfig(endpoint, Prompts(seed, vocab), concurrency, warmup)
-    with report.progress() as bar:
-        task = bar.add_task("sending", total=len(rows))
-        load = asyncio.run(generate(config, rows, lambda record: bar.advance(task)))
-    asked = {"url": url, "model": model, "chat": chat, "concurrency": concurrency, "ignore_eos": ignore_eos}
-    found = {"token_ids": load.token_ids, "late_ms": load.late_ns / 1e6}
-    meta = {"world": "measured", "plait": __version__, **asked, **found, "profile": profile.json()}
-    summary = Summary.of(load.records, objectives)
-    report.show(f"{model} at {url}", summary, load.records, meta, json_out)
-    report.warn(sorted({record.error for record in load.records if record.error}))
+    return Loading(config, profile, profile.rows(), objectives, json_out)
+
+
+@bench.command()
+@wraps(loading, assigned=())
+def serve(**options: Any) -> None:
+    """Send a workload; report TTFT, TPOT, ITL, E2E, SLO attainment and goodput."""
+    loading(**options).run()
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What `plait bench serve` was told."""
+
+    config: LoadConfig
+    profile: Profile
+    rows: Sequence[TraceRow]
+    slo: Slo | None
+    json_out: str | None
+
+    def run(self) -> Summary:
+        """Send it and report."""
+        with report.progress() as bar:
+            task = bar.add_task("sending", total=len(self.rows))
+            load = asyncio.run(generate(self.config, self.rows, lambda record: bar.advance(task)))
+        to, concurrency = self.config.endpoint, self.config.concurrency
+        asked = {"url": to.url, "model": to.model, "chat": to.chat, "concurrency": concurrency}
+        asked |= {"ignore_eos": to.ignore_eos}
+        found = {"token_ids": load.token_ids, "late_ms": load.late_ns / 1e6}
+        meta = {"world": "measured", "plait": __version__, **asked, **found, "profile": self.profile.json()}
+        summary = Summary.of(load.records, self.slo)
+        report.show(f"{to.model} at {to.url}", summary, load.records, meta, self.json_out)
+        report.warn(sorted({record.error for record in load.records if record.error}))
+        return summary

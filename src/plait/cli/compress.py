@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +96,56 @@ class Work:
     seed: int
 
 
-def compress(
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What may become of a decoder, and how much text it is measured with."""
+
+    texts: tuple[str, ...]
+    """Bits, shares of blocks, widths and heads, bits of keys and values: numbers with commas."""
+    group: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """What `plait compress` was told."""
+
+    work: Work
+    model: str
+    network: Network
+    levels: Levels
+
+    @property
+    def of_images(self) -> bool:
+        """The model is one of `IMAGES`."""
+        return self.model in IMAGES
+
+    def run(self) -> dict[str, Any]:
+        """Search and write; returns the report."""
+        if self.of_images:
+            from plait.compression.vision import compress_network
+
+            return compress_network(_of_network(self.work, self.network))
+        from plait.compression.language_compress import compress_language
+
+        return compress_language(self.decoder())
+
+    def sweep(self) -> dict[str, Any]:
+        """Search for each budget; returns the report."""
+        if self.of_images:
+            from plait.compression.vision import sweep_network
+
+            return sweep_network(_of_network(self.work, self.network))
+        from plait.compression.language_compress import sweep_language
+
+        return sweep_language(self.decoder())
+
+    def decoder(self) -> "LanguageCompressConfig":
+        """What is told of a decoder. Raises UserError: it or its text is not there, or has no such levels."""
+        return _of_decoder(self.work, self.model, self.levels)
+
+
+def compression(
     model: Model,
     out: Out,
     budget: Budget,
@@ -120,21 +170,18 @@ def compress(
     labels: LabelCount = None,
     processes: Processes = 1,
     seed: Seed = 0,
-) -> None:
-    """Compress an image classifier or a decoder to budgets; run again after an interruption, it goes on."""
+) -> "Compression":
+    """What is to be compressed, and to which budgets."""
     work = Work(out, tuple(_budget(text) for text in budget), train, test, target, labels, seed)
-    if model in IMAGES:
-        from plait.compression.vision import compress_network
+    images = (train_images, validation_images, test_images)
+    network = Network(model, classes, pixels, width, images, epochs, reference, processes)
+    return Compression(work, model, network, Levels((bits, depths, widths, heads, kv_bits), group, tokens))
 
-        images = (train_images, validation_images, test_images)
-        network = Network(model, classes, pixels, width, images, epochs, reference, processes)
-        report = compress_network(_of_network(work, network))
-    else:
-        from plait.compression.language_compress import compress_language
 
-        levels = (bits, depths, widths, heads, kv_bits)
-        report = compress_language(_of_decoder(work, model, levels, group, tokens))
-    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+@wraps(compression, assigned=())
+def compress(**options: Any) -> None:
+    """Compress an image classifier or a decoder to budgets; run again after an interruption, it goes on."""
+    sys.stdout.write(json.dumps(compression(**options).run(), indent=2) + "\n")
 
 
 def sweep(
@@ -167,17 +214,10 @@ def sweep(
     """The best measured policy for each of several budgets, from labels that they share: a table on stderr,
     JSON on stdout and in OUT/sweep.json. `plait compress` with the same OUT then reads those labels."""
     work = Work(out, _ladder(budget), train, test, target, labels, seed)
-    if model in IMAGES:
-        from plait.compression.vision import sweep_network
-
-        images = (train_images, validation_images, test_images)
-        network = Network(model, classes, pixels, width, images, epochs, reference, processes)
-        report = sweep_network(_of_network(work, network))
-    else:
-        from plait.compression.language_compress import sweep_language
-
-        levels = (bits, depths, widths, heads, kv_bits)
-        report = sweep_language(_of_decoder(work, model, levels, group, tokens))
+    images = (train_images, validation_images, test_images)
+    network = Network(model, classes, pixels, width, images, epochs, reference, processes)
+    levels = Levels((bits, depths, widths, heads, kv_bits), group, tokens)
+    report = Compression(work, model, network, levels).sweep()
     _show(report, out / "front.svg" if plot else None)
 
 
@@ -209,9 +249,7 @@ def _of_network(work: Work, network: Network) -> "CompressConfig":
     return CompressConfig(task, work.out, work.budgets, target, search, network.processes)
 
 
-def _of_decoder(
-    work: Work, model: str, levels: tuple[str, ...], group: int, tokens: int
-) -> "LanguageCompressConfig":
+def _of_decoder(work: Work, model: str, levels: Levels) -> "LanguageCompressConfig":
     from plait.compression.language import DecoderConfig
     from plait.compression.language_compress import LanguageCompressConfig
     from plait.compression.language_search import LanguageSearchConfig
@@ -220,9 +258,9 @@ def _of_decoder(
     from plait.runtime.setup import ServeConfig
     from plait.runtime.step_times import DECODE, decode_ns
 
-    bits, *others = (_numbers(text) for text in levels)
-    text = text_of(work.train, work.test, tokens)
-    choice, target = DecoderConfig(bits, group, *others), work.target or "plait"
+    bits, *others = (_numbers(text) for text in levels.texts)
+    text = text_of(work.train, work.test, levels.tokens)
+    choice, target = DecoderConfig(bits, levels.group, *others), work.target or "plait"
     task = Language(resolve(model), **text, cache=work.out, choice=choice, target=target, seed=work.seed)
     labels = work.labels or 28
     search = LanguageSearchConfig(labels=labels, first=max(8, labels // 2), seed=work.seed)

@@ -21,6 +21,7 @@ from plait.cli.quantize import quantize
 from plait.cli.replay import replay
 from plait.cli.reward import reward
 from plait.cli.rlhf import plan_rlhf, simulate_rlhf
+from plait.cli.run import run
 from plait.cli.serve import serve
 from plait.cli.simulate import simulate
 from plait.cli.top import top
@@ -48,6 +49,7 @@ def root(
 
 
 app.command()(serve)
+app.command()(run)
 app.command()(align)
 app.command()(reward)
 app.command()(pull)

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,13 +19,14 @@ from plait.cost.scaling_base import ScalingBase
 from plait.planner.cluster import read_cluster
 from plait.planner.placed import save_placement
 from plait.planner.plans import Plans
+from plait.planner.published import Map
 from plait.planner.race import Entry
 from plait.planner.search import Algorithm, Outcome, Policy, Search, SearchConfig
 from plait.spec.slo import Slo
-from plait.workload.trace import read_trace
+from plait.workload.trace import TraceRow, read_trace
 
 
-def plan(
+def planning(
     model: Annotated[str, typer.Option(help=f"A config.json, or one of {', '.join(CONFIGS)}.")],
     cluster: Annotated[Path, typer.Option(help="YAML: nodes, devices_per_node, device, links.")],
     trace: Annotated[Path, typer.Option(help="Requests whose lengths are drawn from.")],
@@ -48,28 +51,58 @@ def plan(
     finalists: Annotated[int, typer.Option(min=1, help="Candidates that are measured with intervals.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
     seed: workload.Seed = 0,
-) -> None:
-    """Find which instances, how parallel and in which roles, serve a workload within its objectives."""
+) -> "Planning":
+    """What is to be planned. Raises UserError for what cannot be read."""
     shape, there = shape_named(model), read_cluster(cluster)
     groups = None if scaling is None else ScalingBase.load(scaling)
     plans = Plans(shape, there, measured_named(cost, model, there.device.name), groups)
     grouped = elastic or groups is not None
     config = SearchConfig(algorithm, policy, grouped, finalists=finalists, seed=seed)
-    with ProcessPoolExecutor(jobs) as pool, report.progress() as bar:
-        search = Search(plans, read_trace(trace, form), Slo.parse(slo), rate, config, pool.map)
-        task = bar.add_task("bounds", total=None)
-
-        def said(stage: str, entries: Sequence[Entry]) -> None:
-            bar.update(task, description=f"{stage}: {entries[0].candidate}")
-
-        outcome = search.run(said)
-    _show(outcome, f"{model} on {there.devices} x {there.device.name}, {slo}, {rate:g} requests/s")
-    best = outcome.best
     about = {"model": model, "cluster": str(cluster), "slo": slo, "rate_hz": rate, "seed": seed, "cost": cost}
     about |= {} if scaling is None else {"scaling": str(scaling)}
-    about |= {"plait": __version__, "candidate": str(best.candidate), "kind": best.candidate.kind}
-    save_placement(out, search.placement(best), about)
-    Console(stderr=True, highlight=False).print(f"placement: {out}")
+    return Planning(plans, read_trace(trace, form), Slo.parse(slo), rate, config, out, jobs, about)
+
+
+@wraps(planning, assigned=())
+def plan(**options: Any) -> None:
+    """Find which instances, how parallel and in which roles, serve a workload within its objectives."""
+    planning(**options).run()
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """What `plait plan` was told."""
+
+    plans: Plans
+    trace: Sequence[TraceRow]
+    slo: Slo
+    rate_hz: float
+    config: SearchConfig
+    out: Path
+    jobs: int
+    about: dict[str, Any]
+
+    def search(self, map: Map = map) -> Search:
+        """The search, which has not begun. Raises UserError: the rate is none, or the objectives are."""
+        return Search(self.plans, self.trace, self.slo, self.rate_hz, self.config, map)
+
+    def run(self) -> Outcome:
+        """Search, show and write the placement."""
+        with ProcessPoolExecutor(self.jobs) as pool, report.progress() as bar:
+            search = self.search(pool.map)
+            task = bar.add_task("bounds", total=None)
+
+            def said(stage: str, entries: Sequence[Entry]) -> None:
+                bar.update(task, description=f"{stage}: {entries[0].candidate}")
+
+            outcome = search.run(said)
+        there, best = self.plans.cluster, outcome.best
+        of, wanted = self.about["model"], f"{self.about['slo']}, {self.rate_hz:g} requests/s"
+        _show(outcome, f"{of} on {there.devices} x {there.device.name}, {wanted}")
+        about = {"plait": __version__, "candidate": str(best.candidate), "kind": best.candidate.kind}
+        save_placement(self.out, search.placement(best), self.about | about)
+        Console(stderr=True, highlight=False).print(f"placement: {self.out}")
+        return outcome
 
 
 def _show(outcome: Outcome, title: str) -> None:

@@ -4,10 +4,11 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -24,6 +25,7 @@ from plait.runtime.replanner import Replanner
 from plait.runtime.setup import ServeConfig, open_engine
 from plait.server.config import ServerConfig
 from plait.server.lifespan import serve as answer
+from plait.server.lifespan import visited
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.elasticity import ElasticConfig
@@ -124,7 +126,11 @@ Dash = Annotated[bool, typer.Option(help="Show what happens at /dash.")]
 Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
 
 
-def serve(
+Visit = Callable[[str], Awaitable[None]]
+"""What is done with a server that listens, by its URL."""
+
+
+def serving(
     model: Model,
     name: Name = None,
     host: Host = "127.0.0.1",
@@ -167,11 +173,8 @@ def serve(
     slo: Objectives = None,
     cost: Costs = "roofline",
     dash: Dash = True,
-) -> None:
-    """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
-    began = time.monotonic()
-    words = "%(asctime)s %(name)s %(levelname)s %(message)s"
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
+) -> "Serving":
+    """What is to be served, and how. Raises UserError for options that do not go together."""
     server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain)
     server = replace(server, dash=dash, slo=Slo.parse(slo) if slo else None)
     roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
@@ -203,7 +206,15 @@ def serve(
         move_bandwidth=move_bandwidth,
         fleet=FleetConfig(instances=len(roles.instances), interface=interface),
     )
-    uvloop.run(_run(config, server, began, _replan(replan, slo, cost)))
+    return Serving(config, server, _replan(replan, slo, cost))
+
+
+@wraps(serving, assigned=())
+def serve(**options: Any) -> None:
+    """Serve MODEL over HTTP until SIGTERM or Ctrl-C."""
+    words = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=words)
+    serving(**options).run()
 
 
 def _server(
@@ -290,22 +301,40 @@ def _replan(cluster: Path | None, slo: str | None, cost: str) -> _Replan | None:
     return _Replan(cluster, Slo.parse(slo), cost) if cluster and slo else None
 
 
-async def _run(config: ServeConfig, server: ServerConfig, began_s: float, replan: _Replan | None) -> None:
-    engine = open_engine(config)
-    replanner = None if replan is None else replan.watch(engine, config.kv_tokens)
-    console = Console(stderr=True, highlight=False)
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `plait serve` was told."""
 
-    def ready(url: str) -> None:
-        paced = " (paced)" if config.pace else ""
-        watch = f"; watch at {url}/dash" if server.dash else ""
+    engine: ServeConfig
+    server: ServerConfig
+    replan: _Replan | None
+
+    def run(self, visit: Visit | None = None) -> None:
+        """Serve until SIGTERM or Ctrl-C; with a visit, until that is over."""
+        uvloop.run(self._run(time.monotonic(), visit))
+
+    async def _run(self, began_s: float, visit: Visit | None) -> None:
+        engine = open_engine(self.engine)
+        replanner = None if self.replan is None else self.replan.watch(engine, self.engine.kv_tokens)
+
+        def ready(url: str) -> None:
+            self._say(url, time.monotonic() - began_s)
+
+        await engine.start()
+        try:
+            if visit is None:
+                await answer(engine, self.server, ready)
+            else:
+                await visited(engine, self.server, visit)
+        finally:
+            if replanner is not None:
+                await replanner.close()
+            await engine.close()
+
+    def _say(self, url: str, seconds: float) -> None:
+        paced = " (paced)" if self.engine.pace else ""
+        watch = f"; watch at {url}/dash" if self.server.dash else ""
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()
-        console.print(f"ready after {time.monotonic() - began_s:.1f} s: {url}/v1{paced}{watch}")
-
-    await engine.start()
-    try:
-        await answer(engine, server, ready)
-    finally:
-        if replanner is not None:
-            await replanner.close()
-        await engine.close()
+        console = Console(stderr=True, highlight=False)
+        console.print(f"ready after {seconds:.1f} s: {url}/v1{paced}{watch}")

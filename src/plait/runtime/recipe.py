@@ -2,7 +2,7 @@
 
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -253,6 +253,16 @@ def read_into(path: Path, kind: type[Told]) -> Told:
         NotFound: no such file.
         UserError: it is no YAML, or a field is unknown, missing or wrong; names the nearest known field.
     """
+    return read_fields(read_yaml(path), kind, str(path))
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        NotFound: no such file.
+        UserError: it is no YAML, or holds no fields.
+    """
     if not path.is_file():
         raise NotFound(f"there is no recipe {path}: name a YAML file; recipes/ has some to begin with")
     try:
@@ -261,13 +271,26 @@ def read_into(path: Path, kind: type[Told]) -> Told:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, Mapping):
         raise UserError(f"{path} must hold fields, each with its value, such as `iterations: 10`")
-    _check_names(raw, kind, "")
+    return raw
+
+
+def read_fields(raw: Mapping[str, Any], kind: type[Told], whose: str, where: str = "") -> Told:
+    """Fields as a record.
+
+    Args:
+        whose: they are, for messages: a file.
+        where: they stand in it, such as `align.`; empty: on top.
+
+    Raises:
+        UserError: a field is unknown, missing or wrong; names the nearest known field.
+    """
+    _check_names(raw, kind, where)
     try:
         return pydantic.TypeAdapter(kind).validate_python(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg'].lower()}", where) from error
+        place = where + ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{whose}: {place}: {first['msg'].lower()}", place) from error
 
 
 def _check_names(raw: Mapping[str, Any], kind: Any, where: str) -> None:
@@ -277,9 +300,14 @@ def _check_names(raw: Mapping[str, Any], kind: Any, where: str) -> None:
     for name, value in raw.items():
         full = f"{where}{name}"
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1, 0.4)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(names)}"
-            raise UserError(f"the recipe has an unknown field {full}: {hint}", full)
+            raise unknown_field(where, name, names)
         nested = next((k for k in (known[name], *typing.get_args(known[name])) if is_dataclass(k)), None)
         if nested is not None and isinstance(value, Mapping):
             _check_names(value, nested, f"{full}.")
+
+
+def unknown_field(where: str, name: object, known: Sequence[str]) -> UserError:
+    """The error for a field that is not known; names the nearest."""
+    near = difflib.get_close_matches(str(name), known, 1, 0.4)
+    hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
+    return UserError(f"the recipe has an unknown field {where}{name}: {hint}", f"{where}{name}")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from plait.server.app import create_app
 from plait.server.config import ServerConfig
 from plait.server.front import Front
 from plait.server.limits import limited_protocol
+from plait.spec.errors import ServiceError
 
 if TYPE_CHECKING:
     from plait.runtime.engine import Engine
@@ -104,3 +105,22 @@ async def serve(
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT, then drain. `on_ready` is told the URL once it listens."""
     await make_server(engine, config, on_ready).serve()
+
+
+async def visited(engine: "Engine", config: ServerConfig, visit: Callable[[str], Awaitable[None]]) -> None:
+    """Answer HTTP while `visit` goes on, which is told the URL, then drain; a signal drains sooner.
+
+    Raises:
+        ServiceError: the server ended before it listened.
+    """
+    listens = asyncio.get_running_loop().create_future()
+    server = make_server(engine, config, listens.set_result)
+    serving = asyncio.create_task(server.serve())
+    await asyncio.wait((listens, serving), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not listens.done():
+            raise ServiceError(f"the server at {config.host}:{config.port} ended before it listened")
+        await visit(listens.result())
+    finally:
+        server.drain()
+        await serving
