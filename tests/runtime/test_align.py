@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from plait.model.weights_file import read
 from plait.runtime import align_setup
@@ -326,4 +327,6 @@ def test_a_killed_generator_changes_nothing(workplace, tmp_path):
 
 def test_the_recipes_that_ship_can_be_read():
     for path in sorted(RECIPES.glob("*.yaml")):
+        if "align" in yaml.safe_load(path.read_text()):
+            continue  # of several stages; tests/cli/test_cli_run.py reads these
         assert read_pairs_recipe(path) if path.name.startswith("reward") else read_recipe(path)
