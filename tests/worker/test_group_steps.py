@@ -83,3 +83,14 @@ def test_any_group_draws_what_one_process_draws(family, page, links, exact, tmp_
     assert degrees == DEGREES
     assert all(counts.values())
     assert all(tapes) == (not exact and bool(links.ways))
+
+
+def test_plans_go_on_where_the_tables_of_rows_grow(tmp_path):
+    """A drawn token gives the arrays of rows more room than they began with."""
+    rng = random.Random(0)
+    with Band(tiny_folder(tmp_path, "llama"), 2, slots=1024, page=16) as band:
+        prompt = tuple(rng.randrange(VOCAB) for _ in range(245))
+        script = ElasticScript(band, [Task(prompt, 24)], rng)
+        assert [len(drawn) for drawn in script.run()] == [24]
+        assert all(player.executor.rows.tokens_RL.shape[1] > 256 for player in band.players)
+        assert sum(player.executor.planner.onward for player in band.players) > 12

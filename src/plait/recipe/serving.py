@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +70,7 @@ class ServeStage:
     def forecast(self, made: Made, pace: Pace) -> Forecast:
         """See `Stage`."""
         told = self._asked(made).engine
-        open_engine(told)
+        open_engine(replace(told, journal=None))  # it checks; a journal would be begun
         instances = len(told.manager.placement.instances)
         what = f"{instances} instances" if instances > 1 else "1 instance"
         if self.load is None:

@@ -53,9 +53,8 @@ class Exchange:
         self._sends: list[tuple[int, ...]] = []
         self._kept: list[Tensor] = []
         self._spin = self._begun = False
-        self._cores = (
-            os.cpu_count() or 1
-        )  # not those that this process may use: members that are pinned have one each
+        self._cores = os.cpu_count() or 1
+        """Not those that this process may use: members that are pinned have one each."""
         self._dialogue: SharedDialogue | None = None
         """Of the step before."""
 

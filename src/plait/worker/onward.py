@@ -63,8 +63,13 @@ class Onward:
         shares = [_one_on(share) for share in before.shares]
         held_M = np.array([share.held[me] for share in shares if share.draws], np.int64)
         inputs = None if before.inputs is None else self._inputs(before.inputs, rows, held_M)
-        places_T = torch.from_numpy(held_M)
-        return replace(before, shares=shares, inputs=inputs, group=replace(before.group, places_T=places_T))
+        return replace(
+            before,
+            shares=shares,
+            inputs=inputs,
+            group=replace(before.group, places_T=torch.from_numpy(held_M)),
+            tables_RP=torch.from_numpy(rows.pages_RP),  # a drawn token may have made it grow
+        )
 
     def _inputs(self, before: StepInputs, rows: Rows, held_M: NDArray[np.int64]) -> StepInputs:
         indices_M, nexts_M = self.indices_R[self.here_R], self.nexts_R[self.here_R]
