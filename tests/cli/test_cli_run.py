@@ -52,8 +52,10 @@ def run(recipe: Path, out: Path, *more: str):
 
 
 def test_a_dry_run_says_what_each_stage_would_do(world):
-    found = run(story(world), world / "dry", "--dry-run")
+    journal = world / "dry.jsonl"
+    found = run(story(world, serve={"journal": str(journal)}), world / "dry", "--dry-run")
     assert found.exit_code == 0, found.exception
+    assert not journal.exists()
     lines = [line for line in found.stdout.splitlines() if "to do" in line]
     assert [line.split()[1] for line in lines] == ["align", "compress", "plan", "serve"]
     assert "iterations" in lines[0]
