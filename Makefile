@@ -17,16 +17,20 @@ $(VENV)/.engine: $(SOURCES)
 	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine,report]"
 	touch $@
 
+$(VENV)/.demo: $(VENV)/.engine
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[engine,report,align,compress]"
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.engine
 	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev]"
 	touch $@
 
 $(VENV)/.all: $(VENV)/.dev
-	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev,cluster,nixl,browser]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-build-isolation -e ".[dev,cluster,nixl,browser,deploy]"
 	touch $@
 
-demo: $(VENV)/.engine  ## pull the default model, serve it, ask it, measure it, report in runs/demo
-	$(BIN)/plait demo
+demo: $(VENV)/.demo  ## align, compress, place and serve the default model, a worker killed; report in runs/demo
+	$(BIN)/plait run recipes/demo.yaml --report
 
 check: $(VENV)/.dev  ## style, types, architecture, size
 	$(BIN)/ruff check .
@@ -50,8 +54,9 @@ conformance: $(VENV)/.dev  ## third-party clients, unmodified, against our serve
 peers: $(VENV)/.dev  ## the engines and trainers that ours are held against: minutes the first time
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python bench/peers/install.py
 
-docs: $(VENV)/.dev  ## the reference in docs/reference, and the tests that run what the documents show
+docs: $(VENV)/.dev  ## the reference in docs/reference, the page of figures, and the tests that run what the documents show
 	$(BIN)/python docs/build.py
+	$(BIN)/python docs/benchmarks.py
 	$(BIN)/python -m pytest tests/docs
 
 audit: $(VENV)/.dev  ## known vulnerabilities of what is installed; asks an advisory service

@@ -11,13 +11,14 @@ pools      elastic prefill groups and elastic decode groups in two pools
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import claim
+from kept import Kept
 from llama_world import INSTANCES, TIMES, groups, slots
-from unified_goodput import MOVING, SETTINGS, Half, Setting, goodput, tuned
+from unified_goodput import MOVING, SETTINGS, Half, Search, Setting, goodput, tuned
 
 from plait.cost.cost import ByInstance
 from plait.serving.elasticity import ElasticConfig
@@ -69,15 +70,17 @@ def kind(setting: Setting) -> str:
     return f"{setting.policy}, compaction" if setting.moves else setting.policy
 
 
-def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> list[claim.Claim]:
+def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor, kept: Kept) -> list[claim.Claim]:
     """Goodput of each policy on a trace."""
-    tried = settings(quick)
-    halves = [Half(trace, second, (QUICK if quick else COUNT)[trace], seed) for second in (False, True)]
-    first, second = (
-        dict(zip(tried, pool.map(partial(goodput, half, (TIMES,)), tried), strict=True)) for half in halves
-    )
-    best = tuned(first, TIMES, kind)
-    hz = {policy: second[setting][TIMES] for policy, setting in best.items()}
+    first, second = (Half(trace, later, (QUICK if quick else COUNT)[trace], seed) for later in (False, True))
+
+    def goodputs(half: Half, tried: Sequence[Setting]) -> dict[Setting, Mapping[float, float]]:
+        found = kept.map(pool, goodput, [Search(half, (TIMES,), setting) for setting in tried])
+        return dict(zip(tried, found, strict=True))
+
+    best = tuned(goodputs(first, settings(quick)), TIMES, kind)
+    later = goodputs(second, list(best.values()))
+    hz = {policy: later[setting][TIMES] for policy, setting in best.items()}
     parts = [claim.Claim(f"{trace}: {policy}, requests/s", each, None, True) for policy, each in hz.items()]
     ratios = {
         "pools over apart": (hz["pools"], hz["apart"]),
@@ -93,8 +96,9 @@ def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> lis
 def main() -> None:
     """See the module."""
     given = claim.arguments(__doc__)
+    kept = Kept("elastic_pools", "elastic_pools.py", "unified_goodput.py", "llama_world.py")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = [part for trace in COUNT for part in judged(trace, given.quick, given.seed, pool)]
+        parts = [part for trace in COUNT for part in judged(trace, given.quick, given.seed, pool, kept)]
     claim.finish("elastic_pools", claim.together("elastic pools and compaction, simulated", parts), given)
 
 

@@ -6,8 +6,9 @@ roofline's share of what the table says of one device.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from heapq import heappop, heappush
 from itertools import product
 
 import numpy as np
@@ -19,8 +20,10 @@ from plait.cost.roofline import Roofline
 from plait.search.batching import Width
 from plait.serving.allocation import fastest_ns
 from plait.spec.cluster import Link
+from plait.spec.command import Command
+from plait.spec.event import Arrived, Event
 from plait.spec.step import Row, Step
-from plait.workload.result import RequestRecord
+from plait.workload.result import Recorder, RequestRecord
 
 INSTANCES = 16
 NVLINK, NETWORK = Link(300e9, 20_000), Link(25e9, 30_000)
@@ -109,11 +112,53 @@ def alone_ns(prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
     )
 
 
+def scale(record: RequestRecord) -> float:
+    """The multiple of its latencies alone that a request would just have met; infinite if it was refused."""
+    if not record.completed:
+        return float("inf")
+    first_ns, next_ns = alone_ns(record.prompt_tokens, record.output_tokens)
+    return max(record.ttft_ns / first_ns, record.tpot_ns / next_ns)
+
+
 def scales(records: Sequence[RequestRecord]) -> np.ndarray:
-    """Per request: the multiple of its latencies alone that would just be met; infinite if it was refused."""
-    found = []
-    for record in records:
-        first_ns, next_ns = alone_ns(record.prompt_tokens, record.output_tokens)
-        met = record.completed
-        found.append(max(record.ttft_ns / first_ns, record.tpot_ns / next_ns) if met else np.inf)
-    return np.array(found)
+    """Those of all requests."""
+    return np.array([scale(record) for record in records])
+
+
+class Hopeless(Exception):
+    """More requests have missed a multiple than may."""
+
+
+@dataclass(slots=True)
+class Misses:
+    """Ends a run as soon as too many of its requests have missed a multiple, whatever the others do."""
+
+    recorder: Recorder
+    times: float
+    most: int
+    """Requests that may miss it."""
+    missed: set[int] = field(default_factory=set)
+    _due: list[tuple[float, int]] = field(default_factory=list)
+    """Heap of (when the first token has to be there, request)."""
+    _seen: int = 0
+    """Records that were looked at."""
+
+    def see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
+        """Take one call of `handle`, after the recorder has.
+
+        Raises:
+            Hopeless: too many have missed.
+        """
+        if isinstance(event, Arrived):
+            first_ns, _ = alone_ns(event.request.prompt_tokens, 1)
+            heappush(self._due, (now_ns + self.times * first_ns, event.request.id))
+        for record in self.recorder.records[self._seen :]:
+            if scale(record) > self.times:
+                self.missed.add(record.id)
+        self._seen = len(self.recorder.records)
+        while self._due and self._due[0][0] < now_ns:
+            request = heappop(self._due)[1]
+            if self.recorder.waiting(request):
+                self.missed.add(request)
+        if len(self.missed) > self.most:
+            raise Hopeless

@@ -21,6 +21,7 @@ from statistics import median
 
 import claim
 import numpy as np
+from kept import Kept
 
 from plait.cost.by_group import ByGroup, lwm_7b, lwm_7b_alone, lwm_7b_groups
 from plait.cost.cost import ByInstance
@@ -31,6 +32,8 @@ from plait.serving.manager import ManagerConfig
 from plait.sim.copies import Network
 from plait.sim.scenario import Scenario
 from plait.spec.cluster import Instance, Link, Placement, Role
+from plait.spec.command import Command, End
+from plait.spec.event import Arrived, Event
 from plait.workload import arrivals
 from plait.workload.result import Recorder, RequestRecord
 from plait.workload.trace import TraceRow, at_rate, read_trace
@@ -168,6 +171,44 @@ def elastic(groups: ByGroup, scale_up: bool) -> ElasticConfig:
     return ElasticConfig(groups.widths, master_rows=128 if scale_up else 1 << 30)
 
 
+class Hopeless(Exception):
+    """The mean latency per token will be above the limit, whatever comes."""
+
+
+class Bound:
+    """Ends a run once the latencies of requests up to now, ended or not, are too long together."""
+
+    def __init__(self, tokens: Sequence[int], limit_ms: float) -> None:
+        """`tokens` are those of each request, prompt and answer."""
+        self._tokens = tokens
+        self._most_ns = limit_ms * 1e6 * len(tokens)
+        self._ended_ns = 0.0
+        self._rate = self._begun_ns = 0.0
+        """Of those that have not ended: sums of 1 and of the arrival, per token."""
+        self._arrivals: dict[int, int] = {}
+
+    def see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
+        """Take one call of `handle`.
+
+        Raises:
+            Hopeless: the rule is broken.
+        """
+        if isinstance(event, Arrived):
+            self._count(event.request.id, now_ns, 1)
+            self._arrivals[event.request.id] = now_ns
+        for command in commands:
+            if isinstance(command, End):
+                arrival_ns = self._arrivals.pop(command.request)
+                self._count(command.request, arrival_ns, -1)
+                self._ended_ns += (now_ns - arrival_ns) / self._tokens[command.request]
+        if self._ended_ns + now_ns * self._rate - self._begun_ns > self._most_ns:
+            raise Hopeless
+
+    def _count(self, request: int, arrival_ns: int, by: int) -> None:
+        self._rate += by / self._tokens[request]
+        self._begun_ns += by * arrival_ns / self._tokens[request]
+
+
 @dataclass(frozen=True)
 class Run:
     """A system under the requests of one seed."""
@@ -184,11 +225,16 @@ class Run:
         """By its name: what draws does not travel between processes."""
         return next(each for each in DATA if each.name == self.data)
 
-    def records(self, rate_hz: float) -> Sequence[RequestRecord]:
-        """What happened to each request."""
+    def records(self, rate_hz: float, limit_ms: float = float("inf")) -> Sequence[RequestRecord]:
+        """What happened to each request.
+
+        Raises:
+            Hopeless: the mean latency per token is above the limit.
+        """
         rows = self.of.draw(np.random.default_rng(self.seed), self.count)
         recorder = Recorder()
-        scenario(self.system, self.of.chunk).run(at_rate(rows, rate_hz), [recorder.see])
+        bound = Bound([row.prompt_tokens + row.output_tokens for row in rows], limit_ms)
+        scenario(self.system, self.of.chunk).run(at_rate(rows, rate_hz), [recorder.see, bound.see])
         return recorder.records
 
     def goodput_hz(self) -> float:
@@ -203,7 +249,10 @@ class Run:
     def holds(self, rate_hz: float) -> bool:
         """Whether the mean latency per token keeps the rule."""
         limit_ms = self.of.token_ms or LIGHT * lightly_loaded_ms(self.data, self.seed)
-        return token_ms(self.records(rate_hz)) <= limit_ms
+        try:
+            return token_ms(self.records(rate_hz, limit_ms)) <= limit_ms
+        except Hopeless:
+            return False
 
 
 @cache
@@ -223,12 +272,14 @@ def goodput(run: Run) -> float:
     return run.goodput_hz()
 
 
-def figures(pool: ProcessPoolExecutor, data: DataSet, seeds: Sequence[int], count: int) -> list[claim.Claim]:
+def figures(
+    pool: ProcessPoolExecutor, kept: Kept, data: DataSet, seeds: Sequence[int], count: int
+) -> list[claim.Claim]:
     """Of one data set: each system's rate, and what elastic gains over it."""
     first = [Run(data.name, system, seeds[0], count) for system in SYSTEMS]
-    near = dict(zip(SYSTEMS, pool.map(goodput, first), strict=True))
+    near = dict(zip(SYSTEMS, kept.map(pool, goodput, first), strict=True))
     runs = [Run(data.name, system, seed, count, near[system]) for system in SYSTEMS for seed in seeds[1:]]
-    later = list(pool.map(goodput, runs))
+    later = kept.map(pool, goodput, runs)
     found, rates = [], {}
     for at, system in enumerate(SYSTEMS):
         each = len(seeds) - 1
@@ -251,12 +302,12 @@ def main() -> None:
     """See the module."""
     options = claim.arguments(__doc__)
     seeds = range(options.seed, options.seed + (2 if options.quick else 5))
-    parts = []
+    parts, kept = [], Kept("loongserve_goodput", "loongserve_goodput.py")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for data in DATA:
             if data.token_ms is None and not TRACES.exists():
                 continue
-            parts += figures(pool, data, seeds, data.count // 10 if options.quick else data.count)
+            parts += figures(pool, kept, data, seeds, data.count // 10 if options.quick else data.count)
     whole = f"elastic groups and what they replace, simulated: {len(seeds)} seeds"
     claim.finish("loongserve_goodput", claim.together(whole, parts), options)
 

@@ -17,17 +17,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from math import ceil
 from pathlib import Path
 
 import claim
 import numpy as np
+from kept import Kept
 from llama_world import (
     INSTANCES,
     NETWORK,
     NVLINK,
     SHARE,
     TIMES,
+    Hopeless,
+    Misses,
     alone,
     alone_ns,
     groups,
@@ -150,8 +153,18 @@ class Half:
         ]
 
 
-def goodput(half: Half, multiples: Sequence[float], setting: Setting) -> Found:
-    """Requests/s by the multiple of the latencies alone that must be met; 0: none of the ladder's rates."""
+@dataclass(frozen=True)
+class Search:
+    """A setting on half of a trace, for these multiples of the latencies alone."""
+
+    half: Half
+    multiples: tuple[float, ...]
+    setting: Setting
+
+
+def goodput(search: Search) -> dict[float, float]:
+    """Requests/s by the multiple that must be met; 0: none of the ladder's rates."""
+    half, multiples, setting = search.half, search.multiples, search.setting
     rows, first_hz = half.rows(), TRACES[half.trace][2] / 4
     tpot_ns = float(np.median([alone_ns(row.prompt_tokens, row.output_tokens)[1] for row in rows]))
     met: dict[tuple[int, float], np.ndarray] = {}
@@ -161,8 +174,14 @@ def goodput(half: Half, multiples: Sequence[float], setting: Setting) -> Found:
         key = at, times if setting.policy == "unified" else 0.0
         if key not in met:
             recorder = Recorder()
-            setting.scenario(times, tpot_ns).run(at_rate(rows, first_hz * STEP**at), [recorder.see])
-            met[key] = scales(recorder.records)
+            largest = times if setting.policy == "unified" else max(multiples)
+            misses = Misses(recorder, largest, len(rows) - ceil(SHARE * len(rows)))
+            watched = [recorder.see, misses.see]
+            try:
+                setting.scenario(times, tpot_ns).run(at_rate(rows, first_hz * STEP**at), watched)
+                met[key] = scales(recorder.records)
+            except Hopeless:
+                met[key] = np.full(len(rows), np.inf)
         return float(np.mean(met[key] <= times))
 
     found = {}
@@ -193,13 +212,14 @@ def tuned(
     return best
 
 
-def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> list[claim.Claim]:
+def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor, kept: Kept) -> list[claim.Claim]:
     """The curve of a trace, and what is claimed of it."""
     count, multiples = (QUICK[trace], (TIMES,)) if quick else (COUNT[trace], MULTIPLES)
     tried = settings(quick)
 
     def goodputs(second: bool, tried: Sequence[Setting]) -> dict[Setting, Found]:
-        found = pool.map(partial(goodput, Half(trace, second, count, seed), multiples), tried)
+        half = Half(trace, second, count, seed)
+        found = kept.map(pool, goodput, [Search(half, multiples, setting) for setting in tried])
         return dict(zip(tried, found, strict=True))
 
     first = goodputs(False, tried)
@@ -225,8 +245,9 @@ def judged(trace: str, quick: bool, seed: int, pool: ProcessPoolExecutor) -> lis
 def main() -> None:
     """See the module."""
     given = claim.arguments(__doc__)
+    kept = Kept("unified_goodput", "unified_goodput.py", "llama_world.py")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = [part for trace in TRACES for part in judged(trace, given.quick, given.seed, pool)]
+        parts = [part for trace in TRACES for part in judged(trace, given.quick, given.seed, pool, kept)]
     claim.finish("unified_goodput", claim.together("all lengths by one manager, simulated", parts), given)
 
 

@@ -3,6 +3,8 @@
 Run by the interpreter that has openai installed; imports nothing of ours.
 """
 
+import json
+import re
 import sys
 
 import openai
@@ -50,11 +52,32 @@ def check_chat(client: openai.OpenAI, model: str) -> None:
     assert all(len(token.top_logprobs) == 2 for token in content)
 
 
+def check_forms(client: openai.OpenAI, model: str) -> None:
+    """Answers obey a schema, a pattern and a choice, by OpenAI's words and by vLLM's."""
+    ask = {"model": model, "max_tokens": 64, "messages": [{"role": "user", "content": "Where is Rome?"}]}
+    place = {
+        "type": "object",
+        "properties": {"country": {"enum": ["Italy", "Spain"]}, "sea": {"type": "boolean"}},
+        "required": ["country", "sea"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": place, "strict": True}}
+    said = json.loads(client.chat.completions.create(**ask, response_format=form).choices[0].message.content)
+    assert said["country"] in {"Italy", "Spain"}
+    assert isinstance(said["sea"], bool)
+    for wish, pattern in (({"regex": "[a-z]{3}"}, "[a-z]{3}"), ({"choice": ["near", "far"]}, "near|far")):
+        answer = client.chat.completions.create(**ask, extra_body={"structured_outputs": wish})
+        assert re.fullmatch(pattern, answer.choices[0].message.content)
+
+
 def check_refusals(client: openai.OpenAI, model: str) -> None:
     """Every refusal has the class that the library gives its status."""
     hi = [{"role": "user", "content": "hi"}]
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}},
+    }
     cases = [
         (openai.NotFoundError, {"model": "huge", "messages": hi}),
         (openai.BadRequestError, {"model": model, "messages": []}),
@@ -82,7 +105,7 @@ def main() -> None:
     """Run all checks."""
     base, model, key = sys.argv[1:]
     client = openai.OpenAI(base_url=base + "/v1", api_key=key)
-    for check in (check_models, check_completions, check_chat, check_refusals):
+    for check in (check_models, check_completions, check_chat, check_forms, check_refusals):
         check(client, model)
         sys.stdout.write(f"{check.__name__} ok\n")
 

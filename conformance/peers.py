@@ -3,6 +3,7 @@ that ours is measured against."""
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -41,13 +42,16 @@ class Peer:
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def install(name: str, requirements: Path = HERE / "requirements") -> Peer:
+def install(name: str, requirements: Path = HERE / "requirements", python: str | None = None) -> Peer:
     """The program of `NAME.txt` in `requirements`, installed anew when that file has changed.
 
     `NAME.bare.txt`, where there is one, names what is installed after that and without its dependencies.
 
+    Args:
+        python: version that it needs, such as 3.12; None: that of this process.
+
     Raises:
-        Missing: pip cannot install it; the message ends with pip's last words.
+        Missing: pip cannot install it; the message ends with pip's last words. Or there is no such Python.
     """
     wanted, bare = requirements / f"{name}.txt", requirements / f"{name}.bare.txt"
     folder = PEERS / name
@@ -57,12 +61,23 @@ def install(name: str, requirements: Path = HERE / "requirements") -> Peer:
         return Peer(name, folder)
     sys.stderr.write(f"installing {name} into {folder}: minutes, once\n")
     PEERS.mkdir(exist_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([_python(python), "-m", "venv", str(folder)], check=True)
     _pip(folder, "-r", str(wanted))
     if bare.exists():
         _pip(folder, "--no-deps", "-r", str(bare))
     mark.write_text(digest)
     return Peer(name, folder)
+
+
+def _python(version: str | None) -> str:
+    """A Python of at least this version."""
+    if version is None or sys.version_info[:2] >= tuple(map(int, version.split("."))):
+        return sys.executable
+    for minor in range(int(version.split(".")[1]), 20):
+        found = shutil.which(f"python3.{minor}")
+        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
+            return found
+    raise Missing(f"it needs Python {version} or newer, and there is none on the path")
 
 
 def _pip(folder: Path, *what: str) -> None:

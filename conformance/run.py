@@ -23,7 +23,14 @@ CHECKS: dict[str, tuple[checks.Check, str]] = {
     "openai-python": (checks.openai_python, "real"),
     "schemathesis": (checks.schemathesis, "tiny"),
     "guidellm": (checks.guidellm, "open"),
+    "locust": (checks.locust, "open"),
+    "aiperf": (checks.aiperf, "open"),
+    "vllm-bench": (checks.vllm_bench, "open"),
+    "inference-perf": (checks.inference_perf, "open"),
     "lm-eval": (checks.lm_eval, "open"),
+    "lm-eval-apart": (checks.lm_eval, "apart"),
+    "lm-eval-elastic": (checks.lm_eval, "elastic"),
+    "lm-eval-killed": (checks.lm_eval_killed, "two"),
 }
 """Client to its check and the server that it needs."""
 
@@ -79,13 +86,17 @@ def tiny_model() -> Path:
     return tiny_folder(OUT, max_position_embeddings=256)
 
 
-EXACT = ("--instances", "1", "--dtype", "float32")
+FLOAT = ("--dtype", "float32")
+EXACT = ("--instances", "1", *FLOAT)
 SERVERS: dict[str, tuple[Callable[[], Path], tuple[str, ...]]] = {
     "tiny": (tiny_model, ("--instances", "1", "--api-key", checks.KEY)),
     "real": (real_model, (*EXACT, "--api-key", checks.KEY)),
     "open": (real_model, EXACT),
+    "two": (real_model, ("--instances", "2", *FLOAT)),
+    "apart": (real_model, ("--instances", "2", "--prefill", "1", "--decode", "1", *FLOAT)),
+    "elastic": (real_model, ("--instances", "3", "--elastic", *FLOAT)),
 }
-"""Kind of server to its model folder and options; "open" needs no key."""
+"""Kind of server to its model folder and options; from "open" on they need no key."""
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,21 @@ class Served:
     """Model and tokenizer."""
     name: str
     log: Path
+    pid: int
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its workers, the oldest first."""
+        found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True, check=False)
+        return sorted(int(each) for each in found.stdout.split() if _is_worker(each))
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's values."""
+        with urllib.request.urlopen(self.base + "/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(
+            float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name
+        )
 
 
 @contextmanager
@@ -42,12 +57,17 @@ def served(folder: Path, name: str, log: Path, *options: str) -> Iterator[Served
         try:
             base = f"http://127.0.0.1:{port}"
             _wait(base, process, log)
-            yield Served(base, folder, name, log)
+            yield Served(base, folder, name, log, process.pid)
         finally:
             process.terminate()
             code = process.wait(STOP_S)
     if code != 0:
         raise RuntimeError(f"the server ended with {code}: see {log}")
+
+
+def _is_worker(pid: str) -> bool:
+    command = Path(f"/proc/{pid}/cmdline")
+    return command.exists() and b"plait.worker" in command.read_bytes()
 
 
 def _wait(base: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -58,7 +58,7 @@ FLEET = FleetConfig(pause_ns=1_000_000, silence_ns=2_000_000_000, restarts=1000)
 
 
 class Harm(StrEnum):
-    """What is done to a worker, its connection or a caller."""
+    """What is done to a worker, its connection, a caller or the driver's clock."""
 
     KILL = "kill -9"
     FREEZE = "stopped for a while"
@@ -66,6 +66,17 @@ class Harm(StrEnum):
     RESET = "connection reset"
     SLOW = "slow connection"
     LEAVE = "caller leaves"
+    JUMP = "clock jumps"
+
+
+class JumpingClock:
+    """That of a driver, which leaps."""
+
+    def __init__(self) -> None:
+        self.offset_ns = 0
+
+    def __call__(self) -> int:
+        return time.monotonic_ns() + self.offset_ns
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ async def running(folder: Path, case: Case, zygote: Zygote, **changes: object) -
     config = ServeConfig(str(folder), exact=True, kv_tokens=768, manager=manager, fleet=fleet)
     engine = open_engine(replace(config, **changes))  # type: ignore[arg-type]
     engine.fleet._launcher = Relays(ForkLauncher(zygote))  # type: ignore[attr-defined]
+    engine.driver._clock_ns = JumpingClock()
     await engine.start()
     try:
         yield engine
@@ -164,6 +176,9 @@ class Besetting:
         part = self._rng.choice(member.parts)
         if harm is Harm.LEAVE:
             self._loop.call_soon(self._engine.driver.abort, moment.request)
+            return True
+        if harm is Harm.JUMP:
+            self._engine.driver._clock_ns.offset_ns += self._rng.randint(-1000, 1000) * 1_000_000
             return True
         if not member.up or part.pid is None or part.pid in self._frozen:
             return False
@@ -278,14 +293,11 @@ async def quiet(engine: Engine, found: Verdict) -> None:
     found.leaked += engine.stats().kv_used_slots
 
 
-async def live(folder: Path, faults: int, seed: int) -> Verdict:
-    """Runs over all cases with so many faults altogether."""
-    found, zygote, rng = Verdict(), Zygote(), random.Random(seed)
-    try:
-        asks = asks_of(rng, 16)
-        work = asks, await alone(folder, asks, zygote)
-        for number, case in enumerate(CASES):
-            found.add(await one_run(folder, case, zygote, work, -(-faults // len(CASES)), seed + number))
-    finally:
-        zygote.close()
+async def live(
+    folder: Path, work: tuple[list[Ask], list[list[int]]], zygote: Zygote, faults: int, seed: int
+) -> Verdict:
+    """Runs over all cases with so many faults altogether. `work`: asks, and the tokens that they must get."""
+    found = Verdict()
+    for number, case in enumerate(CASES):
+        found.add(await one_run(folder, case, zygote, work, -(-faults // len(CASES)), seed + number))
     return found

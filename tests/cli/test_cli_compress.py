@@ -101,6 +101,7 @@ def test_a_sweep_shares_labels(images):
     assert "write numbers with commas" in str(unread.exception)
 
 
+@pytest.mark.slow
 def test_a_time_is_a_budget(images):
     """Layers are timed once; what is written is fast enough as far as the table goes."""
     told = ("--target", "int8", "--labels", "14")

@@ -95,7 +95,7 @@ def test_labels_of_a_search_that_was_killed_are_not_made_again(world):
     ("more", "budgets", "match"),
     [
         ((), ("size=0.01",), "no policy has size below .* ask for more"),
-        ((), ("watts=0.5",), "choose one of size, kv, tpot"),
+        ((), ("watts=0.5",), "choose one of size, memory, kv, tpot, step"),
         ((), ("size=1.5",), "no share between 0 and 1"),
         (("--target", "vllm"), ("tpot=5",), "leave tpot out, or choose target plait"),
         (("--target", "simulated"), ("size=0.5",), "choose one of plait, transformers"),

@@ -1,13 +1,20 @@
 """`plait plan` writes a placement that `plait simulate` loads; wrong input is told what would work."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from plait.cli.main import app
+from plait.cli.plan import planning
 from plait.cost.fitted import Fitted
 from plait.cost.step_profile import StepProfile
+from plait.planner.plans import Plans
+from plait.planner.search import Policy
+from plait.recipe.objective import kept
 from plait.spec.errors import UserError
 
 CLUSTER = "nodes: 1\ndevices_per_node: 2\ndevice: a100-80g\n"
@@ -108,3 +115,18 @@ def test_an_elastic_plan_is_written_and_simulated(plan, tmp_path):
     again = ["--model", "opt-13b", "--rate", "2", "--slo", "ttft=1s,tpot=100ms", *files]
     shown = CliRunner().invoke(app, ["simulate", *again])
     assert shown.exit_code == 0, shown.output
+
+
+def test_mode_auto_compares_all_kinds_and_says_why():
+    """The demo's requests: one core alone cannot read the long ones in time, two together can."""
+    recipes = Path(__file__).parents[2] / "recipes"
+    told = yaml.safe_load((recipes / "demo.yaml").read_text())["plan"]
+    told |= {name: recipes / told[name] for name in ("cluster", "trace")}
+    wishes = told | {"mode": Policy(told["mode"]), "requests": 100}
+    asked = planning(model="smollm2-135m", **wishes)
+    small = Plans(kept(asked.plans.shape, 4.6), asked.plans.cluster)
+    outcome = replace(asked, plans=small).search().run()
+    assert outcome.best.candidate.kind == "pools"
+    assert {each.candidate.kind for each in outcome.entries} >= {"pools", "elastic"}
+    assert outcome.hopeless == ("disaggregated", "hybrid")
+    assert "No disaggregated or hybrid one meets the objectives even" in outcome.reason()

@@ -34,6 +34,8 @@ def world(tmp_path_factory):
     for seed, name in ((2, "train.txt"), (3, "test.txt")):
         adder.write_text(start / name, 1000, seed)
     adder.write(start, 2, context=512)
+    template = "{% for each in messages %}{{ each.content }}{% endfor %}"
+    (start / "adder" / "chat_template.jinja").write_text(template)
     return root
 
 
@@ -83,6 +85,9 @@ def test_a_dry_run_says_what_each_stage_would_do(world):
         ({"serve": {"load": {"profile": "closed"}}}, "needs --concurrency"),
         ({"serve": {"load": {"num_prompts": 3}}}, "unknown field serve.load.num_prompts"),
         ({"serve": {"requests": 0}}, "serve.requests"),
+        ({"serve": {"kill_after": 8}}, "serve.kill_after must be below serve.requests"),
+        ({"compress": {"budget": ["step=1.5"]}}, "compress: step=1.5 is no share"),
+        ({"plan": {"mode": "elastic"}}, "plan: mode and policy say the same"),
         ({"align": None, "compress": None}, "plan.model is missing"),
     ],
 )
@@ -100,6 +105,7 @@ def test_what_can_be_refused_is_refused_before_work_starts(world, changes, says)
         ("alignment: {}\n", "did you mean align?"),
         ("{}\n", "has no stages"),
         ("serve: {model: x, load: {rate: 2}}\n", "needs serve.requests"),
+        ("serve: {model: x, kill_after: 2}\n", "serve.kill_after needs serve.requests"),
     ],
 )
 def test_stages_are_known_and_in_order(tmp_path, text, says):
@@ -130,6 +136,48 @@ def test_a_plan_is_made_once_and_is_what_is_served(world):
     told = Provenance.load(out / "serve")
     assert told.metrics["completed"] == told.metrics["requests"] == 8
     assert told.inputs["placement"] == Provenance.load(out / "plan").result_sha256
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_no_request_and_the_report_says_so(world):
+    pytest.importorskip("matplotlib", reason="needs the report extra")
+    keys = {"model": "../runs/start-story/adder", "kill_after": 3, "ask": ["12+34="]}
+    load = {"rate": 50, "vocab": 200, "output_len": 40, "ignore_eos": True, "slo": "ttft=1s,tpot=1s"}
+    recipe = story(world, align=None, compress=None, plan=None, serve=keys | {"load": load})
+    out = world / "killed"
+    found = run(recipe, out, "--report")
+    assert found.exit_code == 0, found.exception
+    assert found.stdout.splitlines() == [str(out / "serve" / "load.json"), str(out / "report.html")]
+    told = Provenance.load(out / "serve").metrics
+    drill = told["drill"]
+    assert told["completed"] == told["requests"] == 8
+    assert drill["recovered"] == len(drill["requests"]) >= 1
+    assert drill["killed"] == 0
+    (asked,) = json.loads((out / "serve" / "answers.json").read_text())
+    page = (out / "report.html").read_text()
+    assert f"computed anew: {drill['recovered']}" in page
+    assert "a worker is away" in page
+    assert asked["question"] in page
+
+
+@pytest.mark.slow
+def test_an_objective_becomes_a_budget_of_bytes(world):
+    raw = yaml.safe_load((world / "recipes" / "story.yaml").read_text())
+    goal = raw["plan"] | {"requests": 50}
+    compress = {key: value for key, value in raw["compress"].items() if key != "budget"}
+    compress |= {"model": "../runs/start-story/adder", "objective": goal}
+    path = world / "recipes" / "objective.yaml"
+    path.write_text(yaml.safe_dump({"compress": compress}))
+    out = world / "objective"
+    found = run(path, out, "--report")
+    assert found.exit_code == 0, found.exception
+    reached = json.loads((out / "compress" / "objective.json").read_text())
+    told = Provenance.load(out / "compress")
+    assert told.metrics["objective"] == reached["why"]
+    assert "objective.trace" in told.inputs
+    report = json.loads((out / "compress" / "report.json").read_text())
+    assert report["costs"]["memory"] <= report["limits"]["memory"]
+    assert reached["why"] in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -192,10 +240,13 @@ def test_recipes_that_are_shown_can_be_read(tmp_path):
     from plait.recipe.story import read_story
 
     verbs = Verbs(print, compression, planning, serving, loading)
-    shown = next(b for b in blocks(ROOT / "docs" / "recipe.md") if b.language == "yaml")
+    shown, objective, *_ = (b for b in blocks(ROOT / "docs" / "recipe.md") if b.language == "yaml")
     (tmp_path / "shown.yaml").write_text(shown.body)
+    (tmp_path / "objective.yaml").write_text(objective.body)
+    (compress,) = read_story(tmp_path / "objective.yaml", verbs).stages
+    assert compress.objective is not None
     for path in (
-        *(ROOT / "recipes" / name for name in ("story.yaml", "smollm2.yaml")),
+        *(ROOT / "recipes" / name for name in ("story.yaml", "smollm2.yaml", "demo.yaml")),
         tmp_path / "shown.yaml",
     ):
         assert tuple(s.name for s in read_story(path, verbs).stages) == NAMES

@@ -1,14 +1,19 @@
 """What `plait serve` makes of the options that name instances."""
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from plait.cli.main import app
-from plait.cli.serve import _placement
+from plait.cli.serve import _placement, serving
+from plait.cost.catalog import CONFIGS
 from plait.spec.cluster import Placement, Role
 from plait.spec.errors import UserError
+from plait.spec.slo import Slo
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,47 @@ def test_an_elastic_placement_is_what_the_planner_chose(tmp_path: Path):
     path.write_text("instances: [{role: prefill}, {role: decode}]")
     with pytest.raises(UserError, match="no elastic instances"):
         _placement(path, 1, 0, 0, elastic=True)
+
+
+PLANNED = {"about": {"slo": "ttft=300ms,tpot=30ms"}, "instances": [{"role": "prefill"}, {"role": "decode"}]}
+
+
+def test_a_plan_is_followed_with_its_objectives(tmp_path: Path):
+    plan = tmp_path / "placement.json"
+    plan.write_text(json.dumps(PLANNED))
+    told = serving("tiny", plan=plan)
+    assert told.engine.manager.placement == Placement.disaggregated(1, 1)
+    assert told.engine.fleet.instances == 2
+    assert told.server.slo == Slo(300_000_000, 30_000_000)
+    assert told.engine.manager.elastic.tpot_ns == 30_000_000
+    assert serving("tiny", plan=plan, slo="ttft=1s,tpot=1s").server.slo == Slo(10**9, 10**9)
+
+
+def test_auto_plans_for_a_trace_and_says_why(tmp_path: Path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS["smollm2-135m"]))
+    trace = tmp_path / "trace.csv"
+    rows = [f"2024-01-01 00:00:{at:02d}.000000,{64 + at},{8 + at % 8}" for at in range(40)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    cluster = RECIPES / "plan" / "cpu-2.yaml"
+    told = serving(str(folder), auto=trace, on=cluster, slo="ttft=2s,tpot=200ms")
+    assert [each.role for each in told.engine.manager.placement.instances] == [Role.MIXED]
+    said = capsys.readouterr()
+    assert not said.out
+    assert "requests/s a device, so 1 of it" in said.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"plan": Path("p.json"), "auto": Path("t.csv")}, "choose one"),
+        ({"plan": Path("p.json"), "instances": 2}, "leave out --instances"),
+        ({"auto": Path("t.csv"), "elastic": True}, "leave out --instances"),
+        ({"auto": Path("t.csv"), "slo": "ttft=1s,tpot=1s"}, "--on"),
+        ({"plan": Path("p.json")}, "cannot read the placement"),
+    ],
+)
+def test_a_plan_says_all_about_instances(options, says):
+    with pytest.raises(UserError, match=says):
+        serving("tiny", **options)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,7 @@ from plait.compression.export import write_folder
 from plait.compression.export_gguf import FORMS, blocks, write_gguf
 from plait.compression.gptq import Rounding, nearest
 from plait.compression.language import DecoderConfig, Storage, storage_of
-from plait.compression.language_cost import weight_bytes
+from plait.compression.language_cost import memory_bytes, weight_bytes
 from plait.compression.targets import TARGETS
 from plait.compression.tasks.language import Reader
 from plait.model import check
@@ -24,6 +25,7 @@ from plait.model.config import ModelConfig
 from plait.model.gguf import convert
 from plait.model.model import Model
 from plait.model.pack import QuantisedProduct
+from plait.runtime.engine import shape_of
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.policy import CompressionPolicy
 from tests.compression.tiny_language import tiny_language
@@ -215,3 +217,21 @@ def test_llama_cpp_reads_the_gguf_file(gguf, tmp_path):
     theirs_TV = torch.from_numpy(np.load(tmp_path / "logits.npy"))[:, : ours_TV.shape[1]]
     # llama.cpp rounds activations to 8 bits.
     assert gap(theirs_TV, ours_TV) < 0.05
+
+
+def test_a_folder_is_counted_as_it_is_kept(tmp_path):
+    """Widths, bits, scales, and keys of 8 bits: the planner's figures are the file's."""
+    choice = DecoderConfig(bits=(4.0, 8.0, 16.0), widths=(0.5, 0.25, 0.0), kv_bits=(8.0,))
+    reader = tiny_language(tmp_path, choice, target="plait").open()
+    space = reader.task.space
+    policy = space.decode(space.sample(np.random.default_rng(0), 1)[0])
+    write_folder(reader.carver, policy, reader.task.folder, tmp_path / "small")
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    counted = [x for n, x in tensors.items() if x.ndim > 1]
+    shape = shape_of(tmp_path / "small")
+    assert shape.weight_bytes == sum(x.numel() * x.element_size() for x in counted)
+    cost = memory_bytes(space, reader.decoder, storage_of(choice, TARGETS["plait"]), reader.carver.order)
+    told = float(cost(space.z_of(space.encode(policy))[None])[0][0])
+    assert told == pytest.approx(shape.weight_bytes, abs=4 * 1024)
+    assert shape.kv_bits == 8 + 32 / shape.layers[0].head_dim
+    assert len({layer.ffn for layer in shape.layers}) > 1

@@ -8,12 +8,14 @@ import pytest
 from plait.compression.complexity import at_levels
 from plait.compression.evaluator import Fidelity
 from plait.compression.language import DecoderConfig
+from plait.compression.language_compress import read_budget
 from plait.compression.language_rules import additive, llama_rule, tilted, uniform
 from plait.compression.language_search import LanguageSearch, LanguageSearchConfig
 from plait.compression.optimiser import Budget
-from plait.compression.step_time import KERNELS, StepTime, fit, kernel, measure_steps, step_time
+from plait.compression.step_time import KERNELS, StepTime, fit, measure_steps, step_time
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
+from plait.spec.schemes import held_bits
 from tests.compression.tiny_language import EVERYTHING, tiny_language
 
 FEW = LanguageSearchConfig(labels=14, first=9, finalists=2)
@@ -101,7 +103,7 @@ def test_step_times_are_found_again(search, tmp_path):
         plan = carver.plan(CompressionPolicy.parse((folder / "policy.json").read_text()))
         total = truth.constant_ns
         for linear in (x for x in decoder.linears if x.block in plan.alive):
-            kept = kernel(plan.bits[linear.name])
+            kept = held_bits(plan.bits[linear.name])
             total += linear.outputs * linear.inputs * kept / 8 * truth.byte_ns[KERNELS.index(kept)]
         return total
 
@@ -114,6 +116,23 @@ def test_step_times_are_found_again(search, tmp_path):
     least, most = cost(np.stack([np.zeros(len(search.space)), np.ones(len(search.space))]))[0]
     assert least == pytest.approx(2e5 + weights / 2 * 0.3)
     assert most == pytest.approx(2e5 + weights * 0.25)
+
+
+def test_a_budget_of_time_may_be_a_share_of_the_whole_step(search):
+    times = StepTime(2e5, (0.3, 0.25, 0.2), 0.0)
+    weights = sum(x.outputs * x.inputs for x in search.task.decoder.linears)
+    assert read_budget(search, "step", 0.5, times).limit == pytest.approx((2e5 + weights * 2 * 0.2) / 2)
+    assert read_budget(search, "tpot", 0.5, times).limit == 0.5e6
+    with pytest.raises(UserError, match="no share"):
+        read_budget(search, "step", 1.2, times)
+
+
+def test_a_budget_of_memory_counts_3_bits_as_4(search):
+    assert {3.0, 4.0} <= set(search.task.choice.bits)
+    levels = {bits: [gene.levels.index(bits) for gene in search.space.genes] for bits in (3.0, 4.0)}
+    three, four = (search.space.z_of(np.array(levels[bits]))[None] for bits in (3.0, 4.0))
+    assert search.memory(three)[0] == search.memory(four)[0]
+    assert search.size(three)[0] < search.size(four)[0] == search.memory(four)[0]
 
 
 def test_times_that_would_be_negative_count_for_nothing():

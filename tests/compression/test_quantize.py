@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from plait.cli.main import app
-from plait.compression.quantize import QuantizeConfig, quantize, round_weight
+from plait.compression.quantize import QuantizeConfig, quantize
 from plait.model import check
 from plait.model.config import ModelConfig
 from plait.model.model import Model
 from plait.model.pack import QuantisedProduct
-from plait.model.schemes import Scheme
+from plait.model.quantised import round_weight
 from plait.spec.errors import UserError
+from plait.spec.schemes import Scheme
 from tests.tiny import VOCAB, tiny_folder
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}

@@ -35,7 +35,7 @@ def test_every_verb_has_its_options(pages: dict[str, str]):
         "simulate",
         "replay",
         "doctor",
-        "demo",
+        "run",
         "bench serve",
         "plan",
         "plan rlhf",

@@ -16,7 +16,9 @@ SHARED_BYTES = 99 << 10
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", INTERPRETED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if "model" in each else each for each in INTERPRETED]
+)
 def test_interpreted(name):
     """Triton reads its environment when it is imported, which in this process may have happened long ago."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / name)]

@@ -16,8 +16,8 @@ from plait.model.config import ModelConfig
 from plait.model.model import Model
 from plait.model.pack import QuantisedProduct, Siblings
 from plait.model.quantised import pack_words, unpack_words
-from plait.model.schemes import read_quantisation
 from plait.spec.errors import PlaitError, Unsupported, UserError
+from plait.spec.schemes import read_quantisation
 from tests.model.test_decode_tape import PAGE, filled, step
 from tests.tiny import VOCAB, tiny_folder
 

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from plait.model import settle, shard, stage
 from plait.model.config import ModelConfig, Rank
-from plait.model.schemes import Quantisation, Scheme
 from plait.model.share import share_of
 from plait.spec.errors import Unsupported
+from plait.spec.schemes import Quantisation, Scheme
 from plait.spec.shape import ModelShape
 from tests.tiny import COMMON, tiny_config, tiny_folder
 

@@ -70,6 +70,7 @@ class ManagerMachine(RuleBasedStateMachine):
         share=st.sampled_from([0.1, 0.5, 1.0]),
         max_queue=st.sampled_from([3, 1000]),
         ttft_ns=st.sampled_from([None, None, 60]),
+        priority_ns=st.sampled_from([0, 3, 50]),
         batcher=st.builds(
             BatcherConfig,
             depth=st.sampled_from([1, 2, 3]),
@@ -93,11 +94,16 @@ class ManagerMachine(RuleBasedStateMachine):
             move_token_ns=st.sampled_from([0.0, 0.001]),
         ),
     )
-    def build(self, page, pp, roles, share, max_queue, ttft_ns, **configs):
+    def build(self, page, pp, roles, share, max_queue, ttft_ns, priority_ns, **configs):
         self.page = page
         self.share = share
         admission = AdmissionConfig(
-            max_queue=max_queue, max_rows=6, bypass=2, output_share=share, ttft_ns=ttft_ns
+            max_queue=max_queue,
+            max_rows=6,
+            bypass=2,
+            output_share=share,
+            ttft_ns=ttft_ns,
+            priority_ns=priority_ns,
         )
         placement = Placement(tuple(Instance(i, role, pp=pp) for i, role in enumerate(roles)))
         if F in roles:
@@ -160,12 +166,13 @@ class ManagerMachine(RuleBasedStateMachine):
         length=st.integers(1, 40),
         max_tokens=st.integers(1, 30),
         deadline=st.one_of(st.none(), st.integers(1, 60)),
+        priority=st.integers(-2, 2),
     )
-    def arrive(self, family, length, max_tokens, deadline):
+    def arrive(self, family, length, max_tokens, deadline, priority):
         tokens = [(family * 31 + at * 7) % 50 for at in range(length)]
         hashes = tuple(hash((family, tuple(tokens[:end]))) for end in range(self.page, length + 1, self.page))
         deadline_ns = None if deadline is None else self.now + deadline
-        request = Request(self.next_id, length, max_tokens, hashes, deadline_ns)
+        request = Request(self.next_id, length, max_tokens, hashes, deadline_ns, priority=priority)
         self.next_id += 1
         self.requests[request.id], self.drawn[request.id] = request, 0
         self.shadow.tokens[request.id] = tokens
@@ -295,7 +302,8 @@ class ManagerMachine(RuleBasedStateMachine):
         self.run_dry()
         while left := sorted(self.manager.lives):
             stuck = [] if any(seat.decodes for seat in seats) else [s for s in seats if s.role in (P, L)]
-            if all(seat.retiring for seat in self.manager.roster.decoders.values()):
+            roster = self.manager.roster
+            if not any(roster.role(instance) in (E, G) for instance in self.epochs):
                 stuck += [seat for seat in seats if seat.role is F and not seat.retiring]
             if stuck:  # what is computed somewhere must decode somewhere
                 self.send(Reassign(stuck[0].instance, M))

@@ -47,6 +47,7 @@ def simulated(history: History) -> list[Entry]:
     return entries
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
     serial = align(workplace, tmp_path / "serial", recipe(workplace, train={"fusion": "off"}))
@@ -213,6 +214,7 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
     assert abs(row["actor/first_ratio"] - 1) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("changes", some([{"blocks": 2}, {"tp": 2}, {"blocks": 2, "tp": 2}], 1))
 def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):

@@ -17,10 +17,13 @@ from plait.runtime.fleet import FleetConfig
 from plait.runtime.setup import ServeConfig, open_engine
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
-from plait.serving.manager import ManagerConfig
+from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.command import End
 from plait.spec.errors import DeadlineExceeded, EngineFailure, Overloaded, TooLong, Unsupported, UserError
+from plait.spec.event import Arrived
 from plait.spec.request import EndReason
 from plait.spec.sampling import SamplingParams
+from plait.workload.journal import read_journal, replay
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 FLEET = FleetConfig(instances=1, pause_ns=1_000_000, silence_ns=3_000_000_000)
@@ -275,3 +278,23 @@ async def test_a_full_disk_ends_the_journal_and_not_the_requests(tiny_llama, cap
     async with engine_of(tiny_llama, journal=Path("/dev/full")) as engine:
         assert len((await answers(engine, 1))[0]) == 12
     assert caplog.text.count("ends here") == 2, "what is found out at the end is told as well"
+
+
+async def test_priorities_are_honoured_or_refused(tiny_llama, tmp_path):
+    """The journal says which they were, and replays."""
+    ask = Ask(prompt(1), GREEDY, priority=-1)
+    async with engine_of(tiny_llama) as engine:
+        with pytest.raises(UserError, match="--priority"):
+            engine.submit(ask)
+    manager = ManagerConfig(admission=AdmissionConfig(max_rows=1, priority_ns=60_000_000_000))
+    path = tmp_path / "journal"
+    async with engine_of(tiny_llama, manager=manager, journal=path) as engine:
+        streams = [engine.submit(replace(ask, priority=priority)) for priority in (0, 2, 1, -1)]
+        ends = []
+        engine.watch(lambda now, event, commands: ends.extend(c for c in commands if isinstance(c, End)))
+        await asyncio.gather(*(collect(stream) for stream in streams))
+        assert [end.request for end in ends] == [streams[i].id for i in (0, 3, 2, 1)]
+    history = read_journal(path)
+    arrived = [entry.event.request for entry in history.entries if isinstance(entry.event, Arrived)]
+    assert [request.priority for request in arrived] == [0, 2, 1, -1]
+    assert replay(GlobalManager(manager), history.entries) is None

@@ -19,6 +19,7 @@ from tests.tiny import tiny_folder
 GRID = GroupGrid((1, 2), prompts=(16, 40, 96), chunk_tokens=32, batches=(1, 3), contexts=(8,), steps=4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_what_is_measured_is_what_elastic_instances_decide_by(tmp_path):
     folder = tiny_folder(tmp_path, "llama")

@@ -56,7 +56,7 @@ async def test_groups_draw_the_tokens_of_transformers(count, tp, tmp_path):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("count", "tp"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(("count", "tp"), [(4, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 async def test_log_probabilities_are_those_of_one_process(count, tp, tmp_path):
     """To 1e-5 of the largest logit, of prompts and of what is drawn, however instances are divided."""
     folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
@@ -93,7 +93,7 @@ async def _said(engine: Engine, ask: Ask) -> tuple[tuple[int, ...], list[TokenLo
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_members_may_die_at_any_point(tp, tmp_path, monkeypatch):
     """In the ring, while they keep what passes, while they ask and answer: what was lost is recomputed, or
     a request ends with an error that says so; nothing is left behind."""

@@ -22,12 +22,18 @@ async def answers(folder, lend: bool) -> tuple[list[list[int]], int]:
     await engine.start()
     try:
         streams = [engine.submit(Ask(prompt(n), replace(SAMPLED, seed=n))) for n in range(8)]
-        first = [await anext(aiter(stream)) for stream in streams]
+        there = [stream for stream in streams if stream.id in engine.core.seats[1].lives]
+        # Lent as soon as it has drawn a token: the other one may be a step or a whole answer ahead or behind.
+        begun = [asyncio.ensure_future(anext(aiter(stream))) for stream in there]
+        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
         if lend:
             engine.reassign(1, Role.LENT)
+        first = {stream.id: (await piece).tokens for stream, piece in zip(there, begun, strict=True)}
         rest = await asyncio.gather(*(collect(stream) for stream in streams))
         assert not lend or not engine.core.seats[1].lives
-        drawn = [list(piece.tokens) + tokens for piece, (_, tokens, _) in zip(first, rest, strict=True)]
+        drawn = [
+            [*first.get(stream.id, ()), *tokens] for stream, (_, tokens, _) in zip(streams, rest, strict=True)
+        ]
         return drawn, engine.core.counts.moves
     finally:
         await engine.close()

@@ -144,6 +144,7 @@ async def test_greedy_tokens_are_those_of_transformers(tiny_llama):
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_the_default_model_is_token_exact_over_two_and_two():
     try:

@@ -97,6 +97,7 @@ async def test_two_and_two_of_different_layouts(tmp_path):
 
 @pytest.mark.model
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 @pytest.mark.parametrize(("prefill", "decode"), some(REAL, 1))
 async def test_the_default_model_is_token_exact_across_layouts(prefill, decode):
     folder, work = questions_of_the_default_model()

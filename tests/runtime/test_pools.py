@@ -41,7 +41,9 @@ def engine_of(folder, pools: str, slots: int = 96, **changes) -> Engine:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("pools", ["apart", "wide", "both"])
+@pytest.mark.parametrize(
+    "pools", ["apart", *(pytest.param(each, marks=pytest.mark.slow) for each in ("wide", "both"))]
+)
 async def test_both_pools_together_draw_the_tokens_of_transformers(pools, tmp_path):
     folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
     work = asks(random.Random(seed()), scaled(200) + 6)

@@ -135,6 +135,7 @@ async def test_stop_strings_and_truncation(site):
         ({"suffix": "end"}, "suffix"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"priority": 1}, "priority"),
+        ({"priority": 10**6}, "priority"),
         ({"timeout": 0}, "timeout"),
         ({"prompt": [[1]] * 1000, "n": 2}, "n"),
     ],
@@ -154,3 +155,19 @@ async def test_fields_that_ask_for_nothing_are_fine_and_unknown_ones_logged_once
         status, _ = await site.post("/v1/completions", body)
         assert status == 200
     assert len([r for r in caplog.records if "'wish'" in r.getMessage()]) == 1
+
+
+async def test_what_the_prefix_cache_found_is_in_the_usage_and_in_the_metrics(site):
+    """Both count tokens of prompts: those looked up, and those whose KV was there."""
+    body = {"prompt": list(range(40)), "max_tokens": 2}
+    cached = [
+        (await site.post("/v1/completions", body))[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for _ in range(2)
+    ]
+    assert cached == [0, 32]  # whole pages of 16
+    _, text = await site.get("/metrics")
+    found = {
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line[0] != "#"
+    }
+    assert found["vllm:prefix_cache_queries_total"] == 80
+    assert found["vllm:prefix_cache_hits_total"] == 32

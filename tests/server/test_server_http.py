@@ -8,7 +8,7 @@ import pytest
 from plait.server.auth import Bucket, Keys
 from plait.server.config import ServerConfig
 from plait.spec.errors import UserError
-from tests.server.wire import ASK, is_error, raw
+from tests.server.wire import ASK, is_error, post_bytes, raw
 
 SECRET = "correct horse battery staple " * 40
 
@@ -161,6 +161,14 @@ async def test_a_long_body_without_a_length_is_413(open_site):
 async def test_long_headers_are_431(site):
     head = b"GET /health HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 40_000 + b"\r\n\r\n"
     assert (await raw(site, head)).startswith(b"HTTP/1.1 431")
+
+
+async def test_a_long_body_in_one_piece_with_its_head_is_no_long_head(site):
+    asked = post_bytes(ASK | {"metadata": {"note": "a" * 100_000}})
+    head, _, body = asked.partition(b"\r\n\r\n")
+    for _ in range(3):
+        answer = await raw(site, head + b"\r\nconnection: close\r\n\r\n" + body)
+        assert answer.startswith(b"HTTP/1.1 200"), answer[:100]
 
 
 async def test_headers_without_an_end_are_431(site):

@@ -8,6 +8,8 @@ def audit(manager: GlobalManager) -> None:
     """Every request is in one place, every slot is owned once, every sum is right."""
     manager.ledger.check()
     seats = manager.seats.values()
+    orders = [live.order for live in manager.admission]
+    assert orders == sorted(orders), "the queue is out of its order"
     waiting = {live.id for live in manager.admission}
     seated = {live.id for seat in seats for live in seat.lives.values() if not live.over}
     assert not waiting & seated, "a request waits and runs"

@@ -112,10 +112,15 @@ class Cell:
         return move
 
     def arrive(
-        self, prompt: int, max_tokens: int, hashes: tuple[int, ...] = (), deadline_ns: int | None = None
+        self,
+        prompt: int,
+        max_tokens: int,
+        hashes: tuple[int, ...] = (),
+        deadline_ns: int | None = None,
+        priority: int = 0,
     ) -> int:
         """A new request; returns its id: 0, 1, ... in the order of calls."""
-        request = Request(self._requests, prompt, max_tokens, hashes, deadline_ns)
+        request = Request(self._requests, prompt, max_tokens, hashes, deadline_ns, priority=priority)
         self._requests += 1
         self.send(Arrived(request))
         return request.id

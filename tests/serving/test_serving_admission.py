@@ -237,3 +237,55 @@ def test_one_wake_is_pending_at_a_time_and_the_earliest_wins():
     cell.arrive(4, 4, deadline_ns=900)
     cell.arrive(4, 4, deadline_ns=300)
     assert cell.wakes == [500, 300]
+
+
+def test_lower_priorities_go_first_and_equal_ones_by_arrival():
+    cell = Cell(100, max_rows=1, priority_ns=1000)
+    for priority in (0, 0, -1, 1, 0):
+        cell.arrive(10, 2, priority=priority)
+    cell.run()
+    assert cell.started == [0, 2, 1, 4, 3]
+
+
+def test_without_a_step_priorities_are_ignored():
+    cell = Cell(100, max_rows=1)
+    for priority in (0, 0, -1, 1):
+        cell.arrive(10, 2, priority=priority)
+    cell.run()
+    assert cell.started == [0, 1, 2, 3]
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 9), st.integers(0, 2)), min_size=2, max_size=30),
+    st.sampled_from([1, 5, 40]),
+    st.integers(1, 3),
+)
+@settings(max_examples=scaled(2000), deadline=None)
+def test_nobody_waits_for_more_than_the_difference_in_priority(
+    arrivals: list[tuple[int, int, int]], priority_ns: int, rows: int
+):
+    """However many come: a request is passed only by those that came less than that later. All are of a size,
+    so that no bypass hides it."""
+    cell, came = Cell(100 * rows, max_rows=rows, priority_ns=priority_ns), {}
+    for priority, gap, answers in arrivals:
+        cell.now += gap
+        came[cell.arrive(10, 2, priority=priority)] = (priority, cell.now)
+        for _ in range(answers):
+            if cell.inbox[0]:
+                cell.answer()
+    cell.run()
+    assert sorted(cell.started) == sorted(came)
+    for at, passing in enumerate(cell.started):
+        for passed in cell.started[at + 1 :]:
+            later_ns = came[passing][1] - came[passed][1]
+            assert later_ns <= (came[passed][0] - came[passing][0]) * priority_ns or later_ns <= 0
+
+
+def test_the_worst_priority_yields_though_it_came_first():
+    cell = Cell(30, page=1, output_share=0.1, priority_ns=1000)
+    cell.arrive(8, 20, priority=1)
+    cell.arrive(8, 20)
+    cell.run()
+    assert cell.manager.counts.preemptions
+    assert cell.started == [0, 1, 0]
+    assert all(end.reason is EndReason.LENGTH for end in cell.ends.values())

@@ -26,12 +26,12 @@ WIDTHS = tuple(Width(n, 10.0 * n, 1000.0 / n, 1.0 / n) for n in (1, 2, 3, 4))
 class Cell:
     """A manager of elastic instances, and its steps answered by hand."""
 
-    def __init__(self, instances=4, slots=1024, depth=1, **elastic):
+    def __init__(self, instances=4, slots=1024, depth=1, priority_ns=0, **elastic):
         settings = {"widths": WIDTHS, "decode_ns": 2000.0, "chunk_ns": 1e9, **elastic}
         self.manager = GlobalManager(
             ManagerConfig(
                 page=16,
-                admission=AdmissionConfig(),
+                admission=AdmissionConfig(priority_ns=priority_ns),
                 batcher=BatcherConfig(depth=depth),
                 elastic=ElasticConfig(**settings),
                 placement=Placement(tuple(Instance(i, Role.ELASTIC) for i in range(instances))),
@@ -50,8 +50,8 @@ class Cell:
         self.ends += [command.request for command in made if isinstance(command, End)]
         return new
 
-    def arrive(self, id, prompt, output=4):
-        return self.send(Arrived(Request(id, prompt, output)))
+    def arrive(self, id, prompt, output=4, priority=0):
+        return self.send(Arrived(Request(id, prompt, output, priority=priority)))
 
     def answer(self, step):
         del self.steps[step.id]
@@ -185,6 +185,16 @@ def test_prompts_that_are_due_first_go_first_and_late_ones_let_them_pass():
         cell.finish()
         assert sorted(cell.ends) == list(range(expected + 1))
         assert cell.manager.quiet
+
+
+@pytest.mark.parametrize("ttft_ns", [0, 10**6])
+def test_priorities_count_among_prompts_with_and_without_objectives(ttft_ns):
+    cell = Cell(1, 4096, priority_ns=1000, ttft_ns=ttft_ns, chunk_ns=1.0)
+    cell.arrive(0, 300, output=1)
+    for id, priority in ((1, 1), (2, 0), (3, -1)):
+        assert not cell.arrive(id, 300, output=1, priority=priority)
+    cell.finish()
+    assert [id for id in cell.ends if id] == [3, 2, 1]
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**9), st.floats(0, 1e6, allow_nan=False), st.floats(0.1, 100))

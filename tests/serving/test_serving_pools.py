@@ -13,7 +13,16 @@ from plait.serving.relocations import divided
 from plait.spec.cluster import Instance, Placement, Role, incomplete
 from plait.spec.command import End, Token
 from plait.spec.errors import UserError
-from plait.spec.event import Aborted, Arrived, Moved, MoveFailed, StepDone, WorkerLost, WorkerUp
+from plait.spec.event import (
+    Aborted,
+    Arrived,
+    Moved,
+    MoveFailed,
+    Reassign,
+    StepDone,
+    WorkerLost,
+    WorkerUp,
+)
 from plait.spec.move import Cancel, Move
 from plait.spec.request import EndReason, Request
 from plait.spec.step import Keep, Step
@@ -256,3 +265,32 @@ def test_pieces_cover_what_goes_and_fit(parts, rooms):
         at += keep.count
     for instance, room in rooms.items():
         assert sum(keep.count for keep, target in pieces if target == instance) <= room
+
+
+def test_an_instance_whose_last_request_ends_by_its_deadline_takes_its_new_role_at_once():
+    cell = Pools(E, chunk_ns=1.0)
+    cell.send(Arrived(Request(0, 900, 1, deadline_ns=cell.now + 4)))
+    (chunk,) = cell.steps.values()
+    cell.send(Reassign(0, Role.MIXED))
+    cell.arrive(1, 30)
+    assert list(cell.steps) == [chunk.id], "it takes nothing new"
+    cell.answer()
+    assert cell.ends == {0: EndReason.DEADLINE}
+    cell.finish()
+    assert cell.ends[1] is EndReason.LENGTH
+
+
+@pytest.mark.parametrize("role", [G, Role.MIXED], ids=["to decode", "to leave the pools"])
+def test_what_has_room_nowhere_else_decodes_where_it_waits(role):
+    """An instance that changes its role must not wait for what only it has room for."""
+    cell = Pools(F, F, G, G)
+    cell.arrive(0, 1500)
+    cell.send(Reassign(3, F))
+    while cell.steps:
+        cell.answer()
+    assert 0 not in cell.ends
+    assert not cell.moves
+    cell.send(Reassign(1, role))
+    cell.finish()
+    assert cell.ends == {0: EndReason.LENGTH}
+    assert cell.manager.quiet

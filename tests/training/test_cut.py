@@ -1,7 +1,10 @@
 """Models cut into stages: parts give what the whole gives, and their weights together are the whole's."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from plait.spec.errors import Unsupported, UserError
 from plait.training.batch import Padded, Sample
@@ -82,3 +85,13 @@ def test_too_few_layers_are_refused():
     assert even(7, 3) == (3, 2, 2)
     with pytest.raises(UserError, match="fewer stages"):
         even(2, 3)
+
+
+def test_weights_that_are_pickles_are_not_read(tiny_llama, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_llama, folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
+        load(folder, Head.WORDS, 0)

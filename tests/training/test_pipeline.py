@@ -91,6 +91,7 @@ def test_a_message_that_never_comes_is_named():
         assert word in said, said
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_noticed():
     with Ranks(2) as pair:
         os.kill(pair.processes[1].pid, signal.SIGKILL)

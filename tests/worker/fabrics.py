@@ -1,6 +1,7 @@
 """Workers without models: pools with lenders and copy lanes, joined by real connections, in one process."""
 
 import importlib.util
+import os
 import queue
 from contextlib import contextmanager
 
@@ -17,7 +18,6 @@ from plait.worker.copy_lane import CopyLane
 from plait.worker.layout import Shard
 from plait.worker.lender import Lender
 from plait.worker.progress import Progress
-from plait.worker.ring import FOLDER
 from plait.worker.store import Store
 from plait.worker.way import Ways
 from plait.worker.wire import Pull, Source
@@ -30,8 +30,8 @@ SLOTS = 256
 
 def lacking(way: Way) -> str:
     """Why parts cannot travel so between two processes of this host; empty: they can."""
-    if way is Way.SHARED and not FOLDER.is_dir():
-        return f"there is no {FOLDER}"
+    if way is Way.SHARED and not hasattr(os, "memfd_create"):
+        return "this system has no memory that processes can share"
     if way is Way.NIXL and importlib.util.find_spec("nixl") is None:
         return "nixl is not installed"
     return ""

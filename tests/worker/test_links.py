@@ -15,6 +15,7 @@ from plait.kernels import transfer
 from plait.worker.channel import Channel, LinkError, Open, accept, connect
 from plait.worker.config import LinkConfig, Way
 from plait.worker.layout import Interval, Shard, shards
+from plait.worker.ring import Ring
 from plait.worker.wire import Pulled, PullFault
 from tests.scale import scaled
 from tests.worker.fabrics import SECRET, SLOTS, Peer, head_bytes, lacking, pages, peers, pull
@@ -93,9 +94,45 @@ def test_links_are_kept_and_their_memory_has_no_name():
             assert isinstance(there.answer(), Pulled)
         assert arrived()
         assert list(there.lane._links) == [b"0.1"]
-        if Path("/dev/shm").is_dir():
+        if Way.SHARED in USABLE:
             assert there.lane._links[b"0.1"].way is Way.SHARED
             assert set(Path("/dev/shm").glob("plait-*")) <= before
+
+
+@pytest.mark.skipif(Way.SHARED not in USABLE, reason=lacking(Way.SHARED))
+def test_shared_memory_has_no_name_even_before_its_source_has_reached_it():
+    """Its maker may be killed at any moment."""
+    before = set(Path("/dev/shm").iterdir())
+    ring = Ring.make(2, 4096)
+    assert set(Path("/dev/shm").iterdir()) <= before
+    there = Ring.reach(ring.where, 2, 4096)
+    there.room(1)[:3] = 7
+    assert list(ring.room(1)[:4]) == [7, 7, 7, 0]
+    ring.settled()
+    assert Ring.reach(ring.where, 2, 4096) is None, "the way to it is closed"
+
+
+@pytest.mark.skipif(Way.SHARED not in USABLE, reason=lacking(Way.SHARED))
+def test_what_is_not_a_ring_of_ours_is_not_reached(tmp_path):
+    ring = Ring.make(1, 4096)
+    pid, descriptor, name = ring.where.decode().split()
+    with (tmp_path / "file").open("wb+") as file:
+        file.truncate(4096)
+        wheres = (
+            f"{pid} {file.fileno()} {name}",  # a file
+            f"{pid} {descriptor} plait-{'0' * 32}",  # another one's memory
+            f"{pid} 99999999 {name}",
+            f"1/../{pid} {descriptor} {name}",
+            f"{pid} {descriptor} {name} ",
+            "\udcff",
+            "",
+        )
+        for where in wheres:
+            assert Ring.reach(where.encode("utf-8", "surrogateescape"), 1, 4096) is None, where
+    assert Ring.reach(ring.where, 2, 4096) is None, "of another size"
+    assert Ring.reach(ring.where, -1, -4096) is None
+    assert Ring.reach(ring.where, 1, 4096) is not None
+    ring.settled()
 
 
 def test_damaged_parts_are_asked_for_again(monkeypatch, way):

@@ -27,8 +27,9 @@ Out = Annotated[Path, typer.Option(help="Folder for labels, policy, model and re
 Budget = Annotated[
     list[str],
     typer.Option(
-        help="Of images bops, macs or size, of decoders size or kv, as a share of the whole's: size=0.3. "
-        "In milliseconds: of decoders tpot=6.5 (a token), for target int8 latency=0.4 (an image). Repeatable."
+        help="A share of the whole's: of images bops, macs or size; of decoders size, memory, kv or step (a "
+        "decode step's time, measured here): size=0.3. Milliseconds: of decoders tpot=6.5 (a token), of "
+        "images for target int8 latency=0.4. Repeatable."
     ),
 ]
 Ladder = Annotated[str, typer.Option(help="One cost and its budgets: size=0.5,0.4,0.3.")]

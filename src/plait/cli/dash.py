@@ -28,7 +28,7 @@ def dash(
         bool, typer.Option("--last", help="Print the last picture as JSON and end, instead of serving.")
     ] = False,
 ) -> None:
-    """Show a journal of `serve` or `simulate`, or a folder of `align`, `compress` or `demo`, in a browser."""
+    """Show a journal of `serve` or `simulate`, or a folder of `align`, `compress` or a stage in a browser."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     source = RecordedSource(path, Slo.parse(slo) if slo else None)
     if last:

@@ -12,7 +12,6 @@ from plait.cli.bench import bench
 from plait.cli.chat import chat
 from plait.cli.compress import compress, sweep
 from plait.cli.dash import dash
-from plait.cli.demo import demo
 from plait.cli.doctor import doctor
 from plait.cli.plan import plan
 from plait.cli.profile import profile
@@ -61,7 +60,6 @@ compressing.command("model")(compress)
 compressing.command("sweep")(sweep)
 app.add_typer(compressing, name="compress")
 app.command()(chat)
-app.command()(demo)
 app.command()(profile)
 for verb, serving, aligning, about in (
     ("plan", plan, plan_rlhf, "Find what goes where; without a subject, for serving."),

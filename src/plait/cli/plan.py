@@ -22,6 +22,7 @@ from plait.planner.plans import Plans
 from plait.planner.published import Map
 from plait.planner.race import Entry
 from plait.planner.search import Algorithm, Outcome, Policy, Search, SearchConfig
+from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.workload.trace import TraceRow, read_trace
 
@@ -34,6 +35,12 @@ def planning(
     rate: Annotated[float, typer.Option(help="Requests a second that the placement must carry.")],
     form: workload.Format = "azure",
     policy: Annotated[Policy, typer.Option(help="Kinds of placements; auto takes the best.")] = Policy.AUTO,
+    mode: Annotated[
+        Policy | None,
+        typer.Option(
+            help="As policy, with elastic groups: auto compares all kinds and says why one is best."
+        ),
+    ] = None,
     algorithm: Annotated[
         Algorithm, typer.Option(help="joint: all placements; high, low: DistServe's algorithms 1 and 2.")
     ] = Algorithm.JOINT,
@@ -49,6 +56,9 @@ def planning(
     ] = None,
     out: Annotated[Path, typer.Option(help="Write the placement to this file.")] = Path("placement.json"),
     finalists: Annotated[int, typer.Option(min=1, help="Candidates that are measured with intervals.")] = 3,
+    requests: Annotated[
+        int, typer.Option(min=50, help="Of each of their runs; fewer are quicker and less sure.")
+    ] = 800,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
     seed: workload.Seed = 0,
 ) -> "Planning":
@@ -56,8 +66,12 @@ def planning(
     shape, there = shape_named(model), read_cluster(cluster)
     groups = None if scaling is None else ScalingBase.load(scaling)
     plans = Plans(shape, there, measured_named(cost, model, there.device.name), groups)
-    grouped = elastic or groups is not None
-    config = SearchConfig(algorithm, policy, grouped, finalists=finalists, seed=seed)
+    if mode is not None and policy is not Policy.AUTO:
+        raise UserError("mode and policy say the same: leave one of them out", "mode")
+    grouped = elastic or groups is not None or mode is Policy.AUTO
+    config = SearchConfig(
+        algorithm, mode or policy, grouped, finalists=finalists, requests=requests, seed=seed
+    )
     about = {"model": model, "cluster": str(cluster), "slo": slo, "rate_hz": rate, "seed": seed, "cost": cost}
     about |= {} if scaling is None else {"scaling": str(scaling)}
     return Planning(plans, read_trace(trace, form), Slo.parse(slo), rate, config, out, jobs, about)

@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from plait.spec.errors import UserError
 
 if TYPE_CHECKING:
     from plait.recipe.run import Outlook
@@ -21,6 +24,9 @@ def run(
         bool, typer.Option("--dry-run", help="Check, and say what each stage would do.")
     ] = False,
     until: Annotated[str | None, typer.Option(help="The last stage: align, compress, plan or serve.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write OUT/report.html in the end; needs the report extra.")
+    ] = False,
     cost: Annotated[
         str | None,
         typer.Option(help="Step times for forecasts: a file of plait profile; else one CPU core's."),
@@ -39,6 +45,7 @@ def run(
 
     verbs = Verbs(run_alignment, compression, planning, serving, loading)
     told = Run(read_story(recipe, verbs).until(until), out or Path("runs") / recipe.stem)
+    write = _page() if report else None  # whether it can be written is known before work starts
     outlook = told.outlook(Pace(cost))
     if dry_run:
         Console(highlight=False).print(_table(outlook))
@@ -47,7 +54,18 @@ def run(
     console = Console(stderr=True, highlight=False)
     with contextlib.redirect_stdout(sys.stderr):  # what verbs print; ours are the results
         results = list(told.go(console.print))
+    if write is not None:
+        results.append(write(told.out, recipe.stem))
     sys.stdout.write("".join(f"{result}\n" for result in results))
+
+
+def _page() -> Callable[[Path, str], Path]:
+    """What writes the report. Raises UserError where plotting is not installed."""
+    try:
+        from plait.recipe.page import write_page
+    except ModuleNotFoundError as error:
+        raise UserError("a report needs matplotlib: install plait[report]", "report") from error
+    return write_page
 
 
 def _table(outlook: "list[Outlook]") -> Table:

@@ -14,6 +14,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from plait.cli.planned import Follow
 from plait.cost.catalog import cost_named
 from plait.cost.scaling_base import ScalingBase
 from plait.planner.errand import Errand
@@ -34,6 +35,7 @@ from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Instance, Link, Placement, Role
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
+from plait.text.tool_format import FORMATS
 from plait.workload.placement import read_placement
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub id, or an alias of `plait pull`.")]
@@ -52,6 +54,14 @@ PlacementFile = Annotated[
     Path | None,
     typer.Option("--placement", help="JSON or YAML file of instances and their roles; not with --instances."),
 ]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", help="What plait plan wrote: its placement, kept to its objectives.")
+]
+AutoTrace = Annotated[
+    Path | None,
+    typer.Option("--auto", help="Plan first, for requests like this trace's; with --on and --slo. Says why."),
+]
+OnCluster = Annotated[Path | None, typer.Option("--on", help="With --auto: YAML of this cluster.")]
 Prefill = Annotated[int, typer.Option(min=0, help="Instances that only compute prompts; with --decode.")]
 Decode = Annotated[
     int, typer.Option(min=0, help="Instances that only decode. What --instances has beyond both does both.")
@@ -96,6 +106,13 @@ StepTokens = Annotated[int, typer.Option(min=1, help="Tokens that one step compu
 Depth = Annotated[int, typer.Option(min=1, help="Steps in flight on an instance.")]
 MaxRows = Annotated[int, typer.Option(min=1, help="Requests on one instance.")]
 MaxQueue = Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")]
+Priority = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Seconds that a step in a request's priority counts; without it, priorities are refused.",
+    ),
+]
 OutputShare = Annotated[
     float, typer.Option(min=0.01, max=1, help="Share of max_tokens that requests are presumed to use.")
 ]
@@ -103,8 +120,13 @@ PrefixCache = Annotated[bool, typer.Option(help="Share the KV of equal prompt pr
 OverloadStatus = Annotated[int, typer.Option(help="Answer to a full queue: 503, 429 or 529.")]
 RateLimit = Annotated[int | None, typer.Option(min=1, help="Requests a minute for each API key.")]
 Timeout = Annotated[float | None, typer.Option(min=0.001, help="Seconds for requests that name no timeout.")]
+ToolParser = Annotated[str, typer.Option(help=f"How the model writes calls of tools: {', '.join(FORMATS)}.")]
+ChatTemplate = Annotated[Path | None, typer.Option(help="Jinja file in the place of the model's own.")]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")]
 Journal = Annotated[Path | None, typer.Option(help="Write every event and command to this file.")]
+OtlpEndpoint = Annotated[
+    str | None, typer.Option(help="Send OpenTelemetry traces to this collector, such as http://HOST:4318.")
+]
 Cluster = Annotated[str | None, typer.Option(help="Start workers with Ray: local, or a cluster's address.")]
 Interface = Annotated[str, typer.Option(help="Address on which the driver listens for its workers.")]
 Pace = Annotated[
@@ -123,11 +145,11 @@ Objectives = Annotated[
     typer.Option(help="Such as ttft=200ms,tpot=50ms: for --replan, elastic instances and the dashboard."),
 ]
 Dash = Annotated[bool, typer.Option(help="Show what happens at /dash.")]
-Costs = Annotated[str, typer.Option(help="With --replan: step times, as in plait plan.")]
+Costs = Annotated[str, typer.Option(help="With --replan and --auto: step times, as in plait plan.")]
 
 
-Visit = Callable[[str], Awaitable[None]]
-"""What is done with a server that listens, by its URL."""
+Visit = Callable[[Engine, str], Awaitable[None]]
+"""What is done with an engine whose server listens, by its URL."""
 
 
 def serving(
@@ -140,6 +162,9 @@ def serving(
     tp: Tp = 1,
     pp: Pp = 1,
     placement: PlacementFile = None,
+    plan: PlanFile = None,
+    auto: AutoTrace = None,
+    on: OnCluster = None,
     prefill: Prefill = 0,
     decode: Decode = 0,
     elastic: Elastic = False,
@@ -158,13 +183,17 @@ def serving(
     depth: Depth = 2,
     max_rows: MaxRows = 256,
     max_queue: MaxQueue = 4096,
+    priority: Priority = None,
     output_share: OutputShare = 1.0,
     prefix_cache: PrefixCache = True,
     overload_status: OverloadStatus = 503,
     rate_limit: RateLimit = None,
     timeout: Timeout = None,
     drain: Drain = 30.0,
+    chat_template: ChatTemplate = None,
+    tool_parser: ToolParser = "hermes",
     journal: Journal = None,
+    otlp_endpoint: OtlpEndpoint = None,
     cluster: Cluster = None,
     interface: Interface = "127.0.0.1",
     pace: Pace = None,
@@ -175,31 +204,24 @@ def serving(
     dash: Dash = True,
 ) -> "Serving":
     """What is to be served, and how. Raises UserError for options that do not go together."""
-    server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain)
-    server = replace(server, dash=dash, slo=Slo.parse(slo) if slo else None)
-    roles = _placement(placement, instances, prefill, decode, tp, pp, elastic=elastic)
+    follow = Follow(plan, auto, on, cost)
+    roles, slo = _roles(model, placement, follow, slo, (instances, prefill, decode, tp, pp), elastic=elastic)
+    server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain, dash, slo)
+    server = replace(server, tool_parser=tool_parser, otlp_endpoint=otlp_endpoint)
     manager = ManagerConfig(
         model=name or model,
         page=page,
         placement=roles,
         handover=HandoverConfig(overlap=overlap),
-        admission=AdmissionConfig(max_queue=max_queue, max_rows=max_rows, output_share=output_share),
+        admission=_admission(max_queue, max_rows, priority, output_share),
         batcher=BatcherConfig(step_tokens=step_tokens, depth=depth, prefix_cache=prefix_cache),
         elastic=_elastic(slo),
     )
-    config = ServeConfig(
-        model=model,
-        name=name,
-        threads=threads,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        device=device,
-        exact=exact,
-        max_len=max_model_len,
-        kv_tokens=kv_tokens,
-        manager=manager,
-        journal=journal,
-        cluster=cluster,
+    config = ServeConfig(model=model, name=name, manager=manager, journal=journal, cluster=cluster)
+    config = replace(config, threads=threads, dtype=dtype, kv_dtype=kv_dtype, device=device, exact=exact)
+    config = replace(config, max_len=max_model_len, kv_tokens=kv_tokens, chat_template=chat_template)
+    config = replace(
+        config,
         pace=cost_named(pace) if pace else None,
         pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
         scaling=None if scaling is None else ScalingBase.load(scaling),
@@ -225,6 +247,8 @@ def _server(
     rate_limit: int | None,
     timeout_s: float | None,
     drain_s: float,
+    dash: bool,
+    slo: str | None,
 ) -> ServerConfig:
     return ServerConfig(
         host=host,
@@ -234,13 +258,50 @@ def _server(
         rate_limit_per_minute=rate_limit,
         default_timeout_s=timeout_s,
         drain_s=drain_s,
+        dash=dash,
+        slo=Slo.parse(slo) if slo else None,
     )
+
+
+def _admission(
+    max_queue: int, max_rows: int, priority_s: float | None, output_share: float
+) -> AdmissionConfig:
+    priority_ns = int((priority_s or 0) * 1e9)
+    return AdmissionConfig(max_queue, max_rows, priority_ns=priority_ns, output_share=output_share)
 
 
 def _elastic(slo: str | None) -> ElasticConfig:
     """How elastic instances keep to objectives."""
     aim = Slo.parse(slo) if slo else Slo(0, 0)
     return ElasticConfig(ttft_ns=aim.ttft_ns, tpot_ns=aim.tpot_ns)
+
+
+def _roles(
+    model: str,
+    path: Path | None,
+    follow: Follow,
+    slo: str | None,
+    sizes: tuple[int, int, int, int, int],
+    *,
+    elastic: bool,
+) -> tuple[Placement, str | None]:
+    """Where instances are, and the objectives: by the options, or as the planner says.
+
+    Raises:
+        UserError: they are said twice.
+    """
+    if sum(each is not None for each in (path, follow.plan, follow.auto)) > 1:
+        raise UserError(
+            "--placement, --plan and --auto each say where instances are: choose one", "placement"
+        )
+    if not follow:
+        return _placement(path, *sizes, elastic=elastic), slo
+    if elastic or sizes != (1, 0, 0, 1, 1):
+        raise UserError(
+            "--plan and --auto name all instances, their roles and sizes: leave out --instances, --prefill, "
+            "--decode, --elastic, --tp and --pp"
+        )
+    return follow.placement(model, slo)
 
 
 def _placement(
@@ -325,7 +386,7 @@ class Serving:
             if visit is None:
                 await answer(engine, self.server, ready)
             else:
-                await visited(engine, self.server, visit)
+                await visited(engine, self.server, partial(visit, engine))
         finally:
             if replanner is not None:
                 await replanner.close()

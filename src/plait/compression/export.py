@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from plait.compression.language_apply import Carver, Plan
-from plait.model.config import KV_FIELD
 from plait.model.quantised import QuantisedWeight, pack_words
-from plait.model.schemes import Scheme
 from plait.model.weights_file import write
 from plait.spec.errors import UserError
 from plait.spec.policy import CompressionPolicy
+from plait.spec.schemes import Scheme
+from plait.spec.shape import KV_FIELD
 
 log = logging.getLogger(__name__)
 

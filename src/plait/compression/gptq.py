@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.model.quantised import QuantisedWeight
-from plait.model.schemes import Scheme
+from plait.spec.schemes import Scheme
 
 DAMP = 0.01
 """Added to the inputs' second moments, as a share of their mean."""

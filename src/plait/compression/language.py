@@ -20,10 +20,10 @@ from plait.compression.space import Space
 from plait.compression.targets import Target, restrict
 from plait.model.load import load_config
 from plait.model.pack import SIBLINGS
-from plait.model.schemes import Scheme
 from plait.model.widths import widths_of
 from plait.spec.errors import Unsupported, UserError
 from plait.spec.policy import Knob, Slot, Tie, Unit
+from plait.spec.schemes import Scheme
 
 FULL_BITS = 16.0
 """Weights, keys and values that are left alone are bf16."""
@@ -64,6 +64,10 @@ class Storage:
     def scheme(self, bits: float) -> Scheme:
         """The form of whole numbers of `bits`."""
         return Scheme(int(bits), self.group if bits <= self.grouped_bits else None, True, ())
+
+    def width(self, bits: float) -> float:
+        """Bits that a weight takes."""
+        return bits
 
     def scales(self, linear: Linear, bits: float) -> float:
         """Scales of a whole layer."""

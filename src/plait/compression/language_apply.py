@@ -19,9 +19,9 @@ from plait.compression.gptq import Rounding, compensated, nearest
 from plait.compression.kv_rounding import NAME as ROUNDED_KV
 from plait.compression.language import FULL_BITS, Decoder, Linear, Storage
 from plait.model.quantised import QuantisedWeight
-from plait.model.schemes import Scheme
 from plait.model.weights_file import read, write
 from plait.spec.policy import CompressionPolicy
+from plait.spec.schemes import Scheme
 
 RIDGE = 1e-3
 """Added to the second moments of kept inputs when others are made up for, as a share of their mean."""

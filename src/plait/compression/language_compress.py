@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from plait.compression.optimiser import Budget
 from plait.compression.predictor import NINETY, Predictor
 from plait.compression.search import Chosen, Search, check_labels, rung
 from plait.compression.space import Ints
-from plait.compression.step_time import StepTime, measure_steps, step_time
+from plait.compression.step_time import MIXES, StepTime, measure_steps, step_time, whole_ns
 from plait.compression.tasks.language import Language
 from plait.compression.tasks.text import sequences
 from plait.spec.errors import UserError
 
 WRITTEN = ("plait", "transformers", "vllm", "vllm-cpu", "gguf")
 """Targets that have files."""
-COSTS = ("size", "kv", "tpot")
-"""Budgets by name: bytes of weights and of a token's keys and values, as shares of what they are in bf16; and
-milliseconds of a decode step."""
+COSTS = ("size", "memory", "kv", "tpot", "step")
+"""Budgets by name: bytes of weights in files, in the engine's memory (where they have 4, 8 or 16 bits), and
+of a token's keys and values, as shares of what they are in bf16; and the time of a decode step, in
+milliseconds or as a share of what it takes in bf16 on this machine."""
+TIMED = ("tpot", "step")
 FRONT = 8
 """Points of the front in the report."""
 
@@ -57,11 +59,12 @@ def compress_language(config: LanguageCompressConfig) -> dict[str, Any]:
     index_D = search.space.encode(chosen.policy)
     report = _report(search, predictor, chosen, budgets, index_D) | {
         "labels": len(search.evaluator.labels.found),
+        "measured": _measured(found, budgets),
         "front": _front(search, found, predictor, budgets[0].cost),
         "bytes": _write(search, chosen, config.out),
     }
     if times is not None:
-        report["steps"] = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
+        report["steps"] = asdict(times) | {"measured": len(MIXES)}
     (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -134,7 +137,7 @@ def _opened(config: LanguageCompressConfig) -> tuple[LanguageSearch, StepTime | 
     task, out = config.task, config.out
     out.mkdir(parents=True, exist_ok=True)
     search = LanguageSearch(task, out / "labels.jsonl", config.search)
-    times = _times(config, search) if any(name == "tpot" for name, _ in config.budgets) else None
+    times = _times(config, search) if any(name in TIMED for name, _ in config.budgets) else None
     return search, times, [read_budget(search, name, value, times) for name, value in config.budgets]
 
 
@@ -145,11 +148,12 @@ def read_budget(search: LanguageSearch, name: str, value: float, times: StepTime
         UserError: the value is no share, or no time.
     """
     _check_value(name, value)
-    if name == "tpot":
+    if name in TIMED:
         assert times is not None, "steps are measured before time budgets are read"
         decoder, order = search.task.decoder, search.reader.carver.order
-        return Budget(step_time(search.space, decoder, order, times), value * 1e6)
-    cost = search.size if name == "size" else search.kv
+        limit_ns = value * (1e6 if name == "tpot" else whole_ns(decoder, times))
+        return Budget(step_time(search.space, decoder, order, times), limit_ns)
+    cost = {"size": search.size, "memory": search.memory, "kv": search.kv}[name]
     return Budget(cost, value * _whole(search, name))
 
 
@@ -175,8 +179,7 @@ def _times(config: LanguageCompressConfig, search: LanguageSearch) -> StepTime:
     scratch = config.out / "steps"
     times = measure_steps(search.reader.carver, config.task.folder, scratch, config.timed)
     shutil.rmtree(scratch)
-    told = {"constant_ns": times.constant_ns, "byte_ns": times.byte_ns, "worst": times.worst}
-    path.write_text(json.dumps(told) + "\n")
+    path.write_text(json.dumps(asdict(times)) + "\n")
     return times
 
 
@@ -208,7 +211,15 @@ def _report(
             "measured": chosen.measured,
         },
         "costs": {b.cost.name: float(at_levels(b.cost, search.space, index_D)[0]) for b in budgets},
+        "limits": {b.cost.name: b.limit for b in budgets},
     }
+
+
+def _measured(found: Search, budgets: Sequence[Budget]) -> list[dict[str, float]]:
+    """Costs and KL (nats a token) of every policy that the search measured."""
+    costs = {b.cost.name: at_levels(b.cost, found.space, found.index_ND).tolist() for b in budgets}
+    rows = zip(*costs.values(), np.exp(-found.score_N).tolist(), strict=True)
+    return [dict(zip((*costs, "kl"), row, strict=True)) for row in rows]
 
 
 def _front(search: LanguageSearch, found: Search, predictor: Predictor, cost: Cost) -> list[dict[str, Any]]:

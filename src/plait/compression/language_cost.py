@@ -7,7 +7,7 @@ Legend: B policies, D genes, L terms, F factors of a term, V levels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from plait.compression.language import FULL_BITS, Decoder, Linear, Storage
 from plait.compression.space import Floats, Ints, Space
 from plait.spec.policy import Knob, Slot
+from plait.spec.schemes import held_bits
 
 SCALE_BYTES = 2
 """A scale is bf16."""
@@ -79,6 +80,21 @@ def weight_bytes(space: Space, decoder: Decoder, storage: Storage, order: Sequen
     return tabled("size", "bytes", space, terms)
 
 
+def memory_bytes(space: Space, decoder: Decoder, storage: Storage, order: Sequence[int]) -> Tabled:
+    """Bytes of all weights in the engine's memory, where they are kept in 4, 8 or 16 bits."""
+    kept = weight_bytes(space, decoder, Kept(storage.group, storage.grouped_bits), order)
+    return replace(kept, name="memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Storage):
+    """Weights as they lie in memory."""
+
+    def width(self, bits: float) -> float:
+        """See `Storage`."""
+        return float(held_bits(bits))
+
+
 def kv_bytes(space: Space, decoder: Decoder, order: Sequence[int]) -> Tabled:
     """Bytes of keys and values of one token; at 8 bits a head has a float32 scale for keys and for values."""
     terms = []
@@ -134,7 +150,7 @@ def _bytes(linear: Linear, bits: float, storage: Storage, *, grouped: bool) -> f
     scales = SCALE_BYTES * storage.scales(linear, bits)
     shrink = bits <= storage.grouped_bits
     if grouped:
-        return linear.outputs * linear.inputs * bits / 8 + (scales if shrink else 0.0)
+        return linear.outputs * linear.inputs * storage.width(bits) / 8 + (scales if shrink else 0.0)
     return 0.0 if shrink else scales
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from plait.compression.evaluator import Evaluator, EvaluatorConfig, Fidelity, Labels
 from plait.compression.language import storage_of
-from plait.compression.language_cost import Tabled, kv_bytes, weight_bytes
+from plait.compression.language_cost import Tabled, kv_bytes, memory_bytes, weight_bytes
 from plait.compression.language_features import ErrorConfig, error_config
 from plait.compression.language_rules import additive, llama_rule, tilted, uniform
 from plait.compression.optimiser import Budget
@@ -99,6 +99,12 @@ class LanguageSearch:
         """Bytes of all weights."""
         storage = storage_of(self.task.choice, TARGETS[self.task.target])
         return weight_bytes(self.space, self.task.decoder, storage, self.reader.carver.order)
+
+    @cached_property
+    def memory(self) -> Tabled:
+        """Bytes of all weights in the engine's memory."""
+        storage = storage_of(self.task.choice, TARGETS[self.task.target])
+        return memory_bytes(self.space, self.task.decoder, storage, self.reader.carver.order)
 
     @cached_property
     def kv(self) -> Tabled:

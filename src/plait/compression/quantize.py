@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from plait.compression.export import INDEX, copy_files, described, refuse_full
 from plait.model.load import load_config
-from plait.model.quantised import QuantisedWeight, pack_words
-from plait.model.schemes import GROUPS, Scheme
+from plait.model.quantised import pack_words, round_weight
 from plait.spec.errors import Unsupported, UserError
+from plait.spec.schemes import GROUPS, Scheme
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +49,6 @@ class Quantized:
     """Linear layers quantised."""
     bytes_before: int
     bytes_after: int
-
-
-def round_weight(weight_NI: Tensor, scheme: Scheme) -> QuantisedWeight:
-    """The nearest weight of whole numbers; scales are bf16."""
-    outputs, inputs = weight_NI.shape
-    grouped_NGJ = weight_NI.float().view(outputs, -1, scheme.group or inputs)
-    half = 2 ** (scheme.bits - 1)
-    largest_NG = grouped_NGJ.abs().amax(-1)
-    # A scale of zero would leave nothing to divide by; its weights are all zero, whatever it is.
-    scales_NG = torch.where(largest_NG > 0, largest_NG / (half - 0.5), 1.0).bfloat16()
-    codes = (grouped_NGJ / scales_NG[..., None].float()).round().clamp(-half, half - 1)
-    return QuantisedWeight(codes.to(torch.int8).view(outputs, inputs), scales_NG, scheme)
 
 
 def quantize(source: Path, target: Path, config: QuantizeConfig) -> Quantized:

@@ -16,9 +16,9 @@ from plait.compression.language import FULL_BITS, Decoder, Linear
 from plait.compression.language_apply import Carver, Plan
 from plait.compression.language_cost import Tabled, Term, alive, kept_of, tabled
 from plait.compression.space import Floats, Space
-from plait.model.schemes import GROUPED
 from plait.spec.errors import UserError
 from plait.spec.policy import Choice, CompressionPolicy, Knob, Slot
+from plait.spec.schemes import held_bits
 
 KERNELS = (4, 8, 16)
 """Bits in which weights are kept in memory."""
@@ -105,15 +105,15 @@ def step_time(space: Space, decoder: Decoder, order: Sequence[int], times: StepT
     return tabled("tpot", "ns", space, terms)
 
 
-def kernel(bits: float) -> int:
-    """In how many bits weights of so many are kept in memory."""
-    return 4 if bits <= GROUPED else 8 if bits <= 8 else 16
+def whole_ns(decoder: Decoder, times: StepTime) -> float:
+    """Nanoseconds of a decode step of the whole model in bf16, as `step_time` has it."""
+    return times.constant_ns + sum(_ns(x, FULL_BITS, times) for x in decoder.linears)
 
 
 def _ns(linear: Linear, bits: float, times: StepTime) -> float:
     """Of a whole layer. More bits are taken to be no faster than fewer: costs grow with every gene."""
     weight_ns = [kept / 8 * byte_ns for kept, byte_ns in zip(KERNELS, times.byte_ns, strict=True)]
-    return linear.outputs * linear.inputs * max(weight_ns[: KERNELS.index(kernel(bits)) + 1])
+    return linear.outputs * linear.inputs * max(weight_ns[: KERNELS.index(held_bits(bits)) + 1])
 
 
 def _row(decoder: Decoder, plan: Plan) -> list[float]:
@@ -121,7 +121,7 @@ def _row(decoder: Decoder, plan: Plan) -> list[float]:
     held = dict.fromkeys(KERNELS, 0.0)
     for x in decoder.linears:
         if x.name in plan.bits:
-            kept = kernel(plan.bits[x.name])
+            kept = held_bits(plan.bits[x.name])
             held[kept] += x.outputs * x.inputs * kept / 8
     return [1.0, *held.values()]
 

@@ -141,7 +141,7 @@ def shape_named(name: str) -> ModelShape:
         )
     try:
         return ModelShape.from_config(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
-    except (OSError, msgspec.DecodeError, KeyError) as error:
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a model's config.json: {error}", param="model") from error
 
 
@@ -154,8 +154,11 @@ def cost_named(text: str) -> Cost:
         UserError: there is no such file, device or model, or the file is malformed.
     """
     path = Path(text)
-    if path.is_file():
-        text_bytes = path.read_bytes()
+    if path.exists():
+        try:
+            text_bytes = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the costs {path}: {error.strerror}", param="cost") from error
         if path.suffix == ".csv" or text_bytes.lstrip()[:1] == b"[":
             return Table.load(path)
         return StepProfile.load(path).fitted if b'"fitted"' in text_bytes else Fitted.load(path)

@@ -109,12 +109,15 @@ class Fitted:
         """
         try:
             found = msgspec.json.decode(path.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
             raise UserError(f"{path} holds no fitted cost model: {error}") from error
         names = {field.name for field in fields(Fitted)}
         if found.keys() != names:
             raise UserError(f"{path}: expected exactly the keys {', '.join(sorted(names))}")
-        return Fitted(**found)
+        try:
+            return Fitted(**found)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def _squares(load: Load) -> int:

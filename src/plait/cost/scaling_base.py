@@ -96,7 +96,7 @@ class ScalingBase:
         """
         try:
             return msgspec.json.decode(path.read_bytes(), type=ScalingBase)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError, UserError) as error:
             raise UserError(
                 f"{path} holds no times of groups; write one with `plait profile --groups`: {error}",
                 "scaling",

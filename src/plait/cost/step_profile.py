@@ -63,7 +63,7 @@ class StepProfile:
         """
         try:
             return msgspec.json.decode(path.read_bytes(), type=StepProfile)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError, UserError) as error:
             raise UserError(f"{path} is no profile; write one with `plait profile`: {error}") from error
 
 

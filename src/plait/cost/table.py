@@ -114,18 +114,23 @@ class Table:
             text = path.read_text()
             is_json = path.suffix == ".json"
             rows = msgspec.json.decode(text) if is_json else list(csv.DictReader(text.splitlines()))
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
             raise UserError(f"{path} holds no cost table: {error}") from error
         return Table._from_rows(path, rows)
 
     @staticmethod
     def _from_rows(path: Path, rows: Iterable[Mapping[str, str | float]]) -> "Table":
         points: dict[str, dict[tuple[int, int], float]] = {"prefill": {}, "decode": {}}
+        if not isinstance(rows, list):
+            raise UserError(f"{path} is no list of points: each has phase (prefill or decode), x, y and ns")
         for number, row in enumerate(rows, start=1):
             try:
                 points[str(row["phase"])][int(row["x"]), int(row["y"])] = float(row["ns"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(
                     f"{path}, point {number}: expected phase (prefill or decode), x, y and ns ({error!r})"
                 ) from error
-        return Table.of(points["prefill"], points["decode"])
+        try:
+            return Table.of(points["prefill"], points["decode"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.kernels.choice import choose
+from plait.spec.shape import KV_FIELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,9 @@ class ModelConfig:
     """Folder of config.json, tokenizer and safetensors."""
     dtype: str = "auto"
     """Type of weights and activations: float32, bfloat16, or auto; see `dtype_of`."""
+    weights: str = "auto"
+    """Of linear layers: auto, as the folder has them; int8: rounded to 8 bits, a scale an output, when they
+    are loaded. The output head stays as it is."""
     kv_dtype: str = "auto"
     """Type of keys and values in the pool: float32, bfloat16, int8 with one float32 scale for each head of a
     token, or auto: what the model was compressed for (see `kv_dtype_of`), else that of activations."""
@@ -87,10 +91,6 @@ class ModelConfig:
     """Threads that our kernels use."""
     rank: Rank = field(default_factory=Rank)
     """Which part of the model to load."""
-
-
-KV_FIELD = "plait_kv_dtype"
-"""In config.json of a decoder that was compressed with keys and values of few bits: their type."""
 
 
 def kv_dtype_of(folder: Path, wanted: str) -> str:

@@ -14,9 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from plait.model.attend import NAME
 from plait.model.quantised import QuantisedWeight, all_weights, check_layers, read_weights
-from plait.model.schemes import Quantisation, read_quantisation
+from plait.model.weights_file import files_of
 from plait.model.widths import load_uneven, widths_of
 from plait.spec.errors import NotFound, Unsupported, UserError
+from plait.spec.schemes import Quantisation, read_quantisation
 
 LAYER_TYPES = frozenset(("full_attention", "sliding_attention", "attention"))
 ROPE_TYPES = frozenset(("default", "linear", "llama3", "yarn"))
@@ -32,20 +33,34 @@ def load_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no config.json", "model")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}", "model") from error
+    raw = _object(path)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        reason = _refusal(config)
     except ValueError as error:
         hint = "it needs code of its own, which plait never runs" if "auto_map" in raw else str(error)
         kind = raw.get("model_type")
-        raise Unsupported(f"transformers does not know the model type {kind!r}: {hint}", "model") from error
-    reason = _refusal(config)
+        raise Unsupported(
+            f"{path}: transformers does not know the model type {kind!r}: {hint}", "model"
+        ) from error
+    except Exception as error:  # wrong fields are told by errors of any class
+        raise UserError(
+            f"{path} is no configuration that transformers takes ({error}): pull or copy it again", "model"
+        ) from error
     if reason:
         raise Unsupported(f"{folder.name} ({config.model_type}) cannot be served: {reason}", "model")
     return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises UserError: there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}; pull or copy it again", "model") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object: pull or copy it again", "model")
+    return found
 
 
 def take_quantisation(config: Any) -> Quantisation | None:
@@ -112,8 +127,7 @@ def load_module(
             torch.manual_seed(seed)
             module = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
     else:
-        if not any(folder.glob("*.safetensors")):
-            raise UserError(f"{folder} holds no *.safetensors weights; convert or pull them", "model")
+        files_of(folder)
         state = None
         if quantisation is not None:
             state, quantised = read_weights(folder, quantisation, dtype)
@@ -144,6 +158,7 @@ def _pretrained(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told in the report
         )
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
@@ -165,8 +180,8 @@ def quietly() -> Iterator[None]:
 
 
 def end_ids(folder: Path, config: Any) -> tuple[int, ...]:
-    """The model's own end tokens: of generation_config.json, else of config.json."""
+    """The model's own end tokens: of generation_config.json, else of config.json. Raises UserError."""
     path = folder / "generation_config.json"
-    ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    ids = _object(path).get("eos_token_id") if path.is_file() else None
     ids = config.eos_token_id if ids is None else ids
     return tuple(sorted(ids)) if isinstance(ids, list) else () if ids is None else (ids,)

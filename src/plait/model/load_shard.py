@@ -1,6 +1,5 @@
 """Loads one process's share of a model: it reads its slices of the weights, and nothing else of them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.initialization import no_init_weights
 from plait.model import shard, stage
 from plait.model.attend import NAME
 from plait.model.shard import Cut
+from plait.model.weights_file import files_of
 from plait.model.widths import widths_of
 from plait.model.world import World
 from plait.spec.errors import Unsupported, UserError
@@ -48,7 +48,7 @@ def _fill(
     module: nn.Module, folder: Path, cuts: dict[str, Cut], tied: dict[str, str], dtype: torch.dtype
 ) -> None:
     """Read every parameter of the module, each the part of it that the module has."""
-    files = _files(folder)
+    files = files_of(folder)
     rules = [r for r in get_model_conversion_mapping(module) if isinstance(r, WeightRenaming)]
     stored = {_renamed(name, rules): name for name in files}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -83,17 +83,3 @@ def _renamed(name: str, rules: list[WeightRenaming]) -> str:
     for rule in rules:
         name, _ = rule.rename_source_key(name)
     return name
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """Name of each stored weight -> its file in the folder."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return json.loads(index.read_text())["weight_map"]
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
-            found |= dict.fromkeys(opened.keys(), path.name)
-    if not found:
-        raise UserError(f"{folder} holds no *.safetensors weights; convert or pull them", "model")
-    return found

@@ -20,7 +20,7 @@ from plait.model.inputs import Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module, take_quantisation
 from plait.model.load_shard import load_share
 from plait.model.pool import KvPool
-from plait.model.quantised import QuantisedWeight
+from plait.model.quantised import QuantisedWeight, round_layers
 from plait.model.share import share_of
 from plait.model.staging import staged
 from plait.model.world import World
@@ -54,7 +54,8 @@ class Model:
         folder = Path(config.folder)
         hf_config = load_config(folder)
         quantisation = take_quantisation(hf_config)
-        dtype = settle.dtype(config, quantisation)
+        rounding = settle.rounding(config, quantisation)
+        dtype = settle.dtype(config, quantisation or rounding)
         kv_dtype = settle.kv_dtype(config, dtype)
         shape = settle.shape(hf_config.to_dict(), float(torch.finfo(dtype).bits))
         self.max_len = settle.max_len(config.max_len, shape.max_tokens)
@@ -67,7 +68,10 @@ class Model:
         if world is None:
             # Random weights are drawn where they will be: a GPU draws billions of them in a second.
             with self.device if config.seed is not None else nullcontext():
-                self.module, quantised = load_module(folder, hf_config, dtype, config.seed, quantisation)
+                loaded = dtype if rounding is None else torch.float32
+                self.module, quantised = load_module(folder, hf_config, loaded, config.seed, quantisation)
+            if rounding is not None:
+                quantised = round_layers(self.module, rounding, dtype)
         else:
             self.module = load_share(folder, hf_config, dtype, self.shape.layers[0], world)
         self.module.to(self.device)

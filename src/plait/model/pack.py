@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from plait.kernels import ops
 from plait.kernels.memory import on_large_pages
 from plait.model.quantised import QuantisedWeight
-from plait.model.schemes import GROUPED
+from plait.spec.schemes import GROUPED
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from plait.model.schemes import Quantisation, Scheme
 from plait.spec.errors import Unsupported, UserError
+from plait.spec.schemes import Quantisation, Scheme
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape")
 REFUSED = ("weight_zero_point", "weight_g_idx", "input_scale", "output_scale", "weight_global_scale")
@@ -35,6 +35,34 @@ class QuantisedWeight:
         inputs = self.codes_NI.shape[1]
         scales_NI = self.scales_NG.float().repeat_interleave(self.scheme.group or inputs, 1)[:, :inputs]
         return (self.codes_NI * scales_NI).to(dtype)
+
+
+def round_weight(weight_NI: Tensor, scheme: Scheme) -> QuantisedWeight:
+    """The nearest weight of whole numbers; scales are bf16."""
+    outputs, inputs = weight_NI.shape
+    grouped_NGJ = weight_NI.float().view(outputs, -1, scheme.group or inputs)
+    half = 2 ** (scheme.bits - 1)
+    largest_NG = grouped_NGJ.abs().amax(-1)
+    # A scale of zero would leave nothing to divide by; its weights are all zero, whatever it is.
+    scales_NG = torch.where(largest_NG > 0, largest_NG / (half - 0.5), 1.0).bfloat16()
+    codes = (grouped_NGJ / scales_NG[..., None].float()).round().clamp(-half, half - 1)
+    return QuantisedWeight(codes.to(torch.int8).view(outputs, inputs), scales_NG, scheme)
+
+
+def round_layers(
+    module: nn.Module, quantisation: Quantisation, dtype: torch.dtype
+) -> dict[str, QuantisedWeight]:
+    """Round the linear layers that have a scheme, and give them the weights that their numbers stand for; all
+    parameters become `dtype`."""
+    found = {}
+    for name, part in module.named_modules():
+        scheme = quantisation.scheme_of(name) if type(part) is nn.Linear else None
+        if scheme is not None:
+            found[name] = rounded = round_weight(part.weight, scheme)
+            part.weight.data = rounded.dense(dtype)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return found
 
 
 def pack_words(codes_NI: Tensor, bits: int) -> Tensor:

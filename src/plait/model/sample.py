@@ -35,6 +35,8 @@ class Turn:
     """How many of `tokens` are the prompt's."""
     stop: tuple[int, ...]
     """Tokens that `min_tokens` masks."""
+    allowed_V: NDArray[np.bool_] | None = None
+    """The only tokens that its grammar allows; None: it has none."""
 
     @property
     def too_short(self) -> bool:
@@ -47,6 +49,7 @@ class Turn:
         params = self.params
         return (
             bool(params.logit_bias or params.allowed_token_ids or self.too_short)
+            or self.allowed_V is not None
             or params.repetition_penalty != 1
             or params.presence_penalty != 0
             or params.frequency_penalty != 0
@@ -104,6 +107,8 @@ def uniform(seed: int, choice: int, position: int) -> float:
 def _alter(row_V: Logits, turn: Turn) -> None:
     """Apply all wishes that change logits, in place; what leaves float32's range stays at its end."""
     _bias(row_V, turn.params)
+    if turn.allowed_V is not None:
+        row_V[~turn.allowed_V] = -np.inf
     if turn.too_short:
         _mask(row_V, turn.stop)
     _penalise(row_V, turn.params, turn.tokens, turn.tokens[turn.prompt :])

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from plait.model.config import ModelConfig, dtype_of, kv_dtype_of
-from plait.model.schemes import Quantisation
 from plait.spec.errors import Unsupported, UserError
+from plait.spec.schemes import Quantisation, Scheme
 from plait.spec.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -21,6 +21,8 @@ def validate(config: ModelConfig) -> None:
     """
     if config.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype is {config.dtype}; choose one of auto, {', '.join(DTYPES)}", "dtype")
+    if config.weights not in ("auto", "int8"):
+        raise UserError(f"weights is {config.weights}; choose one of auto, int8", "weights")
     if config.exact and config.device != "cpu":
         raise Unsupported(
             "exact mode is for cpu only: a GPU's products sum in an order of their own", "exact"
@@ -35,6 +37,23 @@ def validate(config: ModelConfig) -> None:
         raise Unsupported("random weights (seed) are for tp 1 and pp 1: load the weights", "seed")
     if config.rank.size > 1 and config.device != "cpu":
         raise Unsupported("instances of several processes compute on cpu only: use tp 1 and pp 1", "device")
+
+
+def rounding(config: ModelConfig, quantisation: Quantisation | None) -> Quantisation | None:
+    """What is rounded as it is loaded; None: nothing.
+
+    Raises:
+        Unsupported: the folder is quantised already, or its weights are not loaded.
+    """
+    if config.weights == "auto":
+        return None
+    if quantisation is not None or config.seed is not None:
+        raise Unsupported(
+            "weights are int8, which rounds floats as they are loaded: name a folder of floats, or leave "
+            "weights and seed out",
+            "weights",
+        )
+    return Quantisation((Scheme(8, None, True, ("Linear",)),), ("lm_head",))
 
 
 def dtype(config: ModelConfig, quantisation: Quantisation | None) -> torch.dtype:
@@ -78,8 +97,8 @@ def shape(config: dict[str, Any], bits: float) -> ModelShape:
     """Sizes of a model that our attention can carry."""
     try:
         found = ModelShape.from_config(config, bits=bits, kv_bits=bits)
-    except KeyError as error:
-        raise Unsupported(f"this model's sizes are not understood: {error.args[0]}", "model") from error
+    except ValueError as error:
+        raise Unsupported(f"this model's sizes are not understood: {error}", "model") from error
     for layer in found.layers:
         if layer.head_dim not in range(8, 257, 8):
             reason = f"its heads have size {layer.head_dim}; plait's attention takes multiples of 8 up to 256"

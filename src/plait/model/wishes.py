@@ -35,3 +35,12 @@ def check(params: SamplingParams, vocab: int) -> None:
             raise UserError(f"{name} names a token outside the vocabulary of {vocab}", name)
     if any(not math.isfinite(bias) for _, bias in params.logit_bias):
         raise UserError("logit_bias must be finite", "logit_bias")
+    if params.grammar:
+        _check_beside_grammar(params)
+
+
+def _check_beside_grammar(params: SamplingParams) -> None:
+    """What else decides which tokens may be drawn, or when a row ends, may leave a grammar none."""
+    for name in ("allowed_token_ids", "ignore_eos", "min_tokens"):
+        if getattr(params, name):
+            raise UserError(f"{name} does not go with a prescribed form of the answer: leave it out", name)

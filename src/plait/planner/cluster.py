@@ -17,7 +17,7 @@ import yaml
 
 from plait.cost.catalog import device_named
 from plait.spec.cluster import Device, Link
-from plait.spec.errors import UserError
+from plait.spec.errors import NotFound, UserError
 
 GBPS = 1e9 / 8
 US = 1_000
@@ -67,7 +67,7 @@ def read_cluster(path: Path) -> Cluster:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the cluster {path}: {error.strerror}", "cluster") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"the cluster {path} is not YAML: {error}", "cluster") from error
     if not isinstance(raw, dict):
         raise UserError(
@@ -87,10 +87,17 @@ def read_cluster(path: Path) -> Cluster:
     return Cluster(
         said.nodes,
         said.devices_per_node,
-        device_named(said.device),
+        _device(path, said.device),
         Link(said.local_gbps * GBPS, round(said.local_latency_us * US)),
         Link(said.remote_gbps * GBPS, round(said.remote_latency_us * US)),
     )
+
+
+def _device(path: Path, name: str) -> Device:
+    try:
+        return device_named(name)
+    except NotFound as error:
+        raise UserError(f"the cluster {path}: {error}", "device") from error
 
 
 def _check_keys(path: Path, raw: dict[Any, Any]) -> None:

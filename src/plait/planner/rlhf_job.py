@@ -86,7 +86,7 @@ def read_job(path: Path) -> RlhfJob:
     """
     try:
         raw: Any = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the RLHF job {path}: {error}", "job") from error
     if not isinstance(raw, dict):
         raise UserError(f"the RLHF job {path} has no fields; it needs actor and critic", "job")

@@ -94,6 +94,8 @@ class Outcome:
     failed: Mapping[Candidate, str]
     """Those that could not be evaluated, and why."""
     rate_hz: float
+    hopeless: tuple[str, ...] = ()
+    """Kinds of which no candidate meets the objectives even when it serves one request at a time."""
 
     @property
     def best(self) -> Entry:
@@ -115,7 +117,19 @@ class Outcome:
                 continue
             sure = "overlap" if _overlap(best, other) else "are apart"
             said += f"{other.per_device:.2f} a device and needs {other.devices}; their intervals {sure}."
+        if self.hopeless:
+            kinds = " or ".join(self.hopeless)
+            said += f" No {kinds} one meets the objectives even with one request at a time."
         return said
+
+
+def _hopeless(fates: Mapping[Candidate, Fate]) -> tuple[str, ...]:
+    """Kinds whose candidates all miss the objectives when idle, but for those that cannot be had."""
+    of_kind: dict[str, set[Fate]] = {}
+    for candidate, fate in fates.items():
+        of_kind.setdefault(candidate.kind, set()).add(fate)
+    absent = {Fate.UNUSABLE, Fate.UNPLACED}
+    return tuple(kind for kind, found in of_kind.items() if found - absent == {Fate.IDLE})
 
 
 def _overlap(one: Entry, other: Entry) -> bool:
@@ -175,7 +189,8 @@ class Search:
         refused, _ = self.plans.of(longest)
         counts = Counter(fates.values())
         ordered = {fate: counts[fate] for fate in Fate if counts[fate]}
-        return Outcome(tuple(final), refused, ordered, race.failed, self.rate_hz)
+        hopeless = _hopeless(fates)
+        return Outcome(tuple(final), refused, ordered, race.failed, self.rate_hz, hopeless)
 
     def placement(self, entry: Entry) -> Placement:
         """All copies that the rate needs, on the cluster.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.planner.race import Entry
 from plait.recipe.forecast import Forecast, Pace
 from plait.recipe.keys import Keys, Told
 from plait.recipe.stage import Made, Verbs
@@ -58,7 +59,9 @@ class PlanStage:
         outcome = self._asked(made, folder).run()
         best = outcome.best
         chosen = {"candidate": str(best.candidate), "kind": best.candidate.kind, "devices": best.devices}
-        return chosen | {"requests_per_device_s": best.per_device, "why": outcome.reason()}
+        chosen |= {"requests_per_device_s": best.per_device, "why": outcome.reason()}
+        fates = {fate.value: count for fate, count in outcome.fates.items()}
+        return chosen | {"table": [_row(each) for each in outcome.entries], "fates": fates}
 
     def _asked(self, made: Made, folder: Path) -> Any:
         told = {"model": self._model(made), "out": folder / self.result}
@@ -75,3 +78,16 @@ class PlanStage:
         """What is served next: the model of a stage before, else the planned one where it is a folder."""
         named = self._model(made)
         return made.model or (named if (Path(named) / "config.json").is_file() else None)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """A finalist, for provenance."""
+    size = entry.candidate.devices
+    return {
+        "candidate": str(entry.candidate),
+        "kind": entry.candidate.kind,
+        "per_device": entry.per_device,
+        "interval": [entry.low_hz / size, entry.high_hz / size],
+        "copies": entry.copies,
+        "devices": entry.devices,
+    }

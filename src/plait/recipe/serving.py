@@ -1,6 +1,7 @@
 """`ServeStage`: the last stage; its keys are the options of `plait serve`, and `requests` with `load`."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,19 +9,33 @@ from typing import Annotated, Any
 
 import pydantic
 
+from plait.client.chat import ChatConfig, answer
 from plait.model.config import dtype_of, kv_dtype_of
 from plait.model.hub import resolve
+from plait.recipe.drill import Drill
 from plait.recipe.forecast import Forecast, Pace
 from plait.recipe.keys import Keys, Told
 from plait.recipe.stage import Made, Verbs
-from plait.runtime.engine import max_len_of, shape_of
+from plait.runtime.engine import Engine, max_len_of, shape_of
 from plait.runtime.room import free_slots, stored_shape
 from plait.runtime.setup import ServeConfig, open_engine
 from plait.spec.errors import ServiceError, UserError
 from plait.workload.result import Summary
 
-OWN = {"requests": Annotated[int, pydantic.Field(ge=1)], "load": dict[str, Any]}
-"""How many requests are sent before the stage ends, and how: the options of `plait bench serve`."""
+OWN = {
+    "ask": list[str],
+    "requests": Annotated[int, pydantic.Field(ge=1)],
+    "load": dict[str, Any],
+    "kill_after": Annotated[int, pydantic.Field(ge=1)],
+}
+"""Questions that are asked first; how many requests are sent before the stage ends, and how: the options of
+`plait bench serve`; and after how many of them a worker is killed, to see that none is lost."""
+ANSWERS, JOURNAL = "answers.json", "journal.jsonl"
+"""In the stage's folder."""
+ANSWER_TOKENS = 48
+"""Most tokens of an answer to a question."""
+BY_PLAN = ("api_key", "plan", "auto", "on")
+"""Options that are no keys: secrets have no place in a recipe, and the stage before chooses the placement."""
 BY_RUN = ("url", "model", "count", "api_key", "json_out")
 """Options of a load that the run gives."""
 
@@ -41,13 +56,16 @@ class ServeStage:
     @staticmethod
     def read(raw: object, file: Path, verbs: Verbs) -> "ServeStage":
         """Raises UserError for a key that is unknown (names the nearest), missing or wrong."""
-        section = Keys("serve", verbs.serve, ("api_key",), ("model",), OWN).read(raw, file)
+        section = Keys("serve", verbs.serve, BY_PLAN, ("model",), OWN).read(raw, file)
         load = None
         if "requests" in section.options:
             keys = Keys("serve.load", verbs.load, BY_RUN)
             load = keys.read(section.options.get("load", {}), file)
-        elif "load" in section.options:
-            raise UserError(f"{file}: serve.load needs serve.requests: say how many", "serve.load")
+        for name in ("load", "kill_after", "ask"):
+            if name in section.options and load is None:
+                raise UserError(f"{file}: serve.{name} needs serve.requests: say how many", f"serve.{name}")
+        if section.options.get("kill_after", 0) >= section.options.get("requests", 1):
+            raise UserError(f"{file}: serve.kill_after must be below serve.requests", "serve.kill_after")
         return ServeStage(section, load, file.stem, verbs)
 
     @property
@@ -97,15 +115,21 @@ class ServeStage:
         Raises:
             ServiceError: a request did not get its answer.
         """
-        asked = self._asked(made)
+        asked = self._asked(made, folder)
         if self.load is None:
             asked.run()
             return {}
         found: list[Summary] = []
+        drills: list[Drill] = []
+        key = next(iter(asked.server.api_keys), "")
 
-        async def visit(url: str) -> None:
-            key = next(iter(asked.server.api_keys), "")
+        async def visit(engine: Engine, url: str) -> None:
+            await self._ask(ChatConfig(url, asked.engine.name, key, ANSWER_TOKENS, 0.0), folder)
             sent = self._sent(url, asked.engine.name, key, str(folder / "load.json"))
+            if "kill_after" in self.section.options:
+                after, requests = self.section.options["kill_after"], self.section.options["requests"]
+                drills.append(Drill(engine, after, (after + requests) // 2))
+                engine.watch(drills[0].see)
             # In a thread with a loop of its own, so that the client does not wait for the server's.
             found.append(await asyncio.to_thread(sent.run))
 
@@ -116,12 +140,25 @@ class ServeStage:
                 f"{summary.requests - summary.completed} of {summary.requests} requests failed; "
                 f"{folder / 'load.json'} says why"
             )
-        return asdict(summary)
+        if drills and drills[0].lost_ns is None:
+            raise ServiceError("the load ended before a worker was killed: lower kill_after")
+        return asdict(summary) | ({"drill": drills[0].figures()} if drills else {})
 
-    def _asked(self, made: Made) -> Any:
-        """The verb's record. Without a port of its own, a load goes to any that is free."""
+    async def _ask(self, target: ChatConfig, folder: Path) -> None:
+        """Questions and answers, kept beside the load."""
+        told = []
+        for question in self.section.options.get("ask", ()):
+            parts = [part async for part in answer(target, [{"role": "user", "content": question}])]
+            told.append({"question": question, "answer": "".join(parts).strip()})
+        if told:
+            (folder / ANSWERS).write_text(json.dumps(told, indent=1) + "\n")
+
+    def _asked(self, made: Made, folder: Path | None = None) -> Any:
+        """The verb's record. A load goes, where no port is named, to any that is free, and what happens is
+        written to a journal in `folder`."""
         options = {"name": self.label, "placement": made.placement}
         options |= {} if self.load is None else {"port": 0}
+        options |= {} if self.load is None or folder is None else {"journal": folder / JOURNAL}
         options |= {name: value for name, value in self.section.options.items() if name not in OWN}
         return self.verbs.serve(**(options | {"model": self._model(made)}))
 
@@ -147,5 +184,5 @@ def _memory_bytes(told: ServeConfig) -> int:
     kv_dtype = kv_dtype_of(folder, told.kv_dtype)
     shape, longest = shape_of(folder), max_len_of(folder, told.max_len)
     slots = told.kv_tokens or free_slots(shape, dtype, kv_dtype, told.device, instances, longest)
-    weights = shape.weight_bytes * (1 if dtype == "bfloat16" else 2)
+    weights = shape.in_type(16.0 if dtype == "bfloat16" else 32.0).weight_bytes
     return instances * (weights + slots * stored_shape(shape, dtype, kv_dtype).kv_bytes_per_token)

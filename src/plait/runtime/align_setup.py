@@ -224,11 +224,11 @@ def forecast_bytes(recipe: Recipe, folders: dict[str, Path]) -> int:
     """What weights, gradients and moments will take on this host, over all processes."""
     total = 0
     for name, folder in folders.items():
-        parameters = shape_of(folder).weight_bytes // 2  # shapes count 16 bits a weight
+        parameters = shape_of(folder).parameters
         trained = name == "critic" or (name == "actor" and recipe.train.lora is None)
         each = TRAINED_BYTES if trained else FROZEN_BYTES
         total += parameters * each * recipe.train.blocks
-    drawing = shape_of(folders["actor"]).weight_bytes // 2 * DRAWING_BYTES
+    drawing = shape_of(folders["actor"]).parameters * DRAWING_BYTES
     return total + drawing * recipe.rollout.instances
 
 
@@ -284,6 +284,7 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) 
         model=str(actor),
         threads=rollout.threads,
         dtype=rollout.dtype,
+        weights=rollout.weights,
         exact=rollout.exact,
         kv_tokens=slots,
         manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),

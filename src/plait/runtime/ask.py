@@ -15,6 +15,8 @@ class Ask:
     sampling: SamplingParams
     timeout_ns: int | None = None
     """Ends with DeadlineExceeded this long after it was submitted; None: never."""
+    priority: int = 0
+    """Lower goes first; other than 0 only where the engine honours priorities."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     whole: bool = False

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.model.weights_file import writing
 from plait.runtime.recipe import Recipe
 from plait.spec.errors import UserError
 
@@ -90,7 +91,15 @@ class Checkpoints:
         return found[-1].parent
 
     def begin(self) -> None:
-        """Make the folder; metrics of iterations that will be run again go, also half a line of them."""
+        """Make the folder; metrics of iterations that will be run again go, also half a line of them.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
+        with writing(self.out):
+            self._begin()
+
+    def _begin(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         metrics = self.out / METRICS
         rows: list[str] = []
@@ -102,9 +111,10 @@ class Checkpoints:
         partial.replace(metrics)
 
     def note(self, iteration: int, figures: dict[str, Any]) -> None:
-        """A line of metrics, in one piece; JSON has no NaN."""
+        """A line of metrics, in one piece; JSON has no NaN. Raises UserError where it cannot be written."""
         told = {key: value if value == value else None for key, value in sorted(figures.items())}
-        with (self.out / METRICS).open("a") as file:
+        path = self.out / METRICS
+        with writing(path), path.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **told}) + "\n")
 
     def partial(self, state: State) -> Path:
@@ -114,9 +124,10 @@ class Checkpoints:
         return folder
 
     def keep(self, partial: Path, state: State, files: dict[str, str]) -> None:
-        """It is whole: `files` are checksums by file."""
+        """It is whole: `files` are checksums by file. Raises UserError where its state cannot be written."""
         told = {"state": asdict(state), "layout": asdict(self._layout), "files": files}
-        (partial / STATE).write_text(json.dumps(told, indent=2))
         folder = self.out / FOLDER / f"iteration-{state.iteration:06d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with writing(folder):
+            (partial / STATE).write_text(json.dumps(told, indent=2))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from plait.runtime.launch import environment
+from plait.runtime.launch import environment, loopback
 from plait.spec.errors import EngineFailure, UserError
 from plait.training.device import Backend
 from plait.training.grid import Grid
@@ -94,7 +94,7 @@ class Crew:
                 "plait.training",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=environment(config.threads),
+                env=environment(config.threads) | loopback(),
                 start_new_session=True,
             )
             self.processes.append(process)

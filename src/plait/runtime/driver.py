@@ -71,6 +71,9 @@ class Fleet(Protocol):
             EngineFailure: a worker cannot use them.
         """
 
+    async def kill(self, instance: int) -> None:
+        """End the processes of an instance at once, as a crash would; they are replaced."""
+
     async def close(self) -> None:
         """Let all workers go; returns when they are gone."""
 

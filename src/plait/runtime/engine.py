@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from plait.spec.errors import TooLong, Unsupported, UserError
 from plait.spec.event import Drain, Event, Reassign
 from plait.spec.request import Request
 from plait.spec.shape import ModelShape
+from plait.text.matcher import Grammars
 from plait.text.tokenizer import Tokenizer
 from plait.workload.journal import Core, Journal, Observer
 
@@ -45,6 +47,8 @@ class EngineConfig:
     """File for the journal; None: none is written."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Noted in the journal's header."""
+    chat_template: Path | None = None
+    """Jinja file in the place of the folder's own; None: its own."""
     no_groups: str | None = None
     """Why its instances cannot be elastic; None: they can."""
 
@@ -112,10 +116,13 @@ def max_len_of(folder: Path, wanted: int | None = None) -> int:
 
 def shape_of(folder: Path) -> ModelShape:
     """Sizes of a model folder's model. Raises UserError where config.json does not tell them."""
+    path = folder / "config.json"
     try:
-        return ModelShape.from_config(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no usable config.json: {error}") from error
+        return ModelShape.from_config(json.loads(path.read_text()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a model's config.json: {error}; pull or copy the model again"
+        ) from error
 
 
 class Engine:
@@ -138,7 +145,7 @@ class Engine:
             UserError: the tokenizer cannot be read.
         """
         self.config = config
-        self.tokenizer = Tokenizer.load(config.folder)
+        self.tokenizer = Tokenizer.load(config.folder, config.chat_template)
         self.card = ModelCard(config.name, str(config.folder), config.max_len, int(time.time()))
         self.core = GlobalManager(config.manager)
         self._instances = instances
@@ -157,6 +164,9 @@ class Engine:
         self._vocab = min(self.tokenizer.vocab_size, shape_of(config.folder).vocab)
         self._ids = 0
         self._prompt_tokens = 0
+        self._grammars: Grammars | None = None
+        """Made for the first request that has one."""
+        self._compiling = threading.Lock()
 
     async def start(self) -> None:
         """Returns when one instance is up; the others follow.
@@ -199,10 +209,24 @@ class Engine:
             block_hashes=block_hashes(ask.prompt, self.config.manager.page, self._salt) if sharable else (),
             deadline_ns=None if timeout_ns is None else self.driver.now_ns() + timeout_ns,
             model=self.config.name,
+            priority=ask.priority,
         )
         self._prompt_tokens += len(ask.prompt)
         self.driver.submit(request, stream)
         return stream
+
+    def check_grammar(self, grammar: str) -> None:
+        """Compile a grammar, unless it was among the last ones; from any thread.
+
+        Raises:
+            UserError: it cannot be used, and why.
+        """
+        with self._compiling:
+            if not self.tokenizer.eos_ids:
+                raise Unsupported("this model names no end token, so no form of an answer can be prescribed")
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer)
+            self._grammars.check(grammar)
 
     def _validate(self, ask: Ask) -> None:
         if not ask.prompt:
@@ -211,6 +235,14 @@ class Engine:
         if not 0 <= min(ask.prompt) <= max(ask.prompt) < vocab:
             raise UserError(f"the prompt has a token id outside 0..{vocab - 1}", "prompt")
         check_sampling(ask.sampling, vocab)
+        if ask.sampling.grammar:
+            self.check_grammar(ask.sampling.grammar)
+        if ask.priority and not self.config.manager.admission.priority_ns:
+            raise UserError(
+                "this server takes requests in the order of their arrival: start it with --priority SECONDS, "
+                "or leave out priority",
+                "priority",
+            )
         if ask.whole and ask.sampling.stop:
             raise UserError("stop strings are searched in text, and an answer in one piece has none", "stop")
         total = len(ask.prompt) + ask.sampling.max_tokens
@@ -299,6 +331,10 @@ class Engine:
                 "role",
             )
         self.driver.post(Reassign(instance, role))
+
+    async def kill(self, instance: int) -> None:
+        """End an instance's processes at once, as a crash would. What it held is computed anew."""
+        await self.fleet.kill(instance)
 
     async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
         """Continue with other weights of the same model: no cached KV of the old ones is used any more.

@@ -235,6 +235,10 @@ class WorkerFleet:
         assert self._hub is not None
         self._hub.send(identity, message)
 
+    async def kill(self, instance: int) -> None:
+        """See `Fleet`."""
+        await self.members[instance].kill()
+
     async def close(self) -> None:
         """See `Fleet`."""
         self._close.set()
@@ -254,9 +258,8 @@ class WorkerFleet:
         if not self._keepers:
             return
         _, late = await asyncio.wait(self._keepers, timeout=self.config.quit_ns / 1e9)
-        for member in self.members.values():
-            if late:
-                await member.kill()
+        for keeper in late:  # its worker takes too long, or waits for a node that may never come
+            keeper.cancel()
         if late:
             await asyncio.wait(late)
 
@@ -288,7 +291,7 @@ class WorkerFleet:
             for part in member.parts:
                 part.process = await self._launcher.launch(part.config)
             status = await self._watch(member)
-        except asyncio.CancelledError:  # the event loop ends before the fleet: nobody looks after these
+        except asyncio.CancelledError:  # nobody looks after these any more
             member.up = False
             await member.kill()
             await asyncio.gather(*(part.process.wait() for part in member.parts if part.process))

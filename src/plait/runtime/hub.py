@@ -57,13 +57,13 @@ class Hub:
 
     async def _read(self, heard: Callable[[bytes, Message], None]) -> None:
         while True:
-            identity, frame = await self._socket.recv_multipart()
+            identity, *frames = await self._socket.recv_multipart()
             codec = self._codecs.get(identity)
-            if codec is None:
-                log.warning("dropped a frame of %r, which is not expected", identity)
+            if codec is None or len(frames) != 1:
+                log.warning("dropped %d frames of %r, which are not expected", len(frames), identity)
                 continue
             try:
-                message = codec.decode(frame)
+                message = codec.decode(frames[0])
             except WireError as error:
                 log.warning("dropped a frame of %r: %s", identity, error)
                 continue

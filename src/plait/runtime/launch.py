@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 from typing import Protocol
 
@@ -14,6 +15,14 @@ def environment(threads: int) -> dict[str, str]:
     keeps memory which a step gave back for the next one (a fresh page costs a fault each time)."""
     kept = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     return kept | os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def loopback() -> dict[str, str]:
+    """For processes of torch.distributed on one host: sockets that know no secret are reached from here only.
+    Who has named another interface in the environment means it."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    wanted = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), names[0]) if names else {}
+    return {key: os.environ.get(key, name) for key, name in wanted.items()}
 
 
 class Started(Protocol):

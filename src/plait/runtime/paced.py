@@ -69,6 +69,10 @@ class PacedFleet:
         """See `Fleet`; it is not paced."""
         await self.inner.load(version, folder, files)
 
+    async def kill(self, instance: int) -> None:
+        """See `Fleet`."""
+        await self.inner.kill(instance)
+
     async def close(self) -> None:
         """See `Fleet`."""
         for timer, _ in self._late.values():

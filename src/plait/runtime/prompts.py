@@ -64,12 +64,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSONL file. Raises NotFound or UserError; the latter names the line."""
     if not path.is_file():
         raise NotFound(f"there is no data set {path}: set data.path to a JSONL file", "data")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the data set {path}: {error}; write it as UTF-8", "data") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON: {error}", "data") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not an object with columns", "data")

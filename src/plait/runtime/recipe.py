@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -91,6 +91,9 @@ class RolloutRecipe:
     """KV slots of each instance; None: what the largest possible batch needs."""
     dtype: str = "float32"
     """Of the generator's weights: float32, the trainer's, or bfloat16."""
+    weights: Literal["auto", "int8"] = "auto"
+    """Of the generator: the trainer's, or its linear layers rounded to 8 bits at every hand-over. The
+    trainer's stay floats; experience.mismatch makes up for tokens that another policy drew."""
     exact: bool = True
     """What a sample draws does not depend on what else is drawn at the time, so that fused and serial runs
     are the same to the bit; only in float32. False: decoding is faster."""
@@ -208,10 +211,28 @@ class Recipe:
             )
         if self.rollout.exact and self.rollout.dtype != "float32":
             raise UserError("there is an exact mode for float32 alone: set rollout.exact to false")
+        self._check_rounded()
         if self.samples % self.train.mini_batches:
             raise UserError(
                 f"{self.samples} samples do not divide into {self.train.mini_batches} mini-batches: change "
                 "rollout.prompts, rollout.samples or train.mini_batches"
+            )
+
+    def _check_rounded(self) -> None:
+        """Raises UserError where the generator's weights are rounded, without what that asks for."""
+        if self.rollout.weights == "auto":
+            return
+        if self.rollout.dtype != "bfloat16" or self.rollout.exact:
+            raise UserError(
+                "products with weights of 8 bits take bf16: set rollout.dtype to bfloat16 and rollout.exact "
+                "to false, or leave rollout.weights out",
+                "rollout.weights",
+            )
+        if self.experience.mismatch is None:
+            raise UserError(
+                "a generator with weights of 8 bits is not the policy that is trained: weigh its tokens "
+                "with experience.mismatch, such as {level: token, most: 2.0}, or leave rollout.weights out",
+                "experience.mismatch",
             )
 
     @property
@@ -267,7 +288,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise NotFound(f"there is no recipe {path}: name a YAML file; recipes/ has some to begin with")
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, Mapping):
         raise UserError(f"{path} must hold fields, each with its value, such as `iterations: 10`")
@@ -284,9 +305,11 @@ def read_fields(raw: Mapping[str, Any], kind: type[Told], whose: str, where: str
     Raises:
         UserError: a field is unknown, missing or wrong; names the nearest known field.
     """
-    _check_names(raw, kind, where)
     try:
+        _check_names(raw, kind, where)
         return pydantic.TypeAdapter(kind).validate_python(raw)
+    except UserError as error:
+        raise UserError(f"{whose}: {error}", error.param) from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = where + ".".join(str(part) for part in first["loc"])

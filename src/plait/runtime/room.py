@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plait.spec.errors import UserError
-from plait.spec.shape import ModelShape
+from plait.spec.shape import ModelShape, int8_kv_bits
 
 LONGEST = 16
 """Requests of the greatest length that a pool of default size has room for at most."""
@@ -30,7 +30,7 @@ def free_slots(
     if device == "cpu":
         room_bytes = 0.4 * _free_bytes() / instances / copies
     else:
-        room_bytes = 0.9 * _free_gpu_bytes(device) / instances - shape.weight_bytes * bits / 16
+        room_bytes = 0.9 * _free_gpu_bytes(device) / instances - shape.in_type(bits).weight_bytes
     slots = int(room_bytes / shape.kv_bytes_per_token)
     if slots < max_len:
         raise UserError(
@@ -43,7 +43,7 @@ def free_slots(
 def stored_shape(shape: ModelShape, dtype: str, kv_dtype: str) -> ModelShape:
     """The same with the bits that keys and values have in the pool."""
     if kv_dtype == "int8":
-        return replace(shape, kv_bits=8 + 32 / shape.layers[0].head_dim)  # a float32 scale for each head
+        return replace(shape, kv_bits=int8_kv_bits(shape.layers[0].head_dim))
     return replace(shape, kv_bits=16.0 if dtype == "bfloat16" else 32.0)
 
 

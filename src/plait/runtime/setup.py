@@ -38,6 +38,8 @@ class ServeConfig:
     """Threads of each worker."""
     dtype: str = "auto"
     """Type of weights and activations; see ModelConfig."""
+    weights: str = "auto"
+    """Of linear layers; see ModelConfig."""
     kv_dtype: str = "auto"
     """Type of keys and values; see ModelConfig."""
     device: str = "cpu"
@@ -51,6 +53,8 @@ class ServeConfig:
     manager: ManagerConfig = field(default_factory=ManagerConfig)
     journal: Path | None = None
     """Where to write the journal; None: nowhere."""
+    chat_template: Path | None = None
+    """Jinja file of the chat template; None: the model's own."""
     cluster: str | None = None
     """None: workers are child processes; "local" or an address: Ray starts them."""
     pace: Cost | None = None
@@ -96,6 +100,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
     model = ModelConfig(
         folder=str(folder),
         dtype=config.dtype,
+        weights=config.weights,
         kv_dtype=config.kv_dtype,
         device=config.device,
         slots=max(slots // page, 1) * page,
@@ -119,6 +124,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
         max_len=max_len,
         manager=_deep_enough(_mobile(config, _wide_enough(config, placement, shape), folder), placement),
         journal=config.journal,
+        chat_template=config.chat_template,
         meta={} if config.pace is None else {"paced": True},
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
     )

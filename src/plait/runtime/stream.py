@@ -14,6 +14,7 @@ from plait.spec.errors import (
     Overloaded,
     PlaitError,
     TooLong,
+    UserError,
 )
 from plait.spec.request import EndReason
 from plait.spec.sampling import Draw, TokenLogprob
@@ -65,6 +66,8 @@ class Stream:
         """Prompt positions whose log-probabilities are known; the first token has none."""
         self._stop_reason: int | str | None = None
         self._closed = False
+        self._fault = ""
+        """Why it cannot go on as it was asked for."""
         self._logprobs: list[TokenLogprob] = []
         """Of an answer that comes in one piece."""
 
@@ -101,6 +104,9 @@ class Stream:
         """Take what a step drew. Returns the number of drawn tokens at which a stop string was
         complete, or None."""
         self.tokens += draw.tokens
+        self._fault = draw.fault
+        if draw.fault:
+            return None
         if self.ask.whole:
             self._logprobs += draw.logprobs
             return None
@@ -129,6 +135,9 @@ class Stream:
         if reason in _RAISED:
             kind, message = _RAISED[reason]
             self._pieces.put_nowait(kind(message))
+            return
+        if self._fault:
+            self._pieces.put_nowait(UserError(f"the form asked for cannot be kept to: {self._fault}"))
             return
         if self.ask.whole:
             drawn = tuple(self.tokens[self.prompt_tokens :])

@@ -28,7 +28,7 @@ def router(front: Front) -> APIRouter:
         """Requests for tokens that are being answered."""
         return JsonResponse({"server_load": front.in_flight})
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=Response, responses=documented(413, 431, also="text/plain"))
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(front.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -12,7 +12,7 @@ from plait.server import prompts
 from plait.server.choices import FINISH, Choice, usage
 from plait.server.errors import documented
 from plait.server.front import Front
-from plait.server.generate import asks, respond
+from plait.server.generate import asks, checked, respond
 from plait.server.json_response import StrictRoute
 from plait.server.logprobs import CompletionLogprobs, prompt_logprobs
 from plait.server.run import Run
@@ -27,7 +27,10 @@ def router(front: Front) -> APIRouter:
     """The route."""
     routes = APIRouter(route_class=StrictRoute, tags=["generate"])
 
-    @routes.post("/v1/completions", responses=documented(400, 401, 404, 413, 429, 431, 500, 503, 504))
+    @routes.post(
+        "/v1/completions",
+        responses=documented(400, 401, 404, 413, 429, 431, 500, 503, 504, also="text/event-stream"),
+    )
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue one prompt or several."""
         front.log_unknown(body.unknown())
@@ -50,6 +53,7 @@ async def _prepare(front: Front, body: CompletionRequest) -> list[tuple[list[int
     given = body.prompts()
     texts = [prompt for prompt in given if isinstance(prompt, str)]
     rows = await prompts.encode(tokenizer, texts, body.add_special_tokens) if texts else given
+    form = await checked(front, body.form())
     prepared = []
     for row in rows:
         assert not isinstance(row, str)
@@ -59,12 +63,12 @@ async def _prepare(front: Front, body: CompletionRequest) -> list[tuple[list[int
             row, body.truncate_prompt_tokens, most, DEFAULT_MAX_TOKENS, front.engine.card.max_model_len
         )
         front.metrics.max_tokens.observe(most)
-        prepared.append((ids, _sampling(body, most, tokenizer.vocab_size)))
+        prepared.append((ids, _sampling(body, most, tokenizer.vocab_size, form)))
     return prepared
 
 
-def _sampling(body: CompletionRequest, most: int, vocab_size: int) -> SamplingParams:
-    sampling = body.sampling(most, vocab_size, body.logprobs)
+def _sampling(body: CompletionRequest, most: int, vocab_size: int, form: str) -> SamplingParams:
+    sampling = body.sampling(most, vocab_size, body.logprobs, form)
     if not (body.echo and body.logprobs is not None):
         return sampling
     wanted = max(body.logprobs, sampling.prompt_logprobs or 0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
+from plait.text.tool_format import format_named
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -38,12 +39,17 @@ class ServerConfig:
     """SSE comment after this long without a token; None: no comments."""
     max_choices: int = 1024
     """Most sequences of one request (prompts times n)."""
+    otlp_endpoint: str | None = None
+    """Collector of OpenTelemetry traces (OTLP over HTTP); None: there are none."""
+    tool_parser: str = "hermes"
+    """How the model writes calls of tools; see `plait.text.tool_format`."""
     dash: bool = True
     """Show the engine at /dash. It costs the loop tens of microseconds for each step of hundreds of rows."""
     slo: Slo | None = None
     """Objectives that the dashboard holds requests against; None: those of elastic instances, if any."""
 
     def __post_init__(self) -> None:
+        format_named(self.tool_parser)
         if any(not key.strip() for key in self.api_keys):
             raise UserError("an API key is empty; leave it out, or set one (PLAIT_API_KEY=...)", "api_keys")
         if self.overload_status not in {429, 503, 529}:

@@ -61,9 +61,11 @@ class ClientGone(PlaitError):
     status = 499
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route, for openapi.json."""
+def documented(*statuses: int, also: str | None = None) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route, for openapi.json; `also`: media type of a success that may be no JSON."""
     found: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "any other refusal"}}
+    if also is not None:
+        found[200] = {"content": {also: {}}, "description": "the answer"}
     for status in statuses:
         found[status] = {"model": ErrorBody, "description": TYPES[status]}
     return found

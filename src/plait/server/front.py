@@ -3,18 +3,22 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+from starlette.requests import Request
 
 from plait.server.config import ServerConfig
 from plait.server.dash.live import LiveSource
 from plait.server.dash.viewers import Viewers
 from plait.server.errors import Refusal
 from plait.server.metrics import Metrics
-from plait.spec.errors import NotFound, Overloaded, PlaitError
+from plait.spec.errors import NotFound, Overloaded, PlaitError, UserError
+from plait.text.tool_format import format_named
 
 if TYPE_CHECKING:
     from plait.runtime.engine import Engine
+    from plait.server.tracing import Tracing
 
 log = logging.getLogger("plait.server")
 KNOWN_EXTRAS = 1000
@@ -28,8 +32,10 @@ class Front:
         self.engine = engine
         self.config = config
         self.metrics = Metrics(engine)
+        self.tool_format = format_named(config.tool_parser)
         self.viewers = Viewers(LiveSource(engine, config.slo)) if config.dash else None
         """Of the dashboard; None: there is none."""
+        self._tracing = _tracing(engine, config.otlp_endpoint) if config.otlp_endpoint else None
         self.draining = False
         self.in_flight = 0
         """Requests for tokens that are being answered."""
@@ -37,6 +43,17 @@ class Front:
         """Set while there are none."""
         self.idle.set()
         self._logged: set[str] = set()
+
+    def calling(self, request: Request) -> AbstractContextManager[None]:
+        """What is submitted meanwhile belongs to this HTTP request."""
+        if self._tracing is None:
+            return nullcontext()
+        return self._tracing.calling(request.headers, request.scope["state"]["request_id"])
+
+    async def close(self) -> None:
+        """No more requests come, and none is left."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def enter(self) -> None:
         """A request for tokens begins."""
@@ -95,6 +112,17 @@ class Front:
 
     def _come_back(self) -> dict[str, str]:
         return {"retry-after": str(self.config.retry_after_s)}
+
+
+def _tracing(engine: "Engine", endpoint: str) -> "Tracing":
+    try:
+        from plait.server.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"traces need {error.name}: pip install 'plait[otel]', or leave out --otlp-endpoint",
+            "otlp_endpoint",
+        ) from error
+    return Tracing(engine, endpoint)
 
 
 def is_final(error: Exception) -> bool:

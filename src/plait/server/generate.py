@@ -1,5 +1,6 @@
 """The way that all endpoints which draw tokens share: submit, then answer whole or as a stream."""
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -31,17 +32,31 @@ def asks(
     timeout_s = _timeout_s(front, request, body)
     timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
     return [
-        Ask(tuple(ids), dataclasses.replace(sampling, choice=choice), timeout_ns, body.skip_special_tokens)
+        Ask(
+            tuple(ids),
+            dataclasses.replace(sampling, choice=choice),
+            timeout_ns,
+            body.priority,
+            body.skip_special_tokens,
+        )
         for ids, sampling in prompts
         for choice in range(body.n)
     ]
+
+
+async def checked(front: Front, grammar: str) -> str:
+    """The same grammar, once the engine has compiled it. Raises UserError where it cannot be used."""
+    if grammar:
+        await asyncio.to_thread(front.engine.check_grammar, grammar)
+    return grammar
 
 
 async def respond(
     front: Front, request: Request, asked: Sequence[Ask], stream: bool, reply_to: Callable[[Run], Reply]
 ) -> Response:
     """Submit, and answer with what `reply_to` makes of the pieces."""
-    run = Run(front, asked)
+    with front.calling(request):
+        run = Run(front, asked)
     reply = reply_to(run)
     try:
         if stream:

@@ -53,8 +53,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._front.viewers is not None:
-            self._front.viewers.close()
+            self._front.viewers.close()  # their streams would hold the shutdown up
         await super().shutdown(sockets)
+        await self._front.close()
 
     @property
     def url(self) -> str:

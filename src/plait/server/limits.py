@@ -73,13 +73,15 @@ class LimitedProtocol(HttpToolsProtocol):
     header_limit_bytes = 32 << 10
     _head_bytes = 0
     _in_head = True
+    _head_ended = False
+    """In the chunk that was received last."""
 
     def data_received(self, data: bytes) -> None:
-        started_in_head = self._in_head
+        started_in_head, self._head_ended = self._in_head, False
         super().data_received(data)
         # Chunks are at most 256 KiB, so memory is bounded by limit + chunk; whole heads are
-        # measured exactly by SizeLimits.
-        if started_in_head and self._in_head:
+        # measured exactly by SizeLimits. A chunk may hold a whole request, head and body.
+        if started_in_head and self._in_head and not self._head_ended:
             self._head_bytes += len(data)
             if self._head_bytes > self.header_limit_bytes and not self.transport.is_closing():
                 self._refuse()
@@ -90,7 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {"plait.abort": {"call": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._head_ended = False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

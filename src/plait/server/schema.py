@@ -7,23 +7,22 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from plait.server.form import FormFields
+from plait.server.strict import Strict
 from plait.server.unsupported import refuse_unsupported
 from plait.spec.errors import UserError
 from plait.spec.sampling import SamplingParams
 
 SEED_BITS = 63
 MAX_LOGPROBS = 20
+MAX_PRIORITY = 1000
+MAX_IDS, MAX_STOPS = 1 << 18, 1024
+"""Token ids in a list: more than any vocabulary has; and those that end a row."""
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class Strict(BaseModel):
-    """No conversions: "5" is not 5. Unknown keys are kept, to be judged by the server."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
 class StreamOptions(Strict):
@@ -35,7 +34,7 @@ class StreamOptions(Strict):
     """Every chunk carries the usage so far."""
 
 
-class SamplingFields(Strict):
+class SamplingFields(FormFields):
     """How tokens are drawn, and how the answer is delivered."""
 
     model: str | None = None
@@ -48,12 +47,14 @@ class SamplingFields(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, Field(max_length=MAX_IDS)
+    ] = None
     """Token id to what is added to its logit."""
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
@@ -68,6 +69,8 @@ class SamplingFields(Strict):
     stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
     """Seconds until the request ends with DeadlineExceeded."""
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    """Lower goes first."""
     request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -90,7 +93,9 @@ class SamplingFields(Strict):
         refuse_unsupported(extras)
         return list(extras)
 
-    def sampling(self, max_tokens: int, vocab_size: int, logprobs: int | None) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int, vocab_size: int, logprobs: int | None, grammar: str
+    ) -> SamplingParams:
         """The sampling wishes of the first choice; `prompt_logprobs` as given in the field.
 
         Raises:
@@ -116,6 +121,7 @@ class SamplingFields(Strict):
             include_stop=self.include_stop_str_in_output,
             logit_bias=_bias(self.logit_bias or {}, vocab_size),
             allowed_token_ids=_in_vocabulary(self.allowed_token_ids, vocab_size, "allowed_token_ids"),
+            grammar=grammar,
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
             seed=seed & (2**SEED_BITS - 1),

@@ -4,10 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from plait.server.schema import MAX_LOGPROBS, SamplingFields, Strict
+from plait.server.schema import MAX_LOGPROBS, SamplingFields
+from plait.server.strict import Strict
+from plait.server.tools import ToolCall, ToolFields
 from plait.server.unsupported import refuse_unsupported
 
 JsonObject = dict[str, Any]
+MAX_MESSAGES, MAX_PARTS = 4096, 1024
+"""Of a conversation, and of a message."""
 
 
 class TextPart(Strict):
@@ -21,32 +25,40 @@ class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Annotated[list[JsonObject], Field(max_length=0)] | None = None
-    """Not supported by this version: empty."""
+    tool_calls: list[ToolCall] | None = None
+    """Of an earlier answer; its text may be missing then."""
 
     @model_validator(mode="after")
     def _said_something(self) -> "Message":
-        if self.content is None:
+        if self.content is None and not self.tool_calls:
             raise ValueError("content is missing")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are what an assistant said")
         refuse_unsupported(self.model_extra or {})
         return self
 
     def plain(self) -> JsonObject:
         """The message for a chat template: text parts joined by line ends."""
-        content = self.content
+        content = self.content or ""
         if isinstance(content, list):
             content = "\n".join(part.text for part in content)
         named = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return {"role": self.role, "content": content} | {k: v for k, v in named.items() if v is not None}
+        calls = {"tool_calls": [call.plain() for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": self.role, "content": content, **calls} | {
+            key: value for key, value in named.items() if value is not None
+        }
 
 
-class Conversation(Strict):
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
+class Conversation(ToolFields):
     """Messages, and how the model's template turns them into a prompt."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Messages
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: JsonObject | None = None
@@ -59,6 +71,7 @@ class Conversation(Strict):
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
             "extra": self.chat_template_kwargs,
+            "tools": self.shown(),
         }
 
 
@@ -75,6 +88,8 @@ class ChatRequest(Conversation, SamplingFields):
     def _possible(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is for logprobs: true")
+        if self.callable and self.form():
+            raise ValueError("a form of the answer does not go with tools: set tool_choice to none")
         return self
 
     @property

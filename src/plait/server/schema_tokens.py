@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from plait.server.schema import Strict, TokenId
-from plait.server.schema_chat import JsonObject, Message
+from plait.server.schema import TokenId
+from plait.server.schema_chat import JsonObject, Messages
+from plait.server.strict import Strict
+from plait.server.tools import Tool
 
 
 class TokenizeRequest(Strict):
@@ -13,12 +15,13 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     """True for a text and False for a conversation, unless told."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: JsonObject | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     return_token_strs: bool = False
 
     @model_validator(mode="after")

@@ -71,4 +71,5 @@ async def _text(front: Front, body: TokenizeRequest) -> str:
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         extra=body.chat_template_kwargs,
+        tools=[tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
     )

@@ -12,7 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from plait.serving.ledger import KvLedger
 from plait.serving.live import Live, Seat
@@ -33,13 +33,17 @@ class AdmissionConfig:
     ttft_ns: int | None = None
     """Refuse a request whose first token would come later than this, as far as can be foretold; None: refuse
     none for that."""
+    priority_ns: int = 0
+    """A request of priority p goes as if it had come p times this later. So it is passed only by those that
+    come within its difference in priority times this, however many there are. 0: priorities are ignored."""
     output_share: float = 1.0
     """Share of their remaining tokens that requests are presumed to draw. 1: preemption never
     happens; less: more rows at once, and recomputation when the presumption fails."""
 
 
 class Admission:
-    """Keeps the requests that wait. Oldest first; a preempted request goes before younger ones."""
+    """Keeps the requests that wait, in their order: by arrival, and by priority where it counts. A preempted
+    request goes before those that come after it in this order."""
 
     def __init__(self, config: AdmissionConfig, ledger: KvLedger, ahead: int = 0) -> None:
         """`ahead`: steps that are planned at most after a row's last one and before its answer."""
@@ -67,8 +71,19 @@ class Admission:
         """No more arrivals may wait."""
         return len(self._queue) >= self.config.max_queue
 
+    def order(self, priority: int, now_ns: int) -> int:
+        """The place of a request that comes now: lower goes first."""
+        return now_ns + priority * self.config.priority_ns
+
+    def before(self, order: int) -> Iterator[Live]:
+        """Those that go before a request of this order."""
+        return takewhile(lambda live: live.order < order, self._queue)
+
     def push(self, live: Live) -> None:
-        """A new request joins at the end."""
+        """A new request joins: at the end, unless its priority is better than that of others."""
+        if self._queue and live.order < self._queue[-1].order:
+            self.put_back(live)
+            return
         self._measure(live)
         self._queue.append(live)
         if self._open_ended:
@@ -76,9 +91,9 @@ class Admission:
             self._open_ended = False
 
     def put_back(self, live: Live) -> None:
-        """A request that ran before takes its place among the older ones again."""
+        """A request that ran before, or has a better priority, takes its place among the others."""
         at = 0
-        while at < len(self._queue) and self._queue[at].order < live.order:
+        while at < len(self._queue) and self._queue[at].order <= live.order:
             at += 1
         self._measure(live)
         self._queue.insert(at, live)

@@ -25,6 +25,7 @@ from plait.serving.pools import Pools
 from plait.serving.reasons import of_batch, of_chunk
 from plait.serving.recall import Recall
 from plait.serving.slack import due_ns, slack_ns
+from plait.serving.turns import Turns
 from plait.spec.errors import UserError
 
 WORTH = 3.0
@@ -86,6 +87,7 @@ class Elasticity:
         self.ensemble = ensemble
         self.masters = Masters(config.master_rows, ensemble, ledger)
         self.pools = pools
+        self.turns = Turns(ensemble, config.tpot_ns or config.chunk_ns, self._slack_ns)
         self.compaction: Compaction | None = None
         """None: nothing is moved to free instances."""
         self.recall: Recall | None = None
@@ -105,6 +107,9 @@ class Elasticity:
             return
         if len(self.widths) != len(ensemble.seats):
             self.widths = filled(self.config.widths, len(ensemble.seats))
+        self.turns.forget()
+        if ensemble.partial or len(self._admission):
+            self.turns.look(now_ns)
         if ensemble.partial or (len(self._admission) and ensemble.free()):
             yield from self._prompts(flights)
         if ensemble.apart or not len(self._admission):
@@ -116,7 +121,8 @@ class Elasticity:
             for group in groups:
                 yield from self._decode(group, flights)
                 changed |= ensemble.groups is not groups
-        if ensemble.partial and not flights:  # rows that yielded gave it room, and no answer will come
+        if not flights and (ensemble.partial or ensemble.reserved):
+            self.turns.forget()  # rows that yielded gave room, or cannot go on, and no answer will come
             yield from self._prompts(flights)
 
     def expect(self, live: Live, now_ns: int) -> None:
@@ -146,6 +152,7 @@ class Elasticity:
             made = ensemble.decode(group, flights.next_id)
             if made is None:
                 return
+            self.turns.stepped(group.members, self._now_ns)
             yield made
 
     def computed(self, live: Live, drew: bool, now_ns: int) -> None:
@@ -165,7 +172,9 @@ class Elasticity:
 
     def _turn(self, live: Live) -> float:
         """Prompts with less are computed first."""
-        return self._due_ns(live) if self._aims else live.order
+        return (
+            self._due_ns(live) + self._admission.order(live.request.priority, 0) if self._aims else live.order
+        )
 
     # ---- prompts ---------------------------------------------------------------------------------
 
@@ -173,7 +182,7 @@ class Elasticity:
         """Long prompts that were passed too often, then the queue, then the rest of the long ones."""
         limit = self._admission.config.bypass
         long = sorted(self.ensemble.partial.values(), key=self._turn)
-        first = min(map(self._turn, self._admission), default=math.inf) if self._aims else -1
+        first = min(map(self._turn, self._admission), default=math.inf) if self._aims else -math.inf
         for live in long:
             passed = live.bypassed >= limit or self._turn(live) < first
             if passed and live.id in self.ensemble.partial:  # another may have made it yield
@@ -269,6 +278,7 @@ class Elasticity:
         return [free[member] for group in patient for member in group.members if member in free]
 
     def _slack_ns(self, group: Group) -> float:
+        """Below 0 without an objective, soon after the first token."""
         return slack_ns(group, self._now_ns, self.config.tpot_ns, self.config.decode_ns, self._share)
 
     def _within_ns(self, members: Sequence[int], width: Width) -> float:
@@ -319,6 +329,7 @@ class Elasticity:
             return
         for live in lives:
             self._admission.drop(live)
+        self.turns.computed(made, self._now_ns)
         yield made
 
     def _continue(self, live: Live, step: int) -> Iterator[Made]:
@@ -337,6 +348,8 @@ class Elasticity:
         useful = most_useful(self._priced(), most, left, square, self.config.hysteresis)
         members = holders + others[: max(0, useful - len(holders))]
         able = [each for each in self.widths if each.instances <= len(members)]
+        if self.turns.yields(members):
+            return
         width = max(able, key=lambda each: each.instances)
         chunk = longest_chunk(width, self._within_ns(members, width), cached, left)
         why = of_chunk(chunk, left, cached, len(members), most - len(members), self.widths)
@@ -345,6 +358,7 @@ class Elasticity:
             why = f"what decodes there has grown; {chunk:,} of {left:,} tokens left go to all idle instances"
             made = ensemble.compute([live], [chunk], holders + others, step, why)
         if made is not None:
+            self.turns.computed(made, self._now_ns)
             yield made
         elif len(ensemble.partial) > 1 and ensemble.stuck:
             self._yield_youngest(ensemble.partial)

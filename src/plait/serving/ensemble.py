@@ -54,6 +54,8 @@ class Ensemble:
         self._counts = counts
         self._model = model
         self._yielded = yielded
+        self.reserved: set[int] = set()
+        """Instances whose rows take a step before prompts may be computed there."""
         self._groups: list[Group] | None = None
         self._said: dict[int, str] = {}
         """Request -> why it has another master, until a step says so."""
@@ -92,7 +94,8 @@ class Ensemble:
 
     def free(self) -> list[Seat]:
         """Instances that compute no prompts and may take some."""
-        return self._free(self.prefillers)
+        seats = self._free(self.prefillers)
+        return [seat for seat in seats if seat.instance not in self.reserved] if self.reserved else seats
 
     def able(self) -> list[Seat]:
         """Instances that compute no prompts and may decode."""

@@ -56,7 +56,7 @@ class Live:
         self.id = request.id
         self.max_tokens = request.max_tokens
         self.order = order
-        """Rank of arrival: older rows go first and younger ones yield."""
+        """Lower goes first, and higher yields: the time of its arrival, moved by its priority."""
         self.drawn = 0
         """Tokens drawn and answered."""
         self.instance = -1

@@ -106,7 +106,6 @@ class GlobalManager:
         self.lives: dict[int, Live] = {}
         """Requests that have not ended."""
         self.draining = False
-        self._arrivals = 0
         self._now_ns = 0
         self._wake_ns: int | None = None
         self._out: list[Command] = []
@@ -130,12 +129,13 @@ class GlobalManager:
         self._out, self._now_ns = [], now
         self._handlers[type(event)](event)
         self._requeue()
-        self.roster.turn()
         self._expire()
+        self.roster.turn(self.relocations.waiting)
         self._pull()
         self._seat_waiting()
         # Who yielded made room for others, or a row that was to leave stays; and no answer will come.
         if (self._plan() or self.ensemble.decoding) and not self.flights:
+            self.roster.turn(self.relocations.waiting)
             self._pull()
             self._seat_waiting()
             self._plan()
@@ -145,9 +145,9 @@ class GlobalManager:
     # ---- what happened -------------------------------------------------------------------------
 
     def _arrived(self, event: Arrived) -> None:
-        live = Live(event.request, self._arrivals)
+        request = event.request
+        live = Live(request, self.admission.order(request.priority, self._now_ns))
         assert live.id not in self.lives, f"request {live.id} arrived twice"
-        self._arrivals += 1
         self.lives[live.id] = live
         if self.draining:
             self._end(live, EndReason.DRAINING)
@@ -155,7 +155,7 @@ class GlobalManager:
             self._end(live, EndReason.TOO_LONG)
         elif self.admission.full:
             self._end(live, EndReason.QUEUE_FULL)
-        elif self.flights.late(live.known, self.admission, self.seats.values()):
+        elif self.flights.late(live.known, self.admission.before(live.order), self.seats.values()):
             self._end(live, EndReason.LATE)
         else:
             self.admission.watch(live)

@@ -41,10 +41,10 @@ class Pools:
         return 0 if waiting > self._held_share * capacity else capacity - promised
 
     def lacks(self, live: Live) -> int:
-        """Slots that a request which waits to decode is to find beyond those that it has there."""
-        pool, ledger = self._ensemble.decoders, self._ledger
+        """Slots that a request which waits to decode is to find beyond those that it keeps."""
+        away, ledger = self._ensemble.away_from_home(live), self._ledger
         self._admission.presume(live)
-        return live.presumed - sum(ledger.held(i, live.id) for i in live.instances if i in pool)
+        return live.presumed - sum(ledger.held(i, live.id) for i in live.instances if i not in away)
 
     def to_decode(self) -> int:
         """For requests whose prompt is computed elsewhere, or those that do both here."""

@@ -87,7 +87,7 @@ class Relocations:
                 self.waiting.remove(live)
                 self.offer(live)
                 continue
-            if live.most > capacity:
+            if live.most - self._stays(live, sources) > capacity:
                 continue  # nothing that is up could ever take it, so it stands in nobody's way
             lacks = self._pools.lacks(live)
             pieces = self._pieces(live, sources) if lacks <= room else None
@@ -104,6 +104,11 @@ class Relocations:
                 break
         if first is not None and self._make_room():
             self.pull()
+
+    def _stays(self, live: Live, sources: Collection[int]) -> int:
+        """Slots of a request on instances that retire: it decodes there, though they take nothing new."""
+        apart = (i for i in live.instances if i not in sources and i not in self._ensemble.decoders)
+        return sum(self._ledger.held(instance, live.id) for instance in apart)
 
     def _make_room(self) -> bool:
         """Where instances of one pool do both phases beside those of two, they may be full of requests that

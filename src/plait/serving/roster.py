@@ -1,9 +1,10 @@
 """`Roster`: which instances are up, and the role of each, up or not."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from plait.serving.ledger import KvLedger
-from plait.serving.live import Seat
+from plait.serving.live import Live, Seat
 from plait.spec.cluster import Instance, Placement, Role
 
 
@@ -69,13 +70,16 @@ class Roster:
         self._measure()
         return None if seat is None or seat.retiring else seat
 
-    def turn(self) -> None:
-        """Those that have finished what they had take their new roles."""
+    def turn(self, waiting: Sequence[Live]) -> None:
+        """Those that have finished what they had take their new roles. Elastic ones that are to decode need
+        not wait for what waits to decode: it may be for them that it waits."""
         for instance, seat in tuple(self._turning.items()):
-            if not seat.lives:
+            role = self._plans[instance].role
+            keeps = seat.role.elastic and role.elastic and role.decodes
+            if all(keeps and live in waiting for live in seat.lives.values()):
                 del self._turning[instance]
                 seat.retiring = False
-                seat.play(self._plans[instance].role)
+                seat.play(role)
                 self._sort()
 
     def role(self, instance: int) -> Role:

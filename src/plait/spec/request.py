@@ -40,3 +40,5 @@ class Request:
     """Absolute time after which the request ends as DEADLINE; None: never."""
     model: str = ""
     """Name of the model that continues it."""
+    priority: int = 0
+    """Lower goes first, where priorities are honoured."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class SamplingParams:
     """A caller's wishes about drawing tokens. Defaults draw from the model's own distribution.
 
-    Order of application (vLLM's): logit bias and allowed ids, min_tokens mask, penalties,
+    Order of application (vLLM's): logit bias, allowed ids and grammar, min_tokens mask, penalties,
     temperature, min_p, top_k, top_p; temperature 0 takes the largest logit (lowest id on a tie).
     """
 
@@ -41,6 +41,8 @@ class SamplingParams:
     """(token id, added to its logit)."""
     allowed_token_ids: tuple[int, ...] = ()
     """If given, only these may be drawn."""
+    grammar: str = ""
+    """If given, the text obeys it, and ends where it is whole; made by `plait.text.grammar`."""
     logprobs: int | None = None
     """Log-probabilities of drawn tokens, and of this many likeliest; None: none."""
     prompt_logprobs: int | None = None
@@ -88,3 +90,6 @@ class Draw:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """For the prompt positions that this step computed, when the row asked for them: entry i
     is the token at `first + 1 + i` given what stands before it."""
+    fault: str = ""
+    """Why the row cannot go on as its wishes have it, in words; then `tokens` only end it, and are no part of
+    the answer."""

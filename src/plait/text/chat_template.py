@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -35,7 +36,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self.takes_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
+            """It shows tools to the model."""
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             raise UserError(f"the chat template cannot be compiled: {error}") from error
 
     def render(
@@ -50,8 +53,15 @@ class ChatTemplate:
         """The prompt for `messages`; `extra` are variables for the template.
 
         Raises:
-            UserError: the template refuses the messages, or the final one cannot be continued.
+            UserError: the template refuses the messages, or shows no tools, or the final one cannot be
+                continued.
         """
+        if tools and not self.takes_tools:
+            raise UserError(
+                "the model's chat template shows no tools: start the server with one that does "
+                "(--chat-template FILE), or leave out tools",
+                "tools",
+            )
         if continue_final_message and add_generation_prompt:
             raise UserError(
                 "continue_final_message continues the last message, add_generation_prompt starts a new one; "

@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from plait.spec.errors import NotFound, UserError
+from plait.spec.errors import NotFound, Unsupported, UserError
 from plait.text.chat_template import ChatTemplate
 from plait.text.pieces import read_pieces
 
@@ -46,11 +46,11 @@ class Tokenizer:
         """Tokens that end the model's text, in order of mention."""
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read tokenizer.json and what stands beside it.
+    def load(cls, folder: str | Path, chat_template: Path | None = None) -> "Tokenizer":
+        """Read tokenizer.json and what stands beside it, and another chat template if one is given.
 
         Raises:
-            NotFound: the folder has no tokenizer.json.
+            NotFound: the folder has no tokenizer.json, or there is no such template.
             UserError: a file cannot be read.
             Unsupported: the decoder cannot be carried.
         """
@@ -69,12 +69,22 @@ class Tokenizer:
         raw.no_padding()
         config = _read(folder / "tokenizer_config.json")
         names = _read(folder / "special_tokens_map.json") | config
-        return cls(
-            raw,
-            special_tokens=_special_tokens(names),
-            eos_ids=_eos_ids(_read(folder / "generation_config.json"), _read(folder / "config.json")),
-            chat_template=_chat_template(folder, config),
-        )
+        source, template = _chat_template(folder, config, chat_template)
+        try:
+            return cls(
+                raw,
+                special_tokens=_special_tokens(names),
+                eos_ids=_eos_ids(folder / "generation_config.json", folder / "config.json"),
+                chat_template=template,
+            )
+        except Unsupported:
+            raise
+        except UserError as error:  # only a template can be at fault
+            raise UserError(f"{source}: {error}") from error
+
+    def serialised(self) -> str:
+        """What tokenizer.json has, without truncation and padding."""
+        return self._raw.to_str()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Releases the interpreter lock while it works."""
@@ -135,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
@@ -152,19 +162,42 @@ def _special_tokens(names: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
-    value = generation.get("eos_token_id", config.get("eos_token_id"))
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _eos_ids(*files: Path) -> tuple[int, ...]:
+    """Of the first file that says anything of them."""
+    for path in files:
+        told = _read(path)
+        if "eos_token_id" not in told:
+            continue
+        value = told["eos_token_id"]
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(id) is int for id in ids):
+            raise UserError(f"{path}: eos_token_id is {value!r:.100}: write a token id, or a list of them")
+        return tuple(ids)
+    return ()
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The file wins over tokenizer_config.json, where a list of named templates has a `default`."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+def _text(path: Path) -> str:
+    try:
         return path.read_text("utf-8")
-    value: str | list[dict[str, str]] | None = config.get("chat_template")
-    if isinstance(value, list):
-        return {entry["name"]: entry["template"] for entry in value}.get("default")
-    return value
+    except (OSError, ValueError) as error:
+        raise NotFound(f"the chat template {path} cannot be read: {error}", "chat_template") from error
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any], given: Path | None) -> tuple[Path, str | None]:
+    """Where it stands, and the template. A given one wins over the file, that over tokenizer_config.json,
+    where a list of named templates has a `default`."""
+    if given is not None:
+        return given, _text(given)
+    path = folder / "chat_template.jinja"
+    try:
+        if path.is_file():
+            return path, path.read_text("utf-8")
+        path = folder / "tokenizer_config.json"
+        value: str | list[dict[str, str]] | None = config.get("chat_template")
+        if isinstance(value, list):
+            value = {entry["name"]: entry["template"] for entry in value}.get("default")
+    except (UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has a chat template that cannot be read: {error!r}") from error
+    if not isinstance(value, str | None):
+        raise UserError(f"{path}: chat_template is no text: write one, or put it into chat_template.jinja")
+    return path, value

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.model.load import load_config
 from plait.model.stage import Blank, Elsewhere, stack_of
+from plait.model.weights_file import files_of
 from plait.spec.errors import Unsupported, UserError
 from plait.training.adapter import merged
 from plait.training.batch import Padded
@@ -54,9 +55,10 @@ def load(folder: Path, head: Head, seed: int) -> nn.Module:
     Raises:
         NotFound: no config.json.
         Unsupported: transformers has no such head for the model, or it needs code of its own.
-        UserError: weights are missing.
+        UserError: weights are missing or damaged.
     """
     load_config(folder)
+    files_of(folder)
     auto = AutoModelForCausalLM if head is Head.WORDS else AutoModelForSequenceClassification
     options: dict[str, Any] = {} if head is Head.WORDS else {"num_labels": 1}
     shown = transformers_logging.is_progress_bar_enabled()
@@ -71,6 +73,7 @@ def load(folder: Path, head: Head, seed: int) -> nn.Module:
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
+                use_safetensors=True,
                 output_loading_info=True,
                 **options,
             )

@@ -195,7 +195,8 @@ def _compared(
     figures = {"rollout_gap": apart.largest, "rollout_gap_mean": apart.mean, "rollout_kl": apart.kl}
     if config.mismatch is None:
         return None, figures
-    return weights(old_BR, drawn_BR, mask_BR, config.mismatch), figures
+    weights_BR = weights(old_BR, drawn_BR, mask_BR, config.mismatch)
+    return weights_BR, figures | {"rollout_weight": float(masked_mean(weights_BR, mask_BR))}
 
 
 def _experience(judged: Judged, columns: tuple[Tensor, Tensor, Tensor | None], b: int) -> Experience:

@@ -30,6 +30,7 @@ from plait.spec.errors import ServiceError
 from plait.spec.step import Extent
 from plait.worker.config import Way
 from plait.worker.layout import Interval
+from plait.worker.wire import MALFORMED
 
 MAC_BYTES = 32
 NONCE_BYTES = 16
@@ -197,7 +198,7 @@ class Channel:
         try:
             kind, raw = self._envelope.decode(body)
             return self._decoders[kind].decode(raw), np.frombuffer(payload, np.uint8)
-        except (msgspec.DecodeError, KeyError) as error:
+        except MALFORMED as error:
             raise LinkError(f"a frame of {self.peer} is malformed: {error}") from error
 
     def ready(

@@ -16,6 +16,8 @@ from plait.model.world import WorldError
 from plait.spec.errors import ServiceError, Unsupported
 from plait.spec.sampling import Draw, Opened, TokenLogprob
 from plait.spec.step import Row, Step
+from plait.text.matcher import GrammarFault, Grammars, Matcher
+from plait.text.tokenizer import Tokenizer
 from plait.worker.exchange import Exchange
 from plait.worker.group import Planner
 from plait.worker.plan import GroupPlan
@@ -57,6 +59,9 @@ class Executor:
         """The way to the other members of a group."""
         lanes = lanes_of(model.pool.layers[0], model.pool.head_sizes[0]) if not self.draws_there else 1
         self._planner = Planner(instance, self.rows, lanes)
+        self._folder = model.config.folder
+        self._grammars: Grammars | None = None
+        """Made for the first row that has one."""
 
     def run(
         self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...] = ()
@@ -226,11 +231,8 @@ class Executor:
         return inputs, owned_R
 
     def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
-        turns = {
-            r: Turn(owned_R[r].stop - 1, s.sampling, self.rows.known(s.index), s.prompt_tokens, s.stop_ids)
-            for r, s in enumerate(plan.states)
-            if plan.draws[r]
-        }
+        vocab, faults = logits_LV.shape[1], dict[int, str]()
+        turns = {r: self._turn(r, owned_R[r].stop - 1, plan, vocab, faults) for r in _drawing(plan)}
         tokens = dict(zip(turns, self._tokens(logits_LV, list(turns.values())), strict=True))
         tops = {r: turn.params.logprobs for r, turn in turns.items() if turn.params.logprobs is not None}
         entries = [Entry(turns[r].at, tokens[r], top) for r, top in tops.items()]
@@ -243,8 +245,29 @@ class Executor:
                 continue
             self.rows.append(state.index, tokens[r])
             own = (logprobs[r],) if r in logprobs else ()
-            answers.append(Draw((tokens[r],), tokens[r] in state.stop_ids, own, prompt_logprobs))
+            stopped, fault = tokens[r] in state.stop_ids, faults.get(r, "")
+            answers.append(Draw((tokens[r],), stopped, own, prompt_logprobs, fault))
         return tuple(answers)
+
+    def _turn(self, r: int, at: int, plan: Plan, vocab: int, faults: dict[int, str]) -> Turn:
+        """How row `r` of the step draws from row `at` of its logits. `faults` learns why it cannot go on."""
+        state = plan.states[r]
+        known, allowed_V = self.rows.known(state.index), None
+        if state.sampling.grammar:
+            try:
+                allowed_V = self._matcher(state).allowed(known[state.prompt_tokens :], vocab)
+            except GrammarFault as fault:
+                faults[r] = str(fault)
+                allowed_V = np.isin(np.arange(vocab), state.stop_ids)
+        return Turn(at, state.sampling, known, state.prompt_tokens, state.stop_ids, allowed_V)
+
+    def _matcher(self, state: RowState) -> Matcher:
+        """Found again from the row's tokens, wherever it drew them."""
+        if self._grammars is None:
+            self._grammars = Grammars(Tokenizer.load(self._folder))
+        if state.matcher is None:
+            state.matcher = self._grammars.matcher(state.sampling.grammar, state.stop_ids)
+        return state.matcher
 
     def _tokens(self, logits_LV: Tensor, turns: list[Turn]) -> list[int]:
         if self.draws_there:
@@ -265,3 +288,8 @@ class Executor:
         known, past = self.rows.known(state.index), state.prompt_tokens - 1
         own = enumerate(plan.own_R[r], start)
         return [Entry(at, int(known[p + 1]), top) for at, p in own if p < past]
+
+
+def _drawing(plan: Plan) -> list[int]:
+    """Rows of a step that draw here."""
+    return [r for r, draws in enumerate(plan.draws) if draws]

@@ -1,6 +1,7 @@
 """`Line`: a worker's end of its connection to the driver, served by one thread of its own."""
 
 import contextlib
+import logging
 import os
 import queue
 import sys
@@ -12,7 +13,20 @@ import zmq
 
 from plait.worker.config import WorkerConfig
 from plait.worker.fabric import Fabric
-from plait.worker.wire import LARGEST_FRAME_BYTES, Beat, Codec, Drop, Load, Message, Order, Pull, Quit
+from plait.worker.wire import (
+    LARGEST_FRAME_BYTES,
+    Beat,
+    Codec,
+    Drop,
+    Load,
+    Message,
+    Order,
+    Pull,
+    Quit,
+    WireError,
+)
+
+log = logging.getLogger(__name__)
 
 
 class Line:
@@ -22,8 +36,8 @@ class Line:
                                 `--moves--> copy lane -----------'
 
     It gives signs of life while the compute lane works, and calls `orphaned` when the parent is gone
-    (stdin closes), so that no worker outlives its driver, or when the connection breaks: an order that was
-    under way is lost, and nobody would miss it.
+    (stdin closes), so that no worker outlives its driver, or when the connection breaks or brings what the
+    driver did not send: an order that was under way is lost, and nobody would miss it.
     """
 
     def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
@@ -87,7 +101,12 @@ class Line:
             if self._wakeup in ready and not self._flush(socket):
                 return
             if socket in ready:
-                self._receive(socket)
+                try:
+                    self._receive(socket)
+                except WireError as error:  # an order may be lost with it, as with the connection
+                    log.error("the driver says what no driver would say: %s", error)
+                    self._orphaned()
+                    return
 
     def _flush(self, socket: zmq.Socket[bytes]) -> bool:
         """Send all that waits. False: close was asked for."""

@@ -1,12 +1,9 @@
 """`Ring`: shared memory between two workers of one host, cut into places: both ends of a way."""
 
-import contextlib
 import mmap
 import os
 import re
 import secrets
-import stat
-from pathlib import Path
 
 import numpy as np
 
@@ -14,65 +11,70 @@ from plait.kernels.transfer import Bytes
 from plait.worker.channel import Channel
 from plait.worker.config import Way
 
-FOLDER = Path("/dev/shm")
 LARGEST_BYTES = 256 << 20
-_NAME = re.compile(r"plait-[0-9a-f]{32}")
+_WHERE = re.compile(r"([1-9]\d{0,9}) (\d{1,9}) (plait-[0-9a-f]{32})")
+"""Process, descriptor, name."""
 
 
 class Ring:
-    """A mapped file. The target makes it, the source maps it, and then the target takes its name away: what
-    nobody maps any more is gone, however its owners ended."""
+    """Mapped memory without a name in any folder. The target makes it, the source opens the target's
+    descriptor, and then the target closes that. What nobody maps any more is gone, however its owners ended.
+    """
 
     way = Way.SHARED
     tend = None
 
-    def __init__(self, memory: mmap.mmap, name: str, places: int) -> None:
-        self.where = name.encode()
+    def __init__(self, memory: mmap.mmap, where: str, places: int, handle: int | None = None) -> None:
+        """`handle`: the descriptor by which a source can reach it."""
+        self.where = where.encode()
         self._memory = np.frombuffer(memory, np.uint8)
         self._places = places
         self._bytes = len(memory) // places
+        self._handle = handle
 
     @staticmethod
     def make(places: int, place_bytes: int) -> "Ring | None":
         """A new one, for this user only; None where the host has no shared memory, or not enough."""
         name = f"plait-{secrets.token_hex(16)}"
         try:
-            handle = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except OSError:
+            handle = os.memfd_create(name, os.MFD_CLOEXEC)
+        except (AttributeError, OSError):  # not Linux, or no descriptor is left
             return None
         try:
             # Taken at once: memory that is missing later would end the process.
             os.posix_fallocate(handle, 0, places * place_bytes)
-            return Ring(mmap.mmap(handle, places * place_bytes), name, places)
+            memory = mmap.mmap(handle, places * place_bytes)
         except OSError:
-            os.unlink(FOLDER / name)
-            return None
-        finally:
             os.close(handle)
+            return None
+        return Ring(memory, f"{os.getpid()} {handle} {name}", places, handle)
 
     @staticmethod
     def reach(where: bytes, places: int, place_bytes: int) -> "Ring | None":
         """That of a peer; None if it is not on this host, or not this user's."""
-        name = where.decode(errors="replace")
-        if not _NAME.fullmatch(name) or not 0 < places * place_bytes <= LARGEST_BYTES:
+        told = _WHERE.fullmatch(where.decode(errors="replace"))
+        if told is None or places < 1 or not 0 < places * place_bytes <= LARGEST_BYTES:
             return None
+        pid, descriptor, name = told.groups()
         try:
-            handle = os.open(FOLDER / name, os.O_RDWR | os.O_NOFOLLOW)
+            handle = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
             return None
         try:
+            # On another host the same numbers are something else; the name is drawn from 128 bits.
             found = os.fstat(handle)
-            ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-            if not ours or found.st_size != places * place_bytes:
+            same = os.readlink(f"/proc/self/fd/{handle}") == f"/memfd:{name} (deleted)"
+            if not same or found.st_uid != os.geteuid() or found.st_size != places * place_bytes:
                 return None
-            return Ring(mmap.mmap(handle, places * place_bytes), name, places)
+            return Ring(mmap.mmap(handle, places * place_bytes), told.group(), places)
         finally:
             os.close(handle)
 
     def settled(self) -> None:
-        """Take its name away; who has mapped it keeps it."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(FOLDER / self.where.decode())
+        """Close the way to it; who has mapped it keeps it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def room(self, place: int) -> Bytes:
         """Its bytes. Raises IndexError if there is no such place."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from plait.spec.sampling import Opened, SamplingParams
 from plait.spec.step import Row, Span
+from plait.text.matcher import Matcher
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class RowState:
     """Tokens that other instances keep; all the others are here."""
     master: int = 0
     """Instance that computes its next token, once it was described."""
+    matcher: Matcher | None = None
+    """Of a row with a grammar that has drawn here: it has seen what the row drew so far."""
 
 
 class Rows:

@@ -21,6 +21,8 @@ from plait.worker.layout import Shard
 
 MAC_BYTES = 32
 LARGEST_FRAME_BYTES = 256 << 20
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError)
+"""What decoding a body can raise; KeyError: of a kind that there is not."""
 
 
 class WireError(ServiceError):
@@ -224,7 +226,7 @@ class Codec:
         try:
             sequence, kind, raw = self._envelope.decode(body)
             message = self._decoders[kind].decode(raw)
-        except (msgspec.DecodeError, KeyError) as error:
+        except MALFORMED as error:
             raise WireError(f"a frame is malformed: {error}") from error
         if sequence != self._seen + 1:
             raise WireError(f"frame {sequence} follows frame {self._seen}")

@@ -139,7 +139,7 @@ def _tagged(record: Event | Command) -> tuple[str, Event | Command]:
 def _header(path: Path, line: bytes) -> dict[str, Any]:
     try:
         header = msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise UserError(f"{path}, line 1: no journal header ({error})") from error
     if header.get("plait_journal") != VERSION:
         found = header.get("plait_journal", "none")
@@ -167,7 +167,7 @@ class _Lines:
             now_ns, (event, body), wishes = self._line.decode(line)
             done = tuple(self._commands[name].decode(wish) for name, wish in wishes)
             entry = Entry(now_ns, self._events[event].decode(body), done)
-        except msgspec.DecodeError as error:
+        except _MALFORMED as error:
             raise UserError(f"{place}: malformed entry ({error})") from error
         except KeyError as error:
             raise UserError(f"{place}: no event or command is called {error}") from error
@@ -210,3 +210,4 @@ class JournalTail:
 
 
 _Tagged = tuple[str, msgspec.Raw]
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -31,7 +31,7 @@ def read_placement(path: Path) -> Placement:
         raw = yaml.safe_load(path.read_text())  # JSON is YAML
     except OSError as error:
         raise UserError(f"cannot read the placement {path}: {error.strerror}", "placement") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"the placement {path} is neither JSON nor YAML: {error}", "placement") from error
     listed = raw.get("instances") if isinstance(raw, dict) else None
     if not isinstance(listed, list) or not listed:

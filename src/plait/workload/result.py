@@ -167,6 +167,10 @@ class Recorder:
         self.records: list[RequestRecord] = []
         """Ended requests, in the order in which they ended."""
 
+    def waiting(self, request: int) -> bool:
+        """It has not ended, and nothing of its answer has come."""
+        return self._token_ns.get(request) == []
+
     def see(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
         """Take one call of `handle`."""
         if isinstance(event, Arrived):

@@ -142,10 +142,10 @@ def read_sharegpt(path: Path, count_tokens: CountTokens | None = None) -> list[T
     for number, conversation in enumerate(conversations, start=1):
         with _Line(path, number, "conversations of turns with from and value", "conversation"):
             turns = [(turn["from"], turn["value"]) for turn in conversation["conversations"][:2]]
-        if [speaker for speaker, _ in turns] in (["human", "gpt"], ["user", "assistant"]):
-            prompt, output = (count(text) for _, text in turns)
-            if prompt and output:
-                rows.append(TraceRow(0, prompt, output))
+            if [speaker for speaker, _ in turns] in (["human", "gpt"], ["user", "assistant"]):
+                prompt, output = (count(text) for _, text in turns)
+                if prompt and output:
+                    rows.append(TraceRow(0, prompt, output))
     return _from_zero(path, rows)
 
 

@@ -22,17 +22,22 @@ CURVES_NS = 300_000_000_000
 """How far back curves reach."""
 
 
+def board_of(engine: "Engine", slo: Slo | None) -> Board:
+    """A board for what an engine will do, which knows the instances that are up."""
+    board, core = Board(BoardConfig.of(asdict(engine.config.manager), slo, CURVES_NS)), engine.core
+    for instance, seat in core.seats.items():
+        slots = core.ledger.capacity(instance)
+        board.see(engine.driver.now_ns(), WorkerUp(instance, seat.epoch, slots), ())
+    return board
+
+
 class LiveSource:
     """Sees every call of the engine's core from now on. Instances that are up already count as up."""
 
     def __init__(self, engine: "Engine", slo: Slo | None) -> None:
         """`slo`: objectives that requests are held against; None: those of elastic instances, if any."""
-        self._engine, core = engine, engine.core
-        config = BoardConfig.of(asdict(engine.config.manager), slo, CURVES_NS)
-        self._board = Board(config)
-        for instance, seat in core.seats.items():
-            slots = core.ledger.capacity(instance)
-            self._board.see(engine.driver.now_ns(), WorkerUp(instance, seat.epoch, slots), ())
+        self._engine = engine
+        self._board = board_of(engine, slo)
         self._fault = ""
         engine.watch(self._see)
 

@@ -20,7 +20,7 @@ def router(viewers: Viewers, stall_s: float) -> APIRouter:
     for name in VENDOR:
         _add(routes, f"/dash/vendor/{name}", f"vendor/{name}")
 
-    @routes.get("/dash/events", responses=documented(400, 401, 429, 431, 503))
+    @routes.get("/dash/events", responses=documented(400, 401, 429, 431, 503, also="text/event-stream"))
     async def events(
         request: Request, at: int | None = Query(None, ge=0, description="Microseconds; recorded runs only.")
     ) -> Response:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -49,7 +48,7 @@ class AlignmentNow:
     seconds: Mapping[str, tuple[float | None, ...]]
     """By stage."""
     ranks: tuple[RankBars, ...] = ()
-    """The last training step; none before the run has ended."""
+    """The last training step of all models; none before the run has ended."""
 
 
 def read_metrics(lines: Iterable[bytes], name: str) -> list[dict[str, Any]]:
@@ -82,7 +81,8 @@ def alignment_of(rows: Sequence[Mapping[str, Any]], ranks: tuple[RankBars, ...] 
 
 
 def ranks_of(trace: bytes) -> tuple[RankBars, ...]:
-    """The last training step in a timeline.json: what ranks did since all of them paused last.
+    """The last of those training steps in a timeline.json that trained the most models: what ranks did
+    between two moments at which all of them paused.
 
     Raises:
         UserError: it is no timeline of ranks.
@@ -92,18 +92,33 @@ def ranks_of(trace: bytes) -> tuple[RankBars, ...]:
         events = [(e["ts"], e["dur"], e["pid"], *_title(e["name"])) for e in told if e.get("cat") == "train"]
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"timeline.json is no timeline of ranks: {error!r}") from error
-    events.sort()
-    begin, busy_us = 0, 0.0
-    for at, (event, after) in enumerate(pairwise(events), 1):
-        busy_us = max(busy_us, event[0] + event[1])
-        if after[0] - busy_us > PAUSE_US:
-            begin = at
-    last = events[begin:][-BARS:]
+    last: list[_Event] = []
+    for step in _steps(sorted(events)):
+        if len({event[3] for event in step}) >= len({event[3] for event in last}):
+            last = step
     zero_us = last[0][0] if last else 0.0
     found: dict[int, list[tuple[int, int, str, str]]] = {}
-    for at_us, long_us, rank, model, kind in last:
+    for at_us, long_us, rank, model, kind in last[-BARS:]:
         found.setdefault(rank, []).append((round(at_us - zero_us), round(long_us), model, kind))
     return tuple(RankBars(rank, tuple(bars)) for rank, bars in sorted(found.items()))
+
+
+_Event = tuple[float, float, int, str, str]
+"""Begin and length in us, rank, model, F, B or W."""
+
+
+def _steps(events: Sequence[_Event]) -> Iterable[list[_Event]]:
+    """Events in order, cut where all ranks pause."""
+    step: list[_Event] = []
+    busy_us = 0.0
+    for event in events:
+        if step and event[0] - busy_us > PAUSE_US:
+            yield step
+            step = []
+        step.append(event)
+        busy_us = max(busy_us, event[0] + event[1])
+    if step:
+        yield step
 
 
 def _title(name: str) -> tuple[str, str]:

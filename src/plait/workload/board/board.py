@@ -41,7 +41,7 @@ from plait.workload.board.picture import RolloutNow
 from plait.workload.board.remarks import Remarks
 from plait.workload.board.strips import Strips
 from plait.workload.board.transit import Transit
-from plait.workload.board.waterfall import Waterfall
+from plait.workload.board.waterfall import Course, Waterfall
 
 FIRST_INTERVAL_NS = 10_000_000
 
@@ -106,6 +106,8 @@ class Board:
         self.rollout: RolloutNow | None = None
         self._samples: dict[int, None] = {}
         """Requests of the iteration that go on."""
+        self.ended: Callable[[Course], None] | None = None
+        """Is told of every request that ends; None: nobody is."""
         self._counts: dict[int, int] | None = None
         """Request -> tokens that the step just answered drew for it; None: one at most."""
         self._failed: Move | None = None
@@ -297,6 +299,8 @@ class Board:
             self._progress(finished=1)
         if course is None:
             return
+        if self.ended is not None:
+            self.ended(course)
         interval = self.intervals.at(self.now_ns)
         interval.met += course.met is True
         if course.first_ns >= 0 and end.reason in (EndReason.STOP, EndReason.LENGTH):

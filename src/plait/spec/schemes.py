@@ -52,6 +52,11 @@ class Quantisation:
         return next((s for s in self.schemes if any(_matches(name, t) for t in s.targets)), None)
 
 
+def held_bits(bits: float) -> int:
+    """In how many bits the engine keeps weights of so many."""
+    return 4 if bits <= GROUPED else 8 if bits <= 8 else 16
+
+
 def read_quantisation(config: Mapping[str, Any] | None) -> Quantisation | None:
     """Read `quantization_config`; None if the folder has none.
 
