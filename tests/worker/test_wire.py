@@ -7,17 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plait.spec.adapter import Adapter
 from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened, SamplingParams, TokenLogprob
 from plait.spec.step import Extent, Row, Span, Step
 from plait.worker.layout import Interval, Shard
 from plait.worker.wire import (
+    Adapt,
     Answer,
     Beat,
     Codec,
     Drop,
     Fault,
+    HasAdapter,
     Hello,
+    LacksAdapter,
     Load,
     Loaded,
     LoadFault,
@@ -29,6 +33,7 @@ from plait.worker.wire import (
     Quit,
     Refusal,
     Source,
+    Unadapt,
     WireError,
     _mac,
 )
@@ -81,6 +86,10 @@ KINDS = {
     PullFault: st.builds(PullFault, small, st.text()),
     Loaded: st.builds(Loaded, small),
     LoadFault: st.builds(LoadFault, small, st.text()),
+    Adapt: st.builds(Adapt, st.builds(Adapter, small, st.text(), st.text())),
+    Unadapt: st.builds(Unadapt, small),
+    HasAdapter: st.builds(HasAdapter, small),
+    LacksAdapter: st.builds(LacksAdapter, small, st.text()),
     Beat: st.just(Beat()),
 }
 messages = st.one_of(*KINDS.values())

@@ -21,8 +21,11 @@ from plait.spec.errors import Unsupported, UserError
 from plait.spec.shape import LayerShape
 
 
-def load_share(folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape, world: World) -> nn.Module:
-    """The module of this process, in evaluation mode, without gradients.
+def load_share(
+    folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape, world: World
+) -> tuple[nn.Module, dict[str, Cut]]:
+    """The module of this process, in evaluation mode, without gradients; and the part that it has of each
+    parameter that is divided.
 
     Args:
         layer: sizes of a whole layer.
@@ -41,7 +44,7 @@ def load_share(folder: Path, config: Any, dtype: torch.dtype, layer: LayerShape,
     _fill(module, folder, cuts, tied, dtype)
     if world.rank.tp > 1:
         shard.reduce(module, world)
-    return module.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False), cuts
 
 
 def _fill(

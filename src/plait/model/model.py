@@ -16,11 +16,13 @@ from plait.model.decode import DecodeTapes
 from plait.model.graph import CudaGraphs, DecodeGraphs
 from plait.model.group import GroupAttention, GroupInputs, Peers, Together
 from plait.model.group_tape import GroupTapes, Size
-from plait.model.inputs import Current, StepInputs
+from plait.model.inputs import Adapted, Current, StepInputs
 from plait.model.load import end_ids, load_config, load_module, take_quantisation
 from plait.model.load_shard import load_share
+from plait.model.lora import Adapters
 from plait.model.pool import KvPool
 from plait.model.quantised import QuantisedWeight, round_layers
+from plait.model.shard import Cut
 from plait.model.share import share_of
 from plait.model.staging import staged
 from plait.model.world import World
@@ -65,6 +67,7 @@ class Model:
         held = share_of(self.shape, config.rank)
         self.pool = pool or KvPool(held, config.slots, config.page, kv_dtype, config.device)
         quantised: dict[str, QuantisedWeight] = {}
+        cuts: dict[str, Cut] = {}
         if world is None:
             # Random weights are drawn where they will be: a GPU draws billions of them in a second.
             with self.device if config.seed is not None else nullcontext():
@@ -73,7 +76,7 @@ class Model:
             if rounding is not None:
                 quantised = round_layers(self.module, rounding, dtype)
         else:
-            self.module = load_share(folder, hf_config, dtype, self.shape.layers[0], world)
+            self.module, cuts = load_share(folder, hf_config, dtype, self.shape.layers[0], world)
         self.module.to(self.device)
         self._forward = stage.forward_of(self.module, config.rank, world)
         self._current = Current()
@@ -89,6 +92,9 @@ class Model:
         self._install(dtype, quantised)
         pack.give_up(self.module, quantised)
         native = self.kernels.native
+        packed = self.device.type == "cpu" and self._packed
+        self.adapters = Adapters(self.module, self._current, cuts, config.threads, packed=packed)
+        """Those that its rows may have."""
         if self.device.type == "cuda":
             self._tapes = DecodeGraphs(self._compute, CudaGraphs(), self.pool, self.max_len)
         elif native is not None and not config.exact and (world is None or world.plays):
@@ -109,7 +115,8 @@ class Model:
             reason = "its rotary embedding depends on the batch"
         if reason:
             raise Unsupported(f"{Path(config.folder).name} has no exact mode: {reason}", "exact")
-        packed = config.exact or kernels.native is not None  # the float32 reference is exact as well
+        # The float32 reference is exact as well.
+        packed = self._packed = config.exact or kernels.native is not None
         # Our threads and torch's would wait for each other's cores: where the products are ours, so are
         # the threads.
         self.threads_of_torch = 1 if packed else config.threads
@@ -169,18 +176,21 @@ class Model:
         if self.device.type == "cpu":
             self._current.stored = stored
 
-    def forward(self, inputs: StepInputs) -> Tensor:
+    def forward(self, inputs: StepInputs, adapted: Adapted | None = None) -> Tensor:
         """Float32 logits [L, V] of the wanted tokens (of a stage before the last one activations [T, N] of
         all), on the device; stores the keys and values of all.
 
         `inputs` are on the host. The logits are valid until the next forward. Steps of one token a row
         are played from a tape or graph where there is one; in exact mode there is none, so that every step
-        sums in the same order.
+        sums in the same order. A step with adapters is never played.
+
+        Args:
+            adapted: which tokens have adapters, that `adapters` holds; None: none has.
         """
-        logits_LV = None if self._tapes is None else self._tapes.play(inputs)
+        logits_LV = None if self._tapes is None or adapted is not None else self._tapes.play(inputs)
         if logits_LV is not None:
             return logits_LV
-        return self._compute(staged(inputs, self.pool.page, self.device))
+        return self._compute(staged(inputs, self.pool.page, self.device), adapted)
 
     @property
     def tapes_of_groups(self) -> tuple[Size, ...]:
@@ -197,7 +207,12 @@ class Model:
         return None
 
     def forward_together(
-        self, inputs: StepInputs | None, group: GroupInputs, tables_RP: Tensor, peers: Peers
+        self,
+        inputs: StepInputs | None,
+        group: GroupInputs,
+        tables_RP: Tensor,
+        peers: Peers,
+        adapted: Adapted | None = None,
     ) -> Tensor:
         """A step of a group of instances: logits [L, V] of the wanted ones of own tokens.
 
@@ -205,24 +220,27 @@ class Model:
             inputs: own tokens; None: this member computes none, and only its keys are asked.
             tables_RP: int32 pages of own keys of all rows that this member knows.
             peers: the other members.
+            adapted: which own tokens have adapters.
 
         Raises:
             whatever `peers` raise when one of them is gone.
         """
-        if self._group_tapes is not None:
+        if self._group_tapes is not None and adapted is None:
             layer = self._layers[0]
             assert layer.form is not None, "a layer that never ran"
             form = layer.form, layer.size
             logits_LV = self._group_tapes.play(inputs, group, tables_RP, peers, form)
             if logits_LV is not None:
                 return logits_LV
-        return self._compute_together(inputs, Together(group, peers, tables_RP, self.group))
+        return self._compute_together(inputs, Together(group, peers, tables_RP, self.group), adapted)
 
-    def _compute_together(self, inputs: StepInputs | None, together: Together) -> Tensor:
+    def _compute_together(
+        self, inputs: StepInputs | None, together: Together, adapted: Adapted | None = None
+    ) -> Tensor:
         self._current.together = together
         try:
             if inputs is not None:
-                return self._compute(inputs)
+                return self._compute(inputs, adapted)
             with torch.inference_mode():
                 for layer in self._layers:
                     layer.visit(together)
@@ -230,13 +248,15 @@ class Model:
         finally:
             self._current.together = None
 
-    def _compute(self, inputs: StepInputs) -> Tensor:
+    def _compute(self, inputs: StepInputs, adapted: Adapted | None = None) -> Tensor:
         self._current.inputs = inputs
+        if adapted is not None:
+            self._current.adapted = replace(adapted, tokens_A=adapted.tokens_A.to(self.device))
         try:
             with torch.inference_mode(), _torch_threads(self.threads_of_torch):
                 result = self._forward(inputs.tokens_T[None], inputs.positions_T[None], inputs.wanted_L)
         finally:
-            self._current.inputs = None
+            self._current.inputs = self._current.adapted = None
         return result[0].float()
 
 

@@ -30,6 +30,8 @@ class Cut:
     first: int
     past: int
     owned: bool = True
+    whole: int = 0
+    """Indices that the whole parameter has in this dimension."""
 
     def of(self, whole: Tensor) -> Tensor:
         """The part of a whole parameter."""
@@ -119,7 +121,7 @@ def _cut_linear(
         raise Unsupported(f"tp is {rank.tp}, but {name} has {features} values, which do not divide so", "tp")
     each, share = features // units, rank.share(units)
     first, past = share.start * each, share.stop * each
-    cuts = {f"{name}.weight": Cut(dim, first, past)}
+    cuts = {f"{name}.weight": Cut(dim, first, past, whole=features)}
     part.weight = nn.Parameter(cuts[f"{name}.weight"].of(part.weight.detach()), requires_grad=False)
     if style == ROWS:
         part.in_features = past - first

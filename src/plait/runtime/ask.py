@@ -22,6 +22,8 @@ class Ask:
     whole: bool = False
     """The answer comes in one piece, tokens without text, for callers that read no sooner; then stop strings
     are refused."""
+    adapter: str = ""
+    """Name of the adapter that answers; empty: the model itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plait.runtime.stream import Stream
+from plait.spec.adapter import Adapter
 from plait.spec.command import Command, End, Score, Token, Wake
 from plait.spec.errors import EngineFailure, PlaitError
 from plait.spec.event import (
@@ -70,6 +71,16 @@ class Fleet(Protocol):
         Raises:
             EngineFailure: a worker cannot use them.
         """
+
+    async def adapt(self, adapter: Adapter) -> None:
+        """Have all workers, also those that are started later, carry out rows with this adapter.
+
+        Raises:
+            UserError: a worker cannot have it; then none has.
+        """
+
+    def unadapt(self, number: int) -> None:
+        """No step from now on has a row with this adapter."""
 
     async def kill(self, instance: int) -> None:
         """End the processes of an instance at once, as a crash would; they are replaced."""
@@ -219,6 +230,7 @@ class Driver:
                     prompt_tokens=stream.prompt_tokens,
                     sampling=stream.ask.sampling,
                     stop_ids=stream.stop_ids,
+                    adapter=stream.adapter,
                 )
             )
         return states

@@ -14,6 +14,7 @@ from typing import Any
 
 from plait import __version__
 from plait.model.wishes import check as check_sampling
+from plait.runtime.adapters import AdapterCard, Adapters, AdapterStats
 from plait.runtime.ask import Ask, ModelCard
 from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes
@@ -51,6 +52,8 @@ class EngineConfig:
     """Jinja file in the place of the folder's own; None: its own."""
     no_groups: str | None = None
     """Why its instances cannot be elastic; None: they can."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> folder of adapters that it begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Stats:
     generation_tokens: int
     finished: Mapping[str, int]
     """Requests that ended, by reason."""
+    adapters: tuple[AdapterStats, ...] = ()
 
 
 def max_len_of(folder: Path, wanted: int | None = None) -> int:
@@ -157,7 +161,10 @@ class Engine:
             self._journal = Journal(config.journal, settings, meta)
         self.fleet = fleet
         heard = self.core if owner is None else owner(self.core)
-        self.driver = Driver(heard, fleet, [self._note] if self._journal else [])
+        self.adapters = Adapters(fleet, (config.name, str(config.folder)))
+        """Those that asks may name."""
+        observers = [self._note] if self._journal else []
+        self.driver = Driver(heard, fleet, [*observers, self.adapters.see])
         self.version = 0
         """Of the weights."""
         self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
@@ -172,10 +179,14 @@ class Engine:
         """Returns when one instance is up; the others follow.
 
         Raises:
-            PlaitError: none will ever be, and why.
+            PlaitError: none will ever be, or an adapter cannot be had, and why.
         """
         try:
+            named = self.config.adapters.items()
+            adapters = {name: await self.adapters.read(name, folder) for name, folder in named}
             await self.fleet.start(self.driver)
+            for name, adapter in adapters.items():
+                await self.adapters.load(name, adapter)
         except BaseException:
             await self.close()
             raise
@@ -191,14 +202,16 @@ class Engine:
         Raises:
             UserError: the prompt is empty or names tokens that the model does not have, or no draw
                 can honour the sampling parameters.
+            NotFound: there is no such adapter.
             TooLong: prompt and max_tokens exceed the context.
             EngineFailure: no worker will ever come back.
         """
         self._validate(ask)
+        adapter = self.adapters.number(ask.adapter)
         if self.driver.failure is not None:
             raise self.driver.failure
         self._ids += 1
-        stream = Stream(self._ids, ask, self.tokenizer, self.driver.abort)
+        stream = Stream(self._ids, ask, self.tokenizer, self.driver.abort, adapter)
         timeout_ns = ask.timeout_ns
         # A prompt whose log-probabilities are wanted is computed whole.
         sharable = ask.sampling.prompt_logprobs is None and self.config.manager.batcher.prefix_cache
@@ -206,14 +219,21 @@ class Engine:
             id=stream.id,
             prompt_tokens=len(ask.prompt),
             max_tokens=ask.sampling.max_tokens,
-            block_hashes=block_hashes(ask.prompt, self.config.manager.page, self._salt) if sharable else (),
+            block_hashes=self._hashes(ask.prompt, adapter) if sharable else (),
             deadline_ns=None if timeout_ns is None else self.driver.now_ns() + timeout_ns,
             model=self.config.name,
             priority=ask.priority,
+            adapter=ask.adapter,
         )
+        self.adapters.begin(stream.id, adapter)
         self._prompt_tokens += len(ask.prompt)
         self.driver.submit(request, stream)
         return stream
+
+    def _hashes(self, prompt: Sequence[int], adapter: int) -> tuple[int, ...]:
+        """Of a prompt's blocks. No two adapters, not even two of one name after each other, share any."""
+        salt = f"{self._salt}|{adapter}" if adapter else self._salt
+        return block_hashes(prompt, self.config.manager.page, salt)
 
     def check_grammar(self, grammar: str) -> None:
         """Compile a grammar, unless it was among the last ones; from any thread.
@@ -290,6 +310,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self.driver.drawn_tokens,
             finished=dict(self.driver.ends),
+            adapters=self.adapters.stats(),
         )
 
     def _note(self, now_ns: int, event: Event, commands: Sequence[Command]) -> None:
@@ -336,6 +357,14 @@ class Engine:
         """End an instance's processes at once, as a crash would. What it held is computed anew."""
         await self.fleet.kill(instance)
 
+    async def load_adapter(self, name: str, folder: Path) -> AdapterCard:
+        """Answer with an adapter from now on, while others are answered.
+
+        Raises:
+            UserError: the name cannot be used, or the adapter cannot, and why.
+        """
+        return await self.adapters.load(name, await self.adapters.read(name, folder))
+
     async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
         """Continue with other weights of the same model: no cached KV of the old ones is used any more.
 
@@ -348,6 +377,8 @@ class Engine:
         """
         if self.driver.streams:
             raise UserError("weights are loaded between requests: wait until all have ended")
+        if self.adapters.cards:
+            raise UserError("adapters belong to the weights that there are: unload them first")
         await self._quiet()
         await self.fleet.load(version, str(folder), dict(files))
         self.version = version

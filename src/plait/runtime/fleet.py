@@ -20,11 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from plait.model.config import ModelConfig, Rank
+from plait.runtime.adapting import Adapting
 from plait.runtime.driver import Sink
 from plait.runtime.gather import Gather
 from plait.runtime.hub import Hub
 from plait.runtime.launch import Launcher, Started
 from plait.runtime.transfers import Transfers
+from plait.spec.adapter import Adapter
 from plait.spec.cluster import Instance, Placement
 from plait.spec.errors import EngineFailure, PlaitError, Unsupported
 from plait.spec.event import MoveFailed, StepFailed, WorkerLost, WorkerUp
@@ -35,7 +37,9 @@ from plait.worker.config import LinkConfig, WorkerConfig
 from plait.worker.wire import (
     Answer,
     Fault,
+    HasAdapter,
     Hello,
+    LacksAdapter,
     Load,
     Loaded,
     LoadFault,
@@ -85,6 +89,8 @@ class Process:
     hello: Hello | None = None
     """What it said when it was ready."""
     process: Started | None = None
+    adapters: set[int] = field(default_factory=set)
+    """Numbers of those that it said it has."""
 
     @property
     def pid(self) -> int | None:
@@ -152,6 +158,7 @@ class WorkerFleet:
         self._steps: dict[int, Gather] = {}
         """Steps that were sent, and not answered by all members."""
         self._load_news = asyncio.Event()
+        self._adapting = Adapting(self.members, self._tell)
 
     @property
     def _closing(self) -> bool:
@@ -226,6 +233,14 @@ class WorkerFleet:
                 if isinstance(said, LoadFault):
                     self._model = before
                     raise EngineFailure(f"instance {member.instance}: weights {version}: {said.reason}")
+
+    async def adapt(self, adapter: Adapter) -> None:
+        """See `Fleet`."""
+        await self._adapting.give(adapter)
+
+    def unadapt(self, number: int) -> None:
+        """See `Fleet`."""
+        self._adapting.take(number)
 
     def _tell(self, member: Member, message: Message) -> None:
         for part in member.parts:
@@ -377,6 +392,8 @@ class WorkerFleet:
                     self._answer()
             case Pulled() | PullFault():
                 self._moved(instance, identity, message)
+            case HasAdapter() | LacksAdapter():
+                self._adapting.heard(member, part, message)
             case Loaded() | LoadFault():
                 member.loaded[identity] = message
                 self._load_news.set()
@@ -410,6 +427,7 @@ class WorkerFleet:
             return
         member.up, member.failed_starts = True, 0
         member.settled.set()
+        self._adapting.joined(member)
         self._sink.post(WorkerUp(member.instance, member.epoch, min(hello.slots for hello in hellos)))
 
     def _moved(self, instance: int, identity: bytes, message: Pulled | PullFault) -> None:
@@ -432,4 +450,5 @@ class WorkerFleet:
             secret=self._secret.hex(),
             model=replace(self._model, rank=rank),
             links=self.config.links,
+            adapters=tuple(self._adapting.wanted.values()),
         )

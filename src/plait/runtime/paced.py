@@ -14,6 +14,7 @@ from plait.runtime.driver import Fleet, Sink
 from plait.runtime.paced_moves import PacedMoves
 from plait.sim.copies import Network
 from plait.sim.lanes import Lanes
+from plait.spec.adapter import Adapter
 from plait.spec.errors import PlaitError
 from plait.spec.event import Event, Moved, MoveFailed, StepFailed, WorkerLost
 from plait.spec.move import Move
@@ -68,6 +69,14 @@ class PacedFleet:
     async def load(self, version: int, folder: str, files: dict[str, str]) -> None:
         """See `Fleet`; it is not paced."""
         await self.inner.load(version, folder, files)
+
+    async def adapt(self, adapter: Adapter) -> None:
+        """See `Fleet`."""
+        await self.inner.adapt(adapter)
+
+    def unadapt(self, number: int) -> None:
+        """See `Fleet`."""
+        self.inner.unadapt(number)
 
     async def kill(self, instance: int) -> None:
         """See `Fleet`."""

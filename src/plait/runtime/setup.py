@@ -72,6 +72,8 @@ class ServeConfig:
     """Processes that share each layer, in instances that the placement does not name."""
     pp: int = 1
     """Stages, in instances that the placement does not name."""
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """(name, folder) of the adapters to begin with."""
 
 
 def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | None = None) -> Engine:
@@ -127,6 +129,7 @@ def open_engine(config: ServeConfig, owner: Callable[[GlobalManager], Core] | No
         chat_template=config.chat_template,
         meta={} if config.pace is None else {"paced": True},
         no_groups=refusal_of_groups(placement.instances, config.device, shape),
+        adapters=dict(config.adapters),
     )
     return Engine(engine, fleet, instances, owner)
 

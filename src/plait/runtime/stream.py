@@ -43,9 +43,13 @@ class Stream:
     """Asynchronous iterator of `Piece`. It ends after the piece that has `finish`; endings that are
     not the model's or the caller's own are raised as PlaitError."""
 
-    def __init__(self, id: int, ask: Ask, tokenizer: Tokenizer, abort: Callable[[int], None]) -> None:
+    def __init__(
+        self, id: int, ask: Ask, tokenizer: Tokenizer, abort: Callable[[int], None], adapter: int = 0
+    ) -> None:
+        """`adapter`: the number of that in `ask`."""
         self.id = id
         self.ask = ask
+        self.adapter = adapter
         self.prompt_tokens = len(ask.prompt)
         self.cached_tokens = 0
         """Prompt tokens whose KV was found in the prefix cache; known with the first piece."""

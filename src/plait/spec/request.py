@@ -42,3 +42,5 @@ class Request:
     """Name of the model that continues it."""
     priority: int = 0
     """Lower goes first, where priorities are honoured."""
+    adapter: str = ""
+    """Name of the adapter that continues it with the model; empty: none. Its hashes are salted with it."""

@@ -65,6 +65,8 @@ class Opened:
     sampling: SamplingParams
     stop_ids: tuple[int, ...]
     """Every token that ends the row, the model's own included where they apply."""
+    adapter: int = 0
+    """Number of the adapter that it is computed with; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from plait.model.config import ModelConfig
+from plait.spec.adapter import Adapter
 
 
 class Way(StrEnum):
@@ -65,6 +66,8 @@ class WorkerConfig:
     """Longest wait for another process of the instance, in seconds: no step may take longer."""
     links: LinkConfig = field(default_factory=LinkConfig)
     """How keys and values travel between this worker and others."""
+    adapters: tuple[Adapter, ...] = ()
+    """Those that it has before it says that it is ready."""
 
     @property
     def identity(self) -> bytes:

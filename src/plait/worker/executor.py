@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plait.kernels.attention import lanes_of
 from plait.model import sample, sample_there
-from plait.model.inputs import StepInputs
+from plait.model.inputs import Adapted, StepInputs
 from plait.model.model import Model
 from plait.model.sample import Entry, Turn
 from plait.model.world import WorldError
@@ -110,6 +110,7 @@ class Executor:
         assert tuple(o.request for o in opened) == step.opened, "opened states do not match the step"
         elastic = {row.request for row in step.rows if row.keep}
         for state in opened:
+            assert state.adapter in self.model.adapters, f"adapter {state.adapter} is not here"
             if state.request in elastic:
                 self.rows.close(state.request)  # what was known of it does not count any more
             self.rows.open(state)
@@ -152,7 +153,7 @@ class Executor:
         return self._draw(self._drawn(plan), logits_LV, plan.owned_R)
 
     def _forward_together(self, plan: GroupPlan, exchange: Exchange) -> Tensor:
-        return self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange)
+        return self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange, plan.adapted)
 
     def _drawn(self, plan: GroupPlan) -> Plan:
         """A member's plan as its draws need it."""
@@ -167,7 +168,8 @@ class Executor:
 
     def _compute(self, plan: Plan) -> tuple[Draw, ...]:
         inputs, wanted_R = self._inputs(plan)
-        return self._draw(plan, self.model.forward(inputs), wanted_R)
+        adapted = Adapted.of_rows(self.rows.adapter_R[plan.indices_R], plan.counts_R)
+        return self._draw(plan, self.model.forward(inputs, adapted), wanted_R)
 
     def _plan(self, step: Step) -> Plan:
         states = [self._described(row, row.request in step.opened) for row in step.rows]

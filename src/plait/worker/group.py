@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from plait.model.group import Chunk, GroupInputs, Question, Service, Stripes
-from plait.model.inputs import StepInputs
+from plait.model.inputs import Adapted, StepInputs
 from plait.spec.step import Row, Step
 from plait.worker.onward import Onward
 from plait.worker.plan import GroupPlan, Shared
@@ -51,7 +51,8 @@ class Planner:
         owned_R = [wanted.get(share.at, slice(0, 0)) for share in shares]
         group = self._group_inputs(mine, ordered, striped, chunks)
         tables_RP = torch.from_numpy(self._rows.pages_RP)
-        return GroupPlan(self._me, len(named), shares, inputs, group, owned_R, tables_RP)
+        adapted = self._adapted(mine)
+        return GroupPlan(self._me, len(named), shares, inputs, group, owned_R, tables_RP, adapted)
 
     def done(self, plan: GroupPlan, group: Sequence[int]) -> None:
         """The step is computed: its tokens' keys are where they should be."""
@@ -184,6 +185,12 @@ class Planner:
             wanted_L=torch.tensor(wanted, dtype=torch.int64),
         )
         return inputs, owned
+
+    def _adapted(self, mine: list[Shared]) -> Adapted | None:
+        """Which of the tokens that are computed here have adapters."""
+        indices_R = np.array([share.state.index for share in mine], np.int64)
+        counts_R = np.array([len(share.owned(self._me)) for share in mine], np.int64)
+        return Adapted.of_rows(self._rows.adapter_R[indices_R], counts_R)
 
     @staticmethod
     def _next_stripe(lens_R: NDArray[np.int32], stripe: int) -> int:

@@ -15,6 +15,7 @@ from plait.worker.config import WorkerConfig
 from plait.worker.fabric import Fabric
 from plait.worker.wire import (
     LARGEST_FRAME_BYTES,
+    Adapt,
     Beat,
     Codec,
     Drop,
@@ -23,6 +24,7 @@ from plait.worker.wire import (
     Order,
     Pull,
     Quit,
+    Unadapt,
     WireError,
 )
 
@@ -41,7 +43,7 @@ class Line:
     """
 
     def __init__(self, config: WorkerConfig, orphaned: Callable[[], None]) -> None:
-        self.orders: queue.SimpleQueue[Order | Load | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[Order | Load | Adapt | Unadapt | None] = queue.SimpleQueue()
         """Orders in the order of their ids; None: there will be no more."""
         self.fabric: Fabric | None = None
         """Takes moves; set before the driver is told that the worker is ready."""
@@ -121,7 +123,7 @@ class Line:
         with contextlib.suppress(zmq.Again):
             while True:
                 message = self._codec.decode(socket.recv(zmq.NOBLOCK))
-                if isinstance(message, Order | Load):
+                if isinstance(message, Order | Load | Adapt | Unadapt):
                     self.orders.put(message)
                 elif isinstance(message, Pull):
                     assert self.fabric is not None, "a move came before the worker was ready"

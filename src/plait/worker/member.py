@@ -113,7 +113,9 @@ class MemberExecutor(Executor):
         """All columns give the step up, or none: who cannot go on says so once the others have computed."""
         peers = Faltering(exchange, self.world)
         try:
-            logits_LV = self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, peers)
+            logits_LV = self.model.forward_together(
+                plan.inputs, plan.group, plan.tables_RP, peers, plan.adapted
+            )
             failed = bool(self.world.sum(torch.tensor([float(peers.failed is not None)])).item())
         except WorldError:
             raise

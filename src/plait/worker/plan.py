@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait.model.group import GroupInputs
-from plait.model.inputs import StepInputs
+from plait.model.inputs import Adapted, StepInputs
 from plait.worker.rows import RowState
 
 
@@ -61,3 +61,5 @@ class GroupPlan:
     owned_R: list[slice]
     """Of the wanted logits, those of each share."""
     tables_RP: Tensor
+    adapted: Adapted | None = None
+    """Which own tokens have adapters."""

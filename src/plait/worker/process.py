@@ -17,6 +17,7 @@ from plait.model.model import Model
 from plait.model.pool import KvPool
 from plait.model.weights_file import verified
 from plait.model.world import World, WorldError
+from plait.spec.adapter import Adapter
 from plait.spec.errors import PlaitError
 from plait.worker.config import WorkerConfig
 from plait.worker.executor import Executor, StepFault
@@ -25,7 +26,20 @@ from plait.worker.layout import Interval, Shard
 from plait.worker.line import Line
 from plait.worker.member import MemberExecutor
 from plait.worker.progress import Progress
-from plait.worker.wire import Answer, Fault, Hello, Load, Loaded, LoadFault, Order, Refusal
+from plait.worker.wire import (
+    Adapt,
+    Answer,
+    Fault,
+    HasAdapter,
+    Hello,
+    LacksAdapter,
+    Load,
+    Loaded,
+    LoadFault,
+    Order,
+    Refusal,
+    Unadapt,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +47,8 @@ ORPHANED = 3
 """Exit status of a worker whose driver is gone."""
 APART = 4
 """Exit status of a worker whose instance has fallen apart."""
+BARE = 5
+"""Exit status of a worker that cannot have an adapter which rows may come with."""
 
 
 def serve(config: WorkerConfig) -> int:
@@ -51,6 +67,9 @@ def serve(config: WorkerConfig) -> int:
         line.send(Refusal(str(error)))
         line.close()
         return 2
+    if not _adapt_all(config, model):
+        line.close()
+        return BARE
     # A second pool of threads would spin on the cores of the first for a while after each use.
     torch.set_num_threads(model.threads_of_torch)
     gc.collect()
@@ -72,8 +91,8 @@ def serve(config: WorkerConfig) -> int:
     threading.Thread(target=_populate, args=(model.pool,), name="populate", daemon=True).start()
     try:
         while (order := line.orders.get()) is not None:
-            if isinstance(order, Load):
-                line.send(_load(order, executor, progress))
+            if not isinstance(order, Order):
+                _change(order, executor, progress, line)
                 continue
             progress.begin(order.step.id)
             answer = _carry_out(executor, order)
@@ -89,6 +108,39 @@ def serve(config: WorkerConfig) -> int:
     line.close()
     gc.unfreeze()
     return 0
+
+
+def _adapt_all(config: WorkerConfig, model: Model) -> bool:
+    """Have the adapters of the configuration; False where one cannot be had. Another start may find it."""
+    for adapter in config.adapters:
+        try:
+            model.adapters.load(adapter)
+        except PlaitError as error:
+            log.error("without adapter %d nothing is served: %s", adapter.number, error)
+            return False
+    return True
+
+
+def _change(order: Load | Adapt | Unadapt, executor: Executor, progress: Progress, line: Line) -> None:
+    """What steps are computed with, from the next one on."""
+    match order:
+        case Load():
+            line.send(_load(order, executor, progress))
+        case Adapt():
+            line.send(_adapt(order.adapter, executor.model))
+        case Unadapt():
+            executor.model.adapters.drop(order.number)
+
+
+def _adapt(adapter: Adapter, model: Model) -> HasAdapter | LacksAdapter:
+    torch.set_num_threads(model.config.threads)
+    try:
+        model.adapters.load(adapter)
+    except (PlaitError, OSError, MemoryError) as error:
+        return LacksAdapter(adapter.number, str(error) or type(error).__name__)
+    finally:
+        torch.set_num_threads(model.threads_of_torch)
+    return HasAdapter(adapter.number)
 
 
 def _load(order: Load, executor: Executor, progress: Progress) -> Loaded | LoadFault:

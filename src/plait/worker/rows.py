@@ -34,6 +34,7 @@ class Rows:
     pages_RP    pages[:covered / page] hold the keys and values of the positions that are kept here, in order;
                 of all positions, where no other instance keeps any
     next_R      the position that is computed next
+    adapter_R   number of the row's adapter, 0 for none
     """
 
     def __init__(self, instance: int, page: int, slots: int) -> None:
@@ -50,6 +51,7 @@ class Rows:
         self.known_R = np.zeros(8, np.int64)
         self.next_R = np.zeros(8, np.int64)
         self.covered_R = np.zeros(8, np.int64)
+        self.adapter_R = np.zeros(8, np.int64)
         self.free.extend(reversed(range(8)))
 
     def open(self, opened: Opened) -> None:
@@ -63,6 +65,7 @@ class Rows:
         self._reach(known)
         self.tokens_RL[index, :known] = opened.tokens
         self.known_R[index], self.next_R[index], self.covered_R[index] = known, 0, 0
+        self.adapter_R[index] = opened.adapter
         self.states[opened.request] = RowState(index, opened.prompt_tokens, opened.sampling, opened.stop_ids)
 
     def close(self, request: int) -> None:
@@ -150,7 +153,7 @@ class Rows:
         have = len(self.known_R)
         self.tokens_RL = np.pad(self.tokens_RL, ((0, have), (0, 0)))
         self.pages_RP = np.pad(self.pages_RP, ((0, have), (0, 0)))
-        self.known_R, self.next_R, self.covered_R = (
-            np.pad(a, (0, have)) for a in (self.known_R, self.next_R, self.covered_R)
+        self.known_R, self.next_R, self.covered_R, self.adapter_R = (
+            np.pad(a, (0, have)) for a in (self.known_R, self.next_R, self.covered_R, self.adapter_R)
         )
         self.free.extend(reversed(range(have, 2 * have)))

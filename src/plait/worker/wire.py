@@ -13,6 +13,7 @@ from typing import get_args
 
 import msgspec
 
+from plait.spec.adapter import Adapter
 from plait.spec.errors import ServiceError
 from plait.spec.move import Move
 from plait.spec.sampling import Draw, Opened
@@ -80,6 +81,20 @@ class Load:
     """config.json and weights."""
     files: dict[str, str]
     """File of weights -> checksum of what whoever wrote it had in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapt:
+    """Driver to worker: have an adapter before the next order."""
+
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Unadapt:
+    """Driver to worker: no order from now on computes a row with this adapter."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +180,21 @@ class LoadFault:
 
 
 @dataclass(frozen=True, slots=True)
+class HasAdapter:
+    """Worker to driver: it has this adapter."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LacksAdapter:
+    """Worker to driver: it cannot have this adapter, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """Worker to driver: still alive."""
 
@@ -174,6 +204,8 @@ Message = (
     | Pull
     | Drop
     | Load
+    | Adapt
+    | Unadapt
     | Quit
     | Hello
     | Refusal
@@ -183,6 +215,8 @@ Message = (
     | PullFault
     | Loaded
     | LoadFault
+    | HasAdapter
+    | LacksAdapter
     | Beat
 )
 
