@@ -124,3 +124,27 @@ def test_auto_plans_for_a_trace_and_says_why(tmp_path: Path, capsys):
 def test_a_plan_says_all_about_instances(options, says):
     with pytest.raises(UserError, match=says):
         serving("tiny", **options)
+
+
+def test_adapters_are_named_with_their_folders(monkeypatch):
+    monkeypatch.delenv("PLAIT_ADMIN_KEY", raising=False)
+    told = serving("tiny", lora=["polite=a/b", "rude=c=d"])
+    assert told.engine.adapters == (("polite", Path("a/b")), ("rude", Path("c=d")))
+    assert told.server.admin_key is None
+    for bad in (["polite"], ["=x"], ["x="], ["x=a", "x=b"]):
+        with pytest.raises(UserError, match="NAME=FOLDER"):
+            serving("tiny", lora=bad)
+
+
+def test_the_admin_key_is_of_the_option_or_the_environment(monkeypatch):
+    key, other = "0123456789abcdef", "fedcba9876543210"
+    monkeypatch.setenv("PLAIT_ADMIN_KEY", key)
+    told = serving("tiny", lora_dir=[Path("adapters")])
+    assert (told.server.admin_key, told.server.lora_dirs) == (key, (Path("adapters"),))
+    assert serving("tiny", admin_key=other).server.admin_key == other
+    with pytest.raises(UserError, match="API keys"):
+        serving("tiny", api_key=[key])
+    with pytest.raises(UserError, match="under 16"):
+        serving("tiny", admin_key="")
+    monkeypatch.setenv("PLAIT_ADMIN_KEY", "")
+    assert serving("tiny").server.admin_key is None

@@ -1,4 +1,4 @@
-"""A fleet whose model counts: the token after t is t + 1.
+"""A fleet whose model counts: the token after t is t + 1, and with adapter number a it is t + 1 + a.
 
 The engine in front of it is the real one: driver, core, KV ledger, deadlines, queue and streams.
 Only the workers' arithmetic is replaced, so that tests know every token and can hold a step back
@@ -19,6 +19,7 @@ from plait.runtime.engine import Engine, EngineConfig
 from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
+from plait.spec.adapter import Adapter
 from plait.spec.errors import EngineFailure
 from plait.spec.event import WorkerUp
 from plait.spec.sampling import Draw, Opened, TokenLogprob
@@ -66,6 +67,7 @@ class CountingFleet:
         self._rows: dict[int, RowState] = {}
         self._answers: deque[tuple[Step, tuple[Draw, ...], bool]] = deque()
         self._sink: Sink | None = None
+        self.adapters: dict[int, Adapter] = {}
         self.hold_after: int | None = None
         """Steps that draw a row's token after so many are held until `release`."""
 
@@ -84,6 +86,12 @@ class CountingFleet:
         late = any(self._late(self._rows[request]) for request in drawers)
         self._answers.append((step, (*rows, *again), late))
         asyncio.get_running_loop().call_soon(self._answer)
+
+    async def adapt(self, adapter: Adapter) -> None:
+        self.adapters[adapter.number] = adapter
+
+    def unadapt(self, number: int) -> None:
+        del self.adapters[number]
 
     async def close(self) -> None:
         self._answers.clear()
@@ -117,7 +125,7 @@ class CountingFleet:
             prompt = tuple(self._score(token, sampling.prompt_logprobs) for token in seen)
         if row is not None and not row.draws:
             return Draw((), prompt_logprobs=prompt)
-        state.token = (state.token + 1) % self._vocab
+        state.token = (state.token + 1 + state.opened.adapter) % self._vocab
         state.drawn += 1
         scores = () if sampling.logprobs is None else (self._score(state.token, sampling.logprobs),)
         return Draw((state.token,), state.token in state.opened.stop_ids, scores, prompt)

@@ -14,6 +14,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from plait.cli.lora import AdminKey, Lora, LoraDir, adapters_of, guarded
 from plait.cli.planned import Follow
 from plait.cost.catalog import cost_named
 from plait.cost.scaling_base import ScalingBase
@@ -202,12 +203,16 @@ def serving(
     slo: Objectives = None,
     cost: Costs = "roofline",
     dash: Dash = True,
+    lora: Lora = None,
+    lora_dir: LoraDir = None,
+    admin_key: AdminKey = None,
 ) -> "Serving":
     """What is to be served, and how. Raises UserError for options that do not go together."""
     follow = Follow(plan, auto, on, cost)
     roles, slo = _roles(model, placement, follow, slo, (instances, prefill, decode, tp, pp), elastic=elastic)
     server = _server(host, port, api_key, overload_status, rate_limit, timeout, drain, dash, slo)
     server = replace(server, tool_parser=tool_parser, otlp_endpoint=otlp_endpoint)
+    server = guarded(server, admin_key, lora_dir)
     manager = ManagerConfig(
         model=name or model,
         page=page,
@@ -220,14 +225,9 @@ def serving(
     config = ServeConfig(model=model, name=name, manager=manager, journal=journal, cluster=cluster)
     config = replace(config, threads=threads, dtype=dtype, kv_dtype=kv_dtype, device=device, exact=exact)
     config = replace(config, max_len=max_model_len, kv_tokens=kv_tokens, chat_template=chat_template)
-    config = replace(
-        config,
-        pace=cost_named(pace) if pace else None,
-        pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
-        scaling=None if scaling is None else ScalingBase.load(scaling),
-        move_bandwidth=move_bandwidth,
-        fleet=FleetConfig(instances=len(roles.instances), interface=interface),
-    )
+    config = _timed(config, pace, pace_bandwidth, scaling, move_bandwidth)
+    fleet = FleetConfig(instances=len(roles.instances), interface=interface)
+    config = replace(config, fleet=fleet, adapters=adapters_of(lora))
     return Serving(config, server, _replan(replan, slo, cost))
 
 
@@ -260,6 +260,23 @@ def _server(
         drain_s=drain_s,
         dash=dash,
         slo=Slo.parse(slo) if slo else None,
+    )
+
+
+def _timed(
+    config: ServeConfig,
+    pace: str | None,
+    pace_bandwidth: float | None,
+    scaling: Path | None,
+    move_bandwidth: float | None,
+) -> ServeConfig:
+    """With what is said of times: of a paced run, of groups and of moves. Raises UserError for bad files."""
+    return replace(
+        config,
+        pace=cost_named(pace) if pace else None,
+        pace_link=None if pace_bandwidth is None else Link(pace_bandwidth),
+        scaling=None if scaling is None else ScalingBase.load(scaling),
+        move_bandwidth=move_bandwidth,
     )
 
 

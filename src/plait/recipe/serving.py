@@ -34,7 +34,7 @@ ANSWERS, JOURNAL = "answers.json", "journal.jsonl"
 """In the stage's folder."""
 ANSWER_TOKENS = 48
 """Most tokens of an answer to a question."""
-BY_PLAN = ("api_key", "plan", "auto", "on")
+BY_PLAN = ("api_key", "admin_key", "plan", "auto", "on")
 """Options that are no keys: secrets have no place in a recipe, and the stage before chooses the placement."""
 BY_RUN = ("url", "model", "count", "api_key", "json_out")
 """Options of a load that the run gives."""

@@ -18,7 +18,7 @@ from plait.spec.command import Command, End
 from plait.spec.errors import NotFound, UserError
 from plait.spec.event import Event
 
-NAME = re.compile(r"\w[\w./:-]{0,127}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w./:-]{0,127}", re.ASCII)
 MOST = 64
 """Adapters at a time."""
 
@@ -140,8 +140,7 @@ class Adapters:
             raise UserError(f"{name!r} is the model's own name: choose another for the adapter", "lora_name")
         if not NAME.fullmatch(name):
             raise UserError(
-                "an adapter's name has 1 to 128 letters, digits, or _ . / : -, and begins with one of the first "
-                "three",
+                "an adapter's name has 1 to 128 letters, digits or _./:-, and begins with a letter or digit",
                 "lora_name",
             )
         if name in self.cards:
@@ -151,6 +150,7 @@ class Adapters:
 
 
 def _named(folder: Path, number: int) -> Adapter:
+    folder = folder.absolute()
     config, weights = files_of(folder)
     settings_of(config, str(folder / CONFIG))
     return Adapter(number, str(folder), digest_of(config, weights))

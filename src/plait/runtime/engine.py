@@ -163,8 +163,7 @@ class Engine:
         heard = self.core if owner is None else owner(self.core)
         self.adapters = Adapters(fleet, (config.name, str(config.folder)))
         """Those that asks may name."""
-        observers = [self._note] if self._journal else []
-        self.driver = Driver(heard, fleet, [*observers, self.adapters.see])
+        self.driver = Driver(heard, fleet, [*([self._note] if self._journal else []), self.adapters.see])
         self.version = 0
         """Of the weights."""
         self._salt = f"{config.folder}|{self.version}|{config.manager.page}"

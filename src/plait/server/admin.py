@@ -62,25 +62,27 @@ def _add_probes(routes: APIRouter, front: Front) -> None:
 def _add_models(routes: APIRouter, front: Front) -> None:
     @routes.get("/v1/models", tags=["models"], responses=documented(401, 429, 431))
     async def models() -> Response:
-        """The served model."""
-        return JsonResponse({"object": "list", "data": [_card(front)]})
+        """The served model, and the adapters that answer with it."""
+        names = ["", *front.engine.adapters.cards]
+        return JsonResponse({"object": "list", "data": [_card(front, name) for name in names]})
 
     @routes.get("/v1/models/{id:path}", tags=["models"], responses=documented(401, 404, 429, 431))
     async def model(id: str) -> Response:
-        """The served model, by name."""
-        front.check_model(id)
-        return JsonResponse(_card(front))
+        """The served model, or an adapter, by name."""
+        return JsonResponse(_card(front, front.adapter_of(id)))
 
 
-def _card(front: Front) -> dict[str, Any]:
+def _card(front: Front, adapter: str) -> dict[str, Any]:
+    """Of an adapter, or without a name of the model itself."""
     card = front.engine.card
+    said = front.engine.adapters.cards[adapter] if adapter else card
     return {
-        "id": card.name,
+        "id": said.name,
         "object": "model",
-        "created": card.created,
+        "created": said.created,
         "owned_by": "plait",
-        "root": card.root,
-        "parent": None,
+        "root": said.root,
+        "parent": card.name if adapter else None,
         "max_model_len": card.max_model_len,
         "permission": [],
     }

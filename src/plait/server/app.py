@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from plait import __version__
-from plait.server import admin, chat, completions, errors, tokens
+from plait.server import adapters, admin, chat, completions, errors, tokens
 from plait.server.access import Access
 from plait.server.auth import Guard
 from plait.server.config import ServerConfig
@@ -25,7 +25,7 @@ def create_app(engine: "Engine", config: ServerConfig) -> FastAPI:
     )
     app.state.front = front
     errors.install(app)
-    for part in (completions, chat, tokens, admin):
+    for part in (completions, chat, tokens, admin, adapters):
         app.include_router(part.router(front))
     if front.viewers is not None:
         app.include_router(routes.router(front.viewers, config.stall_s))

@@ -17,6 +17,10 @@ OPEN = frozenset({"/health", "/live", "/ready", "/ping", "/metrics", "/version"}
 """What probes and scrapers ask, and the dashboard's files, which hold no data; all else needs a key."""
 
 
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+"""What only the admin key opens, and all that it opens."""
+
+
 class Keys:
     """The accepted keys, kept as digests."""
 
@@ -53,13 +57,17 @@ class Bucket:
 
 
 class Guard:
-    """ASGI middleware: 401 without a known key, 429 for a key that asks too often."""
+    """ASGI middleware: 401 without a known key, 429 for a key that asks too often.
+
+    Where there are routes for an admin key, no other key opens them, and it opens nothing else.
+    """
 
     def __init__(
         self, app: ASGIApp, config: ServerConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._app = app
         self._keys = Keys(config.api_keys)
+        self._admin = None if config.admin_key is None else Keys((config.admin_key,))
         self._clock = clock
         limit = config.rate_limit_per_minute
         count = max(1, len(config.api_keys))
@@ -69,13 +77,15 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        key = self._keys.find(Headers(scope=scope).get("authorization"))
+        given = Headers(scope=scope).get("authorization")
+        admin = self._admin is not None and scope["path"] in {LOAD, UNLOAD}
+        key = (self._admin if self._admin is not None and admin else self._keys).find(given)
         if key is None:
-            message = "send a valid API key as `Authorization: Bearer KEY`"
+            message = f"send {'the admin key' if admin else 'a valid API key'} as `Authorization: Bearer KEY`"
             challenge = {"www-authenticate": "Bearer"}
             await error_response(401, message, headers=challenge)(scope, receive, send)
             return
-        wait_s = self._buckets[key].wait_s(self._clock()) if self._buckets else 0.0
+        wait_s = self._buckets[key].wait_s(self._clock()) if self._buckets and not admin else 0.0
         if wait_s:
             seconds = math.ceil(wait_s)
             message = f"this key's rate limit is reached; come back in {seconds} s"

@@ -35,7 +35,7 @@ def router(front: Front) -> APIRouter:
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Continue a conversation."""
         front.log_unknown(body.unknown())
-        front.check_model(body.model)
+        front.adapter_of(body.model)
         front.check_ready()
         prepared = await _prepare(front, body)
         front.metrics.n.observe(body.n)
@@ -75,7 +75,7 @@ class ChatReply:
         self._row = row
         self._tokenizer = front.engine.tokenizer
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
-        self._head = {"id": id, "object": kind, "created": int(time.time()), "model": front.engine.card.name}
+        self._head = {"id": id, "object": kind, "created": int(time.time()), "model": run.model}
         self._options = body.stream_options or StreamOptions()
         self._choices = [Choice() for _ in run.streams]
         self._calls: list[Calls] = []

@@ -34,7 +34,7 @@ def router(front: Front) -> APIRouter:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue one prompt or several."""
         front.log_unknown(body.unknown())
-        front.check_model(body.model)
+        front.adapter_of(body.model)
         front.check_ready()
         prepared = await _prepare(front, body)
         front.metrics.n.observe(body.n)
@@ -90,7 +90,7 @@ class CompletionReply:
             "id": id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": front.engine.card.name,
+            "model": run.model,
         }
         self._options = body.stream_options or StreamOptions()
         self._choices = [Choice() for _ in run.streams]

@@ -1,12 +1,15 @@
 """How the server behaves towards its clients."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from plait.spec.errors import UserError
 from plait.spec.slo import Slo
 from plait.text.tool_format import format_named
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+ADMIN_KEY_LENGTH = 16
+"""Characters of an admin key, at least: nothing slows those down who guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,10 @@ class ServerConfig:
     """TCP port; 0: any free one."""
     api_keys: tuple[str, ...] = ()
     """Accepted bearer tokens; none: everybody is served."""
+    admin_key: str | None = None
+    """Bearer token of the routes that load and unload adapters; None: there are no such routes."""
+    lora_dirs: tuple[Path, ...] = ()
+    """Folders below which those routes find adapters."""
     body_limit_bytes: int = 4 << 20
     """Longest request body; longer ones get 413."""
     header_limit_bytes: int = 32 << 10
@@ -52,6 +59,16 @@ class ServerConfig:
         format_named(self.tool_parser)
         if any(not key.strip() for key in self.api_keys):
             raise UserError("an API key is empty; leave it out, or set one (PLAIT_API_KEY=...)", "api_keys")
+        if self.admin_key is not None and len(self.admin_key) < ADMIN_KEY_LENGTH:
+            raise UserError(
+                f"the admin key has under {ADMIN_KEY_LENGTH} characters: set a longer one "
+                "(PLAIT_ADMIN_KEY=$(openssl rand -hex 32))",
+                "admin_key",
+            )
+        if self.admin_key in self.api_keys:
+            raise UserError("the admin key is one of the API keys: set another one", "admin_key")
+        if self.lora_dirs and self.admin_key is None:
+            raise UserError("--lora-dir is for what an admin key loads: set one, too", "lora_dirs")
         if self.overload_status not in {429, 503, 529}:
             raise UserError("overload_status is 503, 429 or 529", "overload_status")
         if self.rate_limit_per_minute is not None and self.rate_limit_per_minute < 1:

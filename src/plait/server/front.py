@@ -81,15 +81,20 @@ class Front:
         if reason is not None:
             raise Refusal(503, reason, self._come_back())
 
-    def check_model(self, model: str | None) -> None:
-        """The served model answers to its name and its root; no name means it too.
+    def adapter_of(self, model: str | None) -> str:
+        """The adapter that a request's model names; empty for the served model, which answers to its name and
+        its root. No name means it too.
 
         Raises:
             NotFound: another model was asked for.
         """
-        card = self.engine.card
-        if model is not None and model not in {card.name, card.root}:
-            raise NotFound(f"there is no model {model[:100]!r}; this server has {card.name!r}", "model")
+        card, adapters = self.engine.card, self.engine.adapters.cards
+        if model is None or model in {card.name, card.root}:
+            return ""
+        if model not in adapters:
+            names = ", ".join(repr(name) for name in (card.name, *adapters))
+            raise NotFound(f"there is no model {model[:100]!r}; this server has {names[:1000]}", "model")
+        return model
 
     @contextmanager
     def telling(self) -> Iterator[None]:

@@ -26,11 +26,13 @@ def asks(
 
     Raises:
         UserError: there are too many, or the timeout is malformed.
+        NotFound: there is no such model.
     """
     if len(prompts) * body.n > front.config.max_choices:
         raise UserError(f"prompts times n is over {front.config.max_choices}; send several requests", "n")
     timeout_s = _timeout_s(front, request, body)
     timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
+    adapter = front.adapter_of(body.model)
     return [
         Ask(
             tuple(ids),
@@ -38,6 +40,7 @@ def asks(
             timeout_ns,
             body.priority,
             body.skip_special_tokens,
+            adapter=adapter,
         )
         for ids, sampling in prompts
         for choice in range(body.n)

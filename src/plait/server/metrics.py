@@ -114,6 +114,7 @@ class _EngineCollector(Collector):
         yield from _gauges(stats, labels)
         yield from _counters(stats, labels)
         yield from _instances(stats, labels)
+        yield from _adapters(stats, labels)
 
 
 def _gauges(stats: "Stats", labels: dict[str, str]) -> Iterator[Metric]:
@@ -157,6 +158,19 @@ def _instances(stats: "Stats", labels: dict[str, str]) -> Iterator[Metric]:
         used.add_metric(values, instance.kv_used)
         slots.add_metric(values, instance.kv_slots)
     yield from (running, used, slots)
+
+
+def _adapters(stats: "Stats", labels: dict[str, str]) -> Iterator[Metric]:
+    """Of those that take requests; one that was unloaded is not shown any more."""
+    running = GaugeMetricFamily(
+        "plait:adapter_running", "Requests that have not ended.", labels=[*labels, "adapter"]
+    )
+    for adapter in stats.adapters:
+        running.add_metric([*labels.values(), adapter.name], adapter.running)
+    came = {adapter.name: adapter.requests for adapter in stats.adapters}
+    yield _gauge("plait:adapters_loaded", "Adapters that take requests.", len(came), labels)
+    yield running
+    yield _by("plait:adapter_requests", "Requests that came for an adapter.", came, labels, "adapter")
 
 
 def _gauge(name: str, words: str, value: float, labels: dict[str, str]) -> Metric:

@@ -40,6 +40,11 @@ class Run:
         timers = [Timer(front.metrics, stream) for stream in self.streams]
         self.pieces = self._one(timers[0]) if len(asks) == 1 else self._merged(timers)
 
+    @property
+    def model(self) -> str:
+        """What answers: the adapter's name, or the model's."""
+        return self.streams[0].ask.adapter or self._front.engine.card.name
+
     def close(self) -> None:
         """Abort what still runs. May be called again."""
         if self._closed:

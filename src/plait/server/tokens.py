@@ -22,7 +22,7 @@ def router(front: Front) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a text or of a conversation."""
         front.log_unknown(list(body.model_extra or {}))
-        front.check_model(body.model)
+        front.adapter_of(body.model)
         text = await _text(front, body)
         special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
         [ids] = await prompts.encode(tokenizer, [text], special)
@@ -36,7 +36,7 @@ def router(front: Front) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids, special tokens included."""
         front.log_unknown(list(body.model_extra or {}))
-        front.check_model(body.model)
+        front.adapter_of(body.model)
         if body.tokens:
             prompts.check_ids(body.tokens, tokenizer.vocab_size)
         text = await prompts.work(len(body.tokens), lambda: tokenizer.decode(body.tokens))
