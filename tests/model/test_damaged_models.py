@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from plait.model.config import ModelConfig
 from plait.model.load import end_ids, load_config, load_module
+from plait.model.lora_folder import CONFIG, WEIGHTS
+from plait.model.lora_folder import files_of as files_of_adapter
+from plait.model.model import Model
 from plait.model.weights_file import files_of
 from plait.spec.errors import PlaitError, UserError
+from tests.adapters import adapter, write_adapter
 from tests.damage import EXAMPLES, damaged, reads
 from tests.scale import scaled
 from tests.tiny import tiny_folder
@@ -92,3 +98,34 @@ async def test_an_engine_says_which_file_is_damaged_and_starts_nothing_again(tmp
     engine = open_engine(ServeConfig(str(folder), kv_tokens=256, tp=tp))
     with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
         await engine.start()
+
+
+def test_a_damaged_adapter_is_an_error_that_names_it(folder, tmp_path):
+    """Its settings, and the file of its factors: byte by byte, and value by value."""
+    own = write_adapter(folder, tmp_path / "adapter", targets=("q_proj",))
+    model = Model(ModelConfig(str(folder), slots=64, page=16))
+    config, weights = files_of_adapter(own)
+
+    def read(_: Path) -> None:
+        model.adapters.load(adapter(own, 1))
+        model.adapters.drop(1)
+
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(damaged(config.decode(), "json"))
+    def settings_are(content: bytes) -> None:
+        (own / CONFIG).write_bytes(content)
+        reads(read, own, "adapter")
+
+    @settings(max_examples=scaled(400), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, 800) | st.integers(0, len(weights)), st.binary(max_size=4), st.integers(0, 4))
+    def factors_are(at: int, new: bytes, gone: int) -> None:
+        (own / WEIGHTS).write_bytes(weights[:at] + new + weights[at + gone :])
+        reads(read, own, "adapter")
+
+    settings_are()
+    (own / CONFIG).write_bytes(config)
+    for kept in (0, 4, 100, -1):
+        (own / WEIGHTS).write_bytes(weights[:kept])
+        with pytest.raises(UserError, match="no whole safetensors file"):
+            read(own)
+    factors_are()

@@ -1,6 +1,7 @@
 """Adapters beside products give the logits of merged weights, and leave all other tokens as they were."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from plait.model.model import Model
 from plait.model.quantised import round_weight
 from plait.spec.errors import NotFound, PlaitError, Unsupported, UserError
 from plait.spec.schemes import Scheme
+from tests.model import test_decode_tape
 from tests.adapters import ALL, adapter, merged, write_adapter
 from tests.tiny import VOCAB, tiny_folder
 
 PAGE = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8 = Scheme(8, None, packed=True, targets=("Linear",))
 TOKENS_T = (torch.arange(24) * 37 + 5) % VOCAB
 
@@ -164,13 +167,37 @@ def test_when_the_last_one_goes_every_layer_has_its_own_forward_again(base, fold
     assert torch.equal(logits(model, 0)[0], plain)
 
 
+@pytest.mark.skipif(choose().native is None, reason="tapes are native")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_without_adapters_are_played_as_before(base, folders, dtype):
+    model = Model(ModelConfig(str(base), dtype=dtype, slots=1024, page=test_decode_tape.PAGE))
+    one, two = (test_decode_tape.step(random.Random(3), rows) for rows in (4, 7))
+    test_decode_tape.filled(model, 1)
+    before = model.forward(one).clone()
+    model.adapters.load(adapter(folders[0], 1))
+    test_decode_tape.filled(model, 1)
+    assert torch.equal(model.forward(one), before)
+    test_decode_tape.filled(model, 1)
+    wanted = model._compute(two).clone()
+    test_decode_tape.filled(model, 1)
+    check.compare(model.forward(two), wanted, DTYPES[dtype])  # recorded under hooks
+    assert list(model._tapes._tapes) == [4, 8]
+    test_decode_tape.filled(model, 1)
+    mixed = model.forward(one, Adapted.of_rows(np.array([0, 1, 0, 1]), np.ones(4, np.int64)))
+    check.compare(mixed[::2], before[::2], DTYPES[dtype])
+    assert float((mixed[1::2] - before[1::2]).abs().min(1).values.max()) > 0
+    model.adapters.drop(1)
+    test_decode_tape.filled(model, 1)
+    assert torch.equal(model.forward(one), before)
+
+
 BAD_SETTINGS = {
     "use_dora": (True, "DoRA"),
     "modules_to_save": (["lm_head"], "modules_to_save"),
     "bias": ("all", "bias"),
     "peft_type": ("LOHA", "LORA"),
     "task_type": ("SEQ_CLS", "CAUSAL_LM"),
-    "r": (500, "up to 256"),
+    "r": (500, "over 256"),
     "lora_alpha": (0, "over 0"),
     "init_lora_weights": ("pissa", "base model's weights"),
     "rank_pattern": ({"q_proj": 2}, "rank_pattern"),

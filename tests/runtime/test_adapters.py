@@ -111,6 +111,17 @@ async def test_rows_draw_what_merged_weights_draw(folders, mode):
     assert (max(len(step.group) for step in steps) > 1) == mode.startswith("groups")
 
 
+@pytest.mark.parametrize("mode", ["columns", "groups"])
+async def test_rows_beside_those_that_are_played_from_tapes(folders, mode):
+    """Outside of exact mode: some members of a step play, others compute, and columns still sum the same."""
+    engine, work = engine_of(folders, mode, exact=False, dtype="float32"), mixed(5)
+    await engine.start()
+    try:
+        folders.check(work, await tokens_of(engine, work))
+    finally:
+        await engine.close()
+
+
 async def test_what_others_ask_for_changes_no_bit(folders):
     """In exact mode: log-probabilities of a row among others are those of the row alone."""
     wish = replace(GREEDY, logprobs=2, prompt_logprobs=1)
@@ -195,6 +206,21 @@ async def test_they_come_and_go_while_others_are_answered(folders):
         assert card.number not in engine.fleet._adapting.wanted
         folders.check(base, await running)
         assert [(each.name, each.running) for each in engine.stats().adapters] == [("all", 0)]
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize(("mode", "victim"), [("apart", 0), ("apart", 1), ("groups", 1)])
+async def test_rows_of_a_lost_instance_are_computed_anew(folders, mode, victim):
+    engine, work = engine_of(folders, mode), mixed(4)
+    lost = seen(engine, WorkerLost)
+    await engine.start()
+    try:
+        drawing = asyncio.ensure_future(tokens_of(engine, work))
+        await until(engine, lambda: engine.driver.drawn_tokens > 12)
+        await engine.kill(victim)
+        folders.check(work, await drawing)
+        await until(engine, lambda: lost)
     finally:
         await engine.close()
 

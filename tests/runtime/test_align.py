@@ -5,10 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from plait.model import check
+from plait.model.config import ModelConfig
+from plait.model.inputs import Adapted
+from plait.model.model import Model
 from plait.model.weights_file import read
 from plait.runtime import align_setup
 from plait.runtime.align_setup import check_memory, check_tokenizers, model_folders, open_alignment
@@ -24,6 +29,7 @@ from plait.spec.event import Rollout, Scored
 from plait.text.tokenizer import Tokenizer
 from plait.training.cut import Head, load
 from plait.workload.journal import Entry, History, read_journal, replay
+from tests.adapters import adapter
 from tests.runtime.alignments import align, furnish, metrics, recipe
 from tests.scale import some
 
@@ -273,6 +279,18 @@ def test_a_checkpoint_of_another_run_or_layout_is_refused(workplace, tmp_path):
         align(workplace, tmp_path / "absent", recipe(workplace), resume=True)
 
 
+def served(base: Path, folder: Path, merged: Path) -> None:
+    """Beside its base model the adapter gives what the merged model gives."""
+    tokens_T, counts_R = torch.arange(20) * 7 % 250, np.array([20])
+    models = [Model(ModelConfig(str(each), slots=64, page=16, dtype="float32")) for each in (base, merged)]
+    models[0].adapters.load(adapter(folder, 1))
+    inputs = check.cut(tokens_T, [(0, 0, 20)], 16)
+    plain_TV = models[0].forward(inputs)
+    ours_TV = models[0].forward(inputs, Adapted.of_rows(np.array([1]), counts_R))
+    check.compare(ours_TV, models[1].forward(inputs), torch.float32)
+    assert float((ours_TV - plain_TV).abs().max()) > 1e-3
+
+
 @pytest.mark.usefixtures("quick_workers")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers
 def test_an_adapter_is_trained_merged_and_resumed(workplace, tmp_path):
@@ -288,6 +306,7 @@ def test_an_adapter_is_trained_merged_and_resumed(workplace, tmp_path):
     merged = load(tmp_path / "whole" / "actor", Head.WORDS, 0).state_dict()
     start = load(workplace / "model", Head.WORDS, 0)
     assert any(not torch.equal(merged[name], value) for name, value in start.state_dict().items())
+    served(workplace / "model", tmp_path / "whole" / "adapter", tmp_path / "whole" / "actor")
     loaded = peft.PeftModel.from_pretrained(start, tmp_path / "whole" / "adapter").merge_and_unload()
     for name, value in loaded.state_dict().items():
         assert torch.allclose(value, merged[name], atol=1e-6), name

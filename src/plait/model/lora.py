@@ -164,6 +164,10 @@ class Adapters:
         found = dict(self._shares(_pairs(weights, folder / WEIGHTS), settings, folder))
         for name, pair in found.items():
             factors = Factors(pair, settings.scale, self._threads, self._device, packed=self._packed)
+            if not torch.isfinite(factors.b).all():
+                raise UserError(
+                    f"{folder}: {name} times lora_alpha / r is not finite: train it again", "lora"
+                )
             self._hook(name).factors[adapter.number] = factors
         self._numbers[adapter.number] = None
         log.info(

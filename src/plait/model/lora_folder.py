@@ -16,6 +16,7 @@ from plait.spec.errors import NotFound, Unsupported, UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_RANK = 256
+LARGEST_ALPHA = 1e6
 LARGEST_CONFIG_BYTES = 1 << 20
 LARGEST_WEIGHTS_BYTES = 16 << 30
 HARMLESS = frozenset(
@@ -66,19 +67,21 @@ def settings_of(config: bytes, where: str) -> LoraSettings:
     if reason := _refusal(raw):
         raise Unsupported(f"{where}: {reason}", "lora")
     rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < float("inf"):
-        raise UserError(f"{where}: r is {rank!r} and lora_alpha {alpha!r}; both are numbers over 0", "lora")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha <= LARGEST_ALPHA:
+        raise UserError(
+            f"{where}: r and lora_alpha are not both numbers over 0: save the adapter again", "lora"
+        )
     if rank > LARGEST_RANK:
-        raise Unsupported(f"{where}: r is {rank}, and plait serves ranks up to {LARGEST_RANK}", "lora")
+        raise Unsupported(f"{where}: r is over {LARGEST_RANK}, the largest rank that plait serves", "lora")
     return LoraSettings(rank, alpha / (rank**0.5 if raw.get("use_rslora") else rank))
 
 
 def _refusal(raw: Mapping[str, Any]) -> str | None:
     """Why an adapter with these settings cannot be served; None if it can."""
     if raw.get("peft_type") != "LORA":
-        return f"peft_type is {raw.get('peft_type')!r}; plait serves LORA"
+        return "its peft_type is not LORA: plait serves no other adapters"
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        return f"task_type is {raw['task_type']!r}; plait serves CAUSAL_LM"
+        return "its task_type is not CAUSAL_LM: plait serves no other adapters"
     if raw.get("use_dora"):
         return "it is a DoRA (use_dora), which changes norms of weights as well: train it without"
     if raw.get("modules_to_save"):
@@ -86,13 +89,13 @@ def _refusal(raw: Mapping[str, Any]) -> str | None:
             "it brings whole layers (modules_to_save), which an adapter beside others cannot: leave them out"
         )
     if raw.get("bias", "none") != "none":
-        return f"bias is {raw['bias']!r}; plait serves adapters without biases: none"
+        return "it trains biases (bias), which an adapter beside others cannot: set bias to none"
     init = raw.get("init_lora_weights", True)
     if init not in KEEPS_BASE:
-        return f"init_lora_weights {init!r} changes the base model's weights: convert it to a plain LoRA"
+        return "its init_lora_weights changes the base model's weights: convert it to a plain LoRA"
     others = [key for key, value in raw.items() if value and key not in HARMLESS]
     if others:
-        return f"it asks for {', '.join(sorted(others)[:5])}, which plait does not do: train it without"
+        return f"it asks for {', '.join(sorted(others)[:5])[:200]}, which plait does not do: train it without"
     return None
 
 

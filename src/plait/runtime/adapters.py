@@ -4,6 +4,7 @@ An adapter whose name is taken away takes no new requests; workers have it until
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ from plait.spec.adapter import Adapter
 from plait.spec.command import Command, End
 from plait.spec.errors import NotFound, UserError
 from plait.spec.event import Event
+
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][\w./:-]{0,127}", re.ASCII)
 MOST = 64
@@ -84,6 +87,7 @@ class Adapters:
                 raise UserError(f"{MOST} adapters are loaded: unload one first", "lora_name")
             await self._fleet.adapt(adapter)
             card = self.cards[name] = AdapterCard(name, adapter.folder, adapter.number, int(time.time()))
+        log.info("%s is adapter %d, from %s", name, card.number, card.root)
         return card
 
     def unload(self, name: str) -> AdapterCard:
@@ -95,6 +99,7 @@ class Adapters:
         self.number(name)
         card = self.cards.pop(name)
         self._leaving[card.number] = None
+        log.info("%s, adapter %d, takes no more requests", name, card.number)
         self._settle(card.number)
         return card
 
