@@ -20,8 +20,8 @@ from plait.model.model import Model
 from plait.model.quantised import round_weight
 from plait.spec.errors import NotFound, PlaitError, Unsupported, UserError
 from plait.spec.schemes import Scheme
-from tests.model import test_decode_tape
 from tests.adapters import ALL, adapter, merged, write_adapter
+from tests.model import test_decode_tape
 from tests.tiny import VOCAB, tiny_folder
 
 PAGE = 16
