@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_RANK = 256
 LARGEST_ALPHA = 1e6
 LARGEST_CONFIG_BYTES = 1 << 20
-LARGEST_WEIGHTS_BYTES = 16 << 30
+LARGEST_WEIGHTS_BYTES = 4 << 30
 HARMLESS = frozenset(
     (
         *(

@@ -20,6 +20,7 @@ from plait.runtime.driver import Driver, Fleet
 from plait.runtime.hashing import block_hashes
 from plait.runtime.stream import Stream
 from plait.serving.manager import GlobalManager, ManagerConfig
+from plait.spec.adapter import Adapter
 from plait.spec.cluster import Role, incomplete
 from plait.spec.command import Command
 from plait.spec.errors import TooLong, Unsupported, UserError
@@ -163,7 +164,7 @@ class Engine:
         heard = self.core if owner is None else owner(self.core)
         self.adapters = Adapters(fleet, (config.name, str(config.folder)))
         """Those that asks may name."""
-        self.driver = Driver(heard, fleet, [*([self._note] if self._journal else []), self.adapters.see])
+        self.driver = Driver(heard, fleet, [self._note] if self._journal else [])
         self.version = 0
         """Of the weights."""
         self._salt = f"{config.folder}|{self.version}|{config.manager.page}"
@@ -185,7 +186,7 @@ class Engine:
             adapters = {name: await self.adapters.read(name, folder) for name, folder in named}
             await self.fleet.start(self.driver)
             for name, adapter in adapters.items():
-                await self.adapters.load(name, adapter)
+                await self._adapt(name, adapter)
         except BaseException:
             await self.close()
             raise
@@ -362,7 +363,13 @@ class Engine:
         Raises:
             UserError: the name cannot be used, or the adapter cannot, and why.
         """
-        return await self.adapters.load(name, await self.adapters.read(name, folder))
+        return await self._adapt(name, await self.adapters.read(name, folder))
+
+    async def _adapt(self, name: str, adapter: Adapter) -> AdapterCard:
+        card = await self.adapters.load(name, adapter)
+        if self.adapters.see not in self.driver.observers:
+            self.watch(self.adapters.see)
+        return card
 
     async def load(self, version: int, folder: Path, files: Mapping[str, str]) -> None:
         """Continue with other weights of the same model: no cached KV of the old ones is used any more.

@@ -94,7 +94,7 @@ class Tracing:
         parent, id = self._callers.pop(request.id, (Context(), ""))
         attributes: dict[str, str | int | float] = {
             "gen_ai.request.id": id or str(request.id),
-            "gen_ai.response.model": self._model,
+            "gen_ai.response.model": request.adapter or self._model,
             "gen_ai.request.max_tokens": request.max_tokens,
             "gen_ai.usage.prompt_tokens": request.prompt_tokens,
             "gen_ai.usage.completion_tokens": course.tokens,
