@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from plait.kernels.choice import choose
 from plait.model import check
 from plait.model.config import ModelConfig
+from plait.model.fuse import Gate
 from plait.model.inputs import Adapted
 from plait.model.lora_folder import CONFIG, WEIGHTS
 from plait.model.model import Model
@@ -116,6 +117,19 @@ def test_bf16_with_fused_gates_is_near_merged_weights_and_leaves_other_rows_alon
     for number, scale in ((1, 2.0), (2, 2.0), (3, 2.0)):
         theirs = by_transformers(merged(base, folders[number - 1], scale))
         check.compare(found[(0, 2, 3)[number - 1]], theirs, torch.bfloat16, 2)
+
+
+@pytest.mark.skipif(choose().native is None, reason="fused gates are native")
+def test_a_gate_whose_halves_are_one_layer(tmp_path):
+    folder = tiny_folder(tmp_path, "phi3")
+    written = write_adapter(folder, tmp_path / "adapter", 5, 3, ("gate_up_proj",))
+    model = opened(folder, dtype="bfloat16")
+    assert any(isinstance(part.__dict__.get("forward"), Gate) for part in model.module.modules())
+    before = logits(model, 0, 0)[0]
+    model.adapters.load(adapter(written, 1))
+    found = logits(model, 1, 0)
+    check.compare(found[0], by_transformers(merged(folder, written)), torch.bfloat16, 2)
+    assert torch.equal(found[1], before)
 
 
 @pytest.mark.skipif(choose().native is None, reason="rounded weights are native")
