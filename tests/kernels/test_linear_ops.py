@@ -88,6 +88,7 @@ def test_a_gated_layer_equals_the_reference(case, isa):
     gate_NI, up_NI = (torch.randn(width, x_TI.shape[1]).bfloat16() for _ in range(2))
     theirs, ours = linear_reference.pack_gated(gate_NI, up_NI), linear.pack_gated(gate_NI, up_NI)
     check(isa, x_TI, "gated_bf16", (theirs, width), (ours, width), roundings=4)
+    check(isa, x_TI, "gated_halves", (theirs, width), (ours, width))
 
 
 @needs_native

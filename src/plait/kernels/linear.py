@@ -72,9 +72,15 @@ def gated_bf16(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor
     outputs = packed.shape[0] * _PANEL
     if _ISA == "AVX-512-bf16":
         return _linear("bf16", x_TI, packed, None, None, outputs, _ONE_GROUP, False, threads, gated=width)
-    both_TN = _linear("bf16", x_TI, packed, None, None, outputs, _ONE_GROUP, False, threads)
-    gate_TN, up_TN = both_TN.unflatten(1, (-1, 2, _HALF)).transpose(1, 2).flatten(2).unbind(1)
-    return F.silu(gate_TN[:, :width]) * up_TN[:, :width]
+    gate_TN, up_TN = gated_halves(x_TI, packed, width, threads).bfloat16().unbind(1)
+    return F.silu(gate_TN) * up_TN
+
+
+def gated_halves(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor:
+    """`x @ gate.T` and `x @ up.T`; see `linear_reference.gated_halves`."""
+    outputs = packed.shape[0] * _PANEL
+    both_TN = _linear("bf16", x_TI, packed, None, None, outputs, _ONE_GROUP, True, threads)
+    return both_TN.unflatten(1, (-1, 2, _HALF)).transpose(1, 2).flatten(2)[..., :width]
 
 
 def linear_int8(

@@ -62,6 +62,18 @@ def gated_bf16(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor
     return F.silu(gate_TN) * up_TN
 
 
+def gated_halves(x_TI: Tensor, packed: Tensor, width: int, threads: int) -> Tensor:
+    """`x @ gate.T` and `x @ up.T` as they are before the activation: float32 [T, 2, N].
+
+    Args:
+        x_TI: bf16.
+        packed: what `pack_gated` made of the weights.
+        width: N.
+        threads: ignored here.
+    """
+    return _linear(x_TI, packed.float(), None, 2 * width, True).unflatten(1, (2, width))
+
+
 def linear_int8(
     x_TI: Tensor,
     packed: Tensor,

@@ -18,6 +18,7 @@ LINEAR_SCHEMAS = (
     "pack_bf16(Tensor[] weights) -> Tensor",
     "pack_gated(Tensor gate, Tensor up) -> Tensor",
     "gated_bf16(Tensor x, Tensor packed, int width, int threads) -> Tensor",
+    "gated_halves(Tensor x, Tensor packed, int width, int threads) -> Tensor",
     "pack_int8(Tensor[] codes) -> Tensor",
     "pack_int4(Tensor[] codes) -> Tensor",
     "pack_scales(Tensor scales) -> Tensor",
@@ -54,6 +55,7 @@ linear = torch.ops.plait.linear.default
 pack_bf16 = torch.ops.plait.pack_bf16.default
 pack_gated = torch.ops.plait.pack_gated.default
 gated_bf16 = torch.ops.plait.gated_bf16.default
+gated_halves = torch.ops.plait.gated_halves.default
 pack_int8 = torch.ops.plait.pack_int8.default
 pack_int4 = torch.ops.plait.pack_int4.default
 pack_scales = torch.ops.plait.pack_scales.default

@@ -24,7 +24,7 @@ from plait.kernels import ops, pointwise
 from plait.model.fuse import Gate
 from plait.model.inputs import Adapted, Current
 from plait.model.lora_folder import CONFIG, WEIGHTS, LoraSettings, digest_of, files_of, settings_of
-from plait.model.pack import Product
+from plait.model.pack import GatedProduct, Product
 from plait.model.shard import Cut, Reduced
 from plait.model.stage import Elsewhere, Received
 from plait.spec.adapter import Adapter
@@ -104,7 +104,7 @@ class Hook:
 
 
 class GateHook:
-    """A fused gate; tokens whose adapter is on what it fuses take the projections one by one."""
+    """A fused gate; tokens whose adapter is on what it fuses get its projections before the activation."""
 
     __slots__ = ("gate", "hooks")
 
@@ -118,13 +118,24 @@ class GateHook:
         if not step or torch.is_grad_enabled():
             return gate(x)
         assert gate.product is not None, "a gate that fuses nothing calls its layers"
-        inner = gate.product(x)
-        x_AI = x.reshape(-1, x.shape[-1]).index_select(0, step.tokens_A)
-        parts = [hook.added(hook.product(x_AI), x_AI, step) for hook in self.hooks]
-        first_AN, second_AN = parts if len(parts) == 2 else parts[0].chunk(2, -1)
-        inner_AN = pointwise.silu_mul(first_AN, second_AN, gate.threads)
+        x_TI = x.reshape(-1, x.shape[-1])
+        all_have = len(step.tokens_A) == len(x_TI)
+        inner = x.new_empty(*x.shape[:-1], gate.product.width) if all_have else gate.product(x)
+        inner_AN = self._inner(x_TI.index_select(0, step.tokens_A), step, gate.product)
         inner.view(-1, inner.shape[-1]).index_copy_(0, step.tokens_A, inner_AN)
         return gate.module.down_proj(inner)
+
+    def _inner(self, x_AI: Tensor, step: Adapted, product: GatedProduct) -> Tensor:
+        halves_A2N = product.halves(x_AI)
+        if len(self.hooks) == 1:
+            both_AN = self.hooks[0].added(halves_A2N.flatten(1), x_AI, step)
+            gate_AN, up_AN = both_AN.to(x_AI.dtype).chunk(2, -1)
+        else:
+            gate_AN, up_AN = (
+                hook.added(half_AN, x_AI, step).to(x_AI.dtype)
+                for hook, half_AN in zip(self.hooks, halves_A2N.unbind(1), strict=True)
+            )
+        return pointwise.silu_mul(gate_AN, up_AN, self.gate.threads)
 
 
 class Adapters:

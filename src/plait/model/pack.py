@@ -86,6 +86,10 @@ class GatedProduct:
         out_TN = ops.gated_bf16(x.reshape(-1, x.shape[-1]), self.packed, self.width, self.threads)
         return out_TN.view(*x.shape[:-1], self.width)
 
+    def halves(self, x_TI: Tensor) -> Tensor:
+        """Both projections before the activation: float32 [T, 2, width]."""
+        return ops.gated_halves(x_TI, self.packed, self.width, self.threads)
+
 
 class QuantisedProduct:
     """A bf16 product with quantised weights, each times its scale; sums are float32, rounded once.
