@@ -111,8 +111,8 @@ class TrainRecipe:
     """How models are trained."""
 
     ranks: int = 2
-    """Processes, each of which holds a stage of every model. With one, pipelines follow one another and nothing
-    waits: the fastest for models that fit in it."""
+    """Processes, each of which holds a stage of every model. With one, pipelines follow one another and
+    nothing waits: the fastest for models that fit in it."""
     blocks: int = 1
     """So many times as many processes, which train on different samples (data parallel)."""
     tp: int = 1
