@@ -202,8 +202,8 @@ class Ensemble:
             _parts(live)[live.master] = live.planned - live.away
 
     def resettle(self, relocation: Relocation) -> None:
-        """All of a request that was on its way has arrived. Who keeps nothing of it now drops out: where it came
-        from, and a master that had been appointed and had computed nothing."""
+        """All of a request that was on its way has arrived. Who keeps nothing of it now drops out: where it
+        came from, and a master that had been appointed and had computed nothing."""
         live, before = relocation.live, _parts(relocation.live)
         live.kept, live.parts, live.relocation = relocation.kept, {}, None
         for keep in live.kept:
