@@ -1,11 +1,12 @@
 """Samples a second of PPO and GRPO against TRL's (PPO at 1.9.0, the last that has it, GRPO at 1.16.0).
 
-The same tiny Llama, reward model or reward function, prompts and response length, float32, and two cores for
-each: TRL with one thread or two, whichever is faster; ours two generating processes of one thread, then two
-training ranks of one thread. Seconds are those of an update from end to end (generation, scoring, training,
-weights), the first one left out; the median over all updates and seeds. Both must learn alike: the difference
-of the mean reward over the last fifth, resampled over seeds 10,000 times, has 0 in its middle 95 %. The value
-is the worse of the two ratios. Where TRL is not installed (`make peers`), a run says so and fails.
+The same tiny Llama, reward model or reward function, prompts and response length, float32, and two cores
+for each: TRL with one thread or two, whichever is faster; ours two generating processes of one thread, then
+two that train, of one thread, each on half of the samples. Seconds are those of an update from end to end
+(generation, scoring, training, weights), the first one left out; the median over all updates and seeds.
+Both must learn alike: the difference of the mean reward over the last fifth, resampled over seeds 10,000
+times, has 0 in its middle 95 %. The value is the worse of the two ratios. Where TRL is not installed (`make
+peers`), a run says so and fails.
 """
 
 import json

@@ -136,7 +136,7 @@ def vllm_bench(server: Served, out: Path) -> str:
     for backend, route in (("openai", "completions"), ("openai-chat", "chat/completions")):
         log = out / f"{backend}.log"
         code = peer.run(
-            *("vllm", "bench", "serve", "--backend", backend, "--base-url", server.base),
+            *("python", str(HERE / "vllm_bench.py"), "--backend", backend, "--base-url", server.base),
             *("--endpoint", f"/v1/{route}", "--model", server.name, "--tokenizer", str(server.folder)),
             *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "8"),
             *("--num-prompts", str(REQUESTS), "--request-rate", "6", "--ignore-eos", "--save-result"),

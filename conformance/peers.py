@@ -11,6 +11,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "peers"
+KEPT = (
+    ".pyenv/versions/3.{minor}.*/bin/python3.{minor}",
+    ".local/share/uv/python/cpython-3.{minor}.*/bin/python3.{minor}",
+)
+"""Where pyenv and uv keep Pythons that are not on the path."""
 
 
 class Missing(Exception):
@@ -74,10 +79,12 @@ def _python(version: str | None) -> str:
     if version is None or sys.version_info[:2] >= tuple(map(int, version.split("."))):
         return sys.executable
     for minor in range(int(version.split(".")[1]), 20):
-        found = shutil.which(f"python3.{minor}")
-        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
-            return found
-    raise Missing(f"it needs Python {version} or newer, and there is none on the path")
+        on_path = shutil.which(f"python3.{minor}")
+        kept = [str(path) for each in KEPT for path in sorted(Path.home().glob(each.format(minor=minor)))]
+        for found in ([on_path] if on_path else []) + kept:
+            if subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
+                return found
+    raise Missing(f"it needs Python {version} or newer: put a python{version} on the path")
 
 
 def _pip(folder: Path, *what: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from plait.runtime.align_setup import open_alignment
-from plait.runtime.recipe import DataRecipe, Fusion, ModelsRecipe, Recipe, RolloutRecipe, TrainRecipe
+from plait.runtime.recipe import DataRecipe, ModelsRecipe, Recipe, RolloutRecipe, TrainRecipe
 from plait.training.aggregate import AggregateConfig, Mean
 from plait.training.experience import Estimator, ExperienceConfig
 from plait.training.kl_control import KlControlConfig
@@ -15,7 +15,7 @@ from plait.training.orders import OptimiserConfig
 
 
 def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
-    """The contest in our words: two ranks of one thread, and two generating processes of one thread."""
+    """The contest in our words: two generating processes of one thread, then two that train, each on half."""
     told = json.loads((root / "contest.json").read_text())
     ppo = algorithm == "ppo"
     adam = OptimiserConfig(lr=told["lr"], clip_norm=None if ppo else 1.0)
@@ -27,7 +27,7 @@ def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
         ignore_eos=True,
         exact=False,
     )
-    batch = told["prompts"] * told["samples"] // 4
+    half = told["prompts"] * told["samples"] // 2
     mean = Mean.TOKENS if ppo else Mean.SEQUENCES
     return Recipe(
         ModelsRecipe(
@@ -37,9 +37,7 @@ def recipe(root: Path, seed: int, algorithm: str) -> Recipe:
         iterations=told["updates"],
         seed=seed,
         rollout=rollout,
-        train=TrainRecipe(
-            micro_batch=batch, actor=adam, critic=adam, fusion=Fusion.SEARCH, split_backward=True
-        ),
+        train=TrainRecipe(ranks=1, blocks=2, micro_batch=half, actor=adam, critic=adam),
         experience=ExperienceConfig(estimator=Estimator.GAE if ppo else Estimator.GRPO),
         policy=PolicyConfig(aggregate=AggregateConfig(mean)),
         kl=KlControlConfig(coefficient=told["kl"] if ppo else 0.0),

@@ -109,7 +109,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(workplace, tmp_path):
         ({"train": {"mikro_batch": 2}}, "unknown field train.mikro_batch", "did you mean train.micro_batch"),
         ({"data": {"xyz": 2}}, "unknown field data.xyz", "known are path, prompt"),
         ({"iterations": "many"}, "iterations", "should be a valid integer"),
-        ({"train": {"ranks": 1}}, "no other trainer", "must be 2 or more"),
+        ({"train": {"ranks": 0}}, "train.ranks", "at least 1"),
         ({"train": {"ranks": 3}}, "cannot be cut into 3 stages", "use fewer stages"),
         ({"rollout": {"tail": {"tune": True}}}, "two instances", "raise rollout.instances"),
         ({"models": {"reward": "model"}}, "exactly one", "name the one that is to score"),
@@ -220,11 +220,27 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
     assert abs(row["actor/first_ratio"] - 1) < 1e-5
 
 
+@pytest.mark.usefixtures("quick_workers")
+def test_one_process_learns_what_two_learn_to_the_bit(workplace, tmp_path):
+    """Stages cut at no layer give the same gradients, summed in the same order."""
+    rows, weights = [], []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        (row,) = align(workplace, out, recipe(workplace, iterations=1, train={"ranks": ranks}))
+        rows.append(row)
+        weights.append(load(out / "actor", Head.WORDS, 0).state_dict())
+    close = {key: pytest.approx(value, rel=1e-12) for key, value in rows[1].items() if value is not None}
+    assert rows[0] == rows[1] | close
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
-@pytest.mark.parametrize("changes", some([{"blocks": 2}, {"tp": 2}, {"blocks": 2, "tp": 2}], 1))
-def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):
-    """2 x 1 x 2, 1 x 2 x 2 and 2 x 2 x 2 (data x tensor x pipeline) against 1 x 1 x 2."""
+@pytest.mark.parametrize(
+    "changes", some([{"blocks": 2}, {"tp": 2}, {"blocks": 2, "tp": 2}, {"ranks": 1, "blocks": 2}], 1)
+)
+def test_other_processes_learn_what_two_learn(workplace, tmp_path, changes):
+    """2 x 1 x 2, 1 x 2 x 2, 2 x 2 x 2 and 2 x 1 x 1 (data x tensor x pipeline) against 1 x 1 x 2."""
     train = {"mini_batches": 1, "split_backward": True}
     (one,), (more,) = (
         align(workplace, tmp_path / name, recipe(workplace, iterations=1, train=train | given))
@@ -241,8 +257,9 @@ def test_more_processes_learn_what_two_learn(workplace, tmp_path, changes):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
-def test_shared_layers_resume_as_if_nothing_had_happened(workplace, tmp_path):
-    told = {"train": {"tp": 2}}
+@pytest.mark.parametrize("train", [{"tp": 2}, {"ranks": 1, "blocks": 2}])
+def test_other_processes_resume_as_if_nothing_had_happened(workplace, tmp_path, train):
+    told = {"train": train}
     whole = align(workplace, tmp_path / "whole", recipe(workplace, **told))
     align(workplace, tmp_path / "parts", recipe(workplace, iterations=1, **told))
     assert align(workplace, tmp_path / "parts", recipe(workplace, **told), resume=True) == whole

@@ -29,6 +29,8 @@ def audit(manager: GlobalManager) -> None:
         assert seat.held_slots == sum(live.least for live, here in there if live.held and here)
         assert seat.arriving == sum(t.target is seat for t in manager.handover.flying.values())
     _audit_ensemble(manager)
+    pools = manager.elasticity.pools
+    assert manager.ensemble.apart or pools.at_least() <= pools.to_compute(), "less room than was said"
     _audit_relocations(manager)
     held = [live.order for seat in seats for live in seat.lives.values() if live.held]
     assert [live.order for live in manager.handover.waiting] == sorted(held), "who waits to be pulled"

@@ -64,6 +64,29 @@ def test_nothing_is_moved_that_costs_more_than_it_gains(move_token_ns, moves):
     assert cell.manager.quiet
 
 
+def test_a_master_that_has_computed_nothing_drops_out_of_a_row_that_moves():
+    """It was left with the row on it for ever, which ended in a KeyError when it was to be freed itself."""
+    cell = Pools(E, E, E, slots=4096)
+    for id in range(2):
+        cell.arrive(id, 64, output=40)
+    while len(cell.drawn) < 2:
+        cell.answer()
+    manager = cell.manager
+    ensemble, live = manager.ensemble, manager.lives[1]
+    (source,) = live.instances
+    idle = next(i for i in range(3) if not ensemble.seats[i].lives)
+    ensemble.appoint(live, idle, "")
+    manager.relocations.rest(live, (source,), "for a test")
+    settle(cell)
+    (move,) = cell.moves.values()
+    assert idle not in (move.source.instance, move.target.instance)
+    cell.moved()
+    assert live.instances == (move.target.instance,)
+    assert not ensemble.seats[idle].lives
+    cell.finish()
+    assert cell.manager.quiet
+
+
 def test_rows_that_are_late_are_not_moved():
     cell = occupied(move_token_ns=0.1, tpot_ns=1e-6)
     cell.arrive(41, 900, output=2)

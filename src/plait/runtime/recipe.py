@@ -111,7 +111,8 @@ class TrainRecipe:
     """How models are trained."""
 
     ranks: int = 2
-    """Processes, each of which holds a stage of every model; two or more."""
+    """Processes, each of which holds a stage of every model. With one, pipelines follow one another and
+    nothing waits: the fastest for models that fit in it."""
     blocks: int = 1
     """So many times as many processes, which train on different samples (data parallel)."""
     tp: int = 1
@@ -147,12 +148,12 @@ class TrainRecipe:
     """Longest wait of a rank for another, in seconds."""
 
     def __post_init__(self) -> None:
-        if self.ranks < 2:
-            raise UserError(f"train.ranks must be 2 or more (there is no other trainer), not {self.ranks}")
-        if min(self.micro_batch, self.mini_batches, self.epochs, self.threads, self.blocks, self.tp) < 1:
-            raise UserError(
-                "micro_batch, mini_batches, epochs, threads, blocks and tp must be at least 1", "train"
-            )
+        counts = ("ranks", "blocks", "tp", "threads", "micro_batch", "mini_batches", "epochs")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"train.{name} must be at least 1, not {getattr(self, name)}", f"train.{name}"
+                )
         if self.lora is not None and self.tp > 1:
             raise UserError("an adapter is not shared by processes: set train.tp to 1, or leave lora out")
 

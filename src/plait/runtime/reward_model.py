@@ -49,7 +49,7 @@ class PairsRecipe:
     seed: int = 0
     """Order of the pairs, and the head's first weights."""
     ranks: int = 2
-    """Processes, each of which holds a stage; two or more."""
+    """Processes, each of which holds a stage."""
     threads: int = 1
     """Of each rank."""
     micro_batch: int = 4
@@ -58,10 +58,9 @@ class PairsRecipe:
     """How it is trained."""
 
     def __post_init__(self) -> None:
-        if self.ranks < 2:
-            raise UserError(f"ranks must be 2 or more (there is no other trainer), not {self.ranks}", "ranks")
-        if min(self.steps, self.pairs, self.micro_batch, self.max_tokens, self.test_pairs) < 1:
-            raise UserError("steps, pairs, micro_batch, max_tokens and test_pairs must be at least 1")
+        for name in ("ranks", "steps", "pairs", "micro_batch", "max_tokens", "test_pairs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}", name)
 
 
 Pair = tuple[Sample, Sample]

@@ -217,14 +217,17 @@ class Elasticity:
         """Requests that the pool has room for, oldest first, some of them past one that does not fit: as many
         as keep the free instances busy for a while."""
         config, widths = self._admission.config, self.config.widths
-        room, free, apart = self.pools.to_compute(), len(self.ensemble.free()), self.ensemble.apart
+        exact, free = self.ensemble.apart, len(self.ensemble.free())
+        room = self.pools.to_compute() if exact else self.pools.at_least()
         widest = max((each for each in widths if each.instances <= free), key=lambda each: each.instances)
         rows = config.max_rows * len(self.ensemble.seats) - len(self.ensemble.lives)
         found: list[Live] = []
         first: Live | None = None
         look, tokens, square, most_ns = config.look, 0, 0, self.config.chunk_ns
         for live in sorted(self._admission, key=self._turn) if self._aims else self._admission:
-            asked = live.least if apart else live.presumed  # where rows decode they find room later
+            asked = self._asked(live)
+            if asked > room and not exact:
+                room, exact = self.pools.to_compute() - sum(map(self._asked, found)), True
             if asked > room or len(found) >= rows:
                 first = first or live
                 look -= 1
@@ -241,6 +244,10 @@ class Elasticity:
         if first is not None and found and found[-1].order > first.order:
             first.bypassed += 1
         return found
+
+    def _asked(self, live: Live) -> int:
+        """Slots that a request of the queue is to find; where rows decode apart they find room later."""
+        return live.least if self.ensemble.apart else live.presumed
 
     def _allocate(self, lives: list[Live], jobs: list[Job]) -> list[Seat]:
         """Idle instances, and those of groups that had better pause, the emptiest first. Requests for which

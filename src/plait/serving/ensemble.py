@@ -202,17 +202,20 @@ class Ensemble:
             _parts(live)[live.master] = live.planned - live.away
 
     def resettle(self, relocation: Relocation) -> None:
-        """All of a request that was on its way has arrived."""
-        live = relocation.live
-        for instance in relocation.sources:
+        """All of a request that was on its way has arrived. Who keeps nothing of it now drops out: where it
+        came from, and a master that had been appointed and had computed nothing."""
+        live, before = relocation.live, _parts(relocation.live)
+        live.kept, live.parts, live.relocation = relocation.kept, {}, None
+        for keep in live.kept:
+            live.parts[keep.instance] = live.parts.get(keep.instance, 0) + keep.count
+        for instance in before:
+            if instance in live.parts:
+                continue
             self._ledger.release(instance, live.id)
             del self.seats[instance].lives[live.id]
             if instance in live.told:  # it must not take part with what it had
                 del live.told[instance]
                 self.seats[instance].closed.append(live.id)
-        live.kept, live.parts, live.relocation = relocation.kept, {}, None
-        for keep in live.kept:
-            live.parts[keep.instance] = live.parts.get(keep.instance, 0) + keep.count
         live.master, live.away = -1, 0
 
     def _hold(self, live: Live, instance: int) -> None:

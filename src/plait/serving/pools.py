@@ -23,6 +23,16 @@ class Pools:
         self._depth = depth
         self._held_share = held_share
 
+    def at_least(self) -> int:
+        """No more than `to_compute` where nothing is apart, told without a look at every request's slots: as
+        if all came to hold the most that they may, with a half empty page on every instance, and those that
+        move at both ends."""
+        lives, pool = self._ensemble.lives.values(), self._ensemble.decoders
+        moving = [live.most for live in lives if live.relocation is not None]
+        edges = self._ledger.page * len(pool) * (len(lives) + len(moving))
+        most = sum([live.most for live in lives]) + sum(moving)
+        return sum(self._ledger.capacity(instance) for instance in pool) - most - edges
+
     def to_compute(self) -> int:
         """For requests of the queue."""
         if not self._ensemble.apart:

@@ -2,8 +2,8 @@
 
 A backward of a stage gives the gradient of its input, which the stage before waits for, and those of its
 weights, which nobody waits for (zero-bubble schedules, arXiv 2401.10241). Linear layers hold nearly all
-weights: theirs are computed when `settle` is called, all others with the input's. The sums are those of
-torch's own backward, bit by bit.
+weights: theirs are computed when `settle` is called, all others with the input's. The sums are those that
+would be made at once, bit by bit.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from plait.training.product import product
 
 Debt = tuple[nn.Linear, Tensor, Tensor]
 """A layer, its input [T, I] and the gradient of its output [T, N]."""
@@ -23,21 +24,11 @@ class LateWeights:
     """The linear layers of one stage. While `owing` is open, their weights wait."""
 
     def __init__(self, module: nn.Module) -> None:
-        """From now on the layers' forwards go through here; without `owing` nothing else changes."""
+        """From now on the layers' forwards go through here, and by `product`."""
         self._debts: list[Debt] | None = None
-        self._on = False
         for part in module.modules():
-            if isinstance(part, nn.Linear) and part.weight.requires_grad:
+            if isinstance(part, nn.Linear):
                 part.forward = partial(self._linear, part)
-
-    @contextmanager
-    def recorded(self, late: bool) -> Iterator[None]:
-        """Forwards in here can be owed, if `late`."""
-        before, self._on = self._on, late
-        try:
-            yield
-        finally:
-            self._on = before
 
     @contextmanager
     def owing(self) -> Iterator[list[Debt]]:
@@ -53,13 +44,16 @@ class LateWeights:
     def settle(debts: list[Debt]) -> None:
         """Add what is owed to the gradients, in the order of the backward."""
         for layer, x_TI, out_TN in debts:
-            _add(layer.weight, out_TN.t().mm(x_TI))
-            if layer.bias is not None:
+            if layer.weight.requires_grad:
+                _add(layer.weight, product(out_TN.t(), x_TI.t()))
+            if layer.bias is not None and layer.bias.requires_grad:
                 _add(layer.bias, out_TN.sum(0))
         debts.clear()
 
     def owe(self, layer: nn.Linear, x: Tensor, out: Tensor) -> None:
         """Note a debt; without `owing` it is settled at once."""
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
+            return
         debt = (layer, x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1]))
         if self._debts is None:
             self.settle([debt])
@@ -67,9 +61,9 @@ class LateWeights:
             self._debts.append(debt)
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if self._on and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return _Linear.apply(x, layer.weight, layer, self)
-        return F.linear(x, layer.weight, layer.bias)
+        return product(x, layer.weight, layer.bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -77,13 +71,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_NI: Tensor, layer: nn.Linear, late: LateWeights) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.late = layer, late
-        return F.linear(x, weight_NI, layer.bias)
+        return product(x, weight_NI, layer.bias)
 
     @staticmethod
     def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, None, None, None]:
         (x,) = ctx.saved_tensors
         ctx.late.owe(ctx.layer, x, out)
-        return (out @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None, None, None
+        back = product(out, ctx.layer.weight.t()) if ctx.needs_input_grad[0] else None
+        return back, None, None, None
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -126,7 +126,7 @@ class _Step:
         number, late = action.micro_batch, action.model in self.split
         if action.kind is Kind.F:
             train = action.model in self.trained
-            return stage.forward(number, given, feed, train=train, late=late)
+            return stage.forward(number, given, feed, train=train)
         if action.kind is Kind.B:
             return stage.backward(number, given, feed, late=late)
         stage.weight(number)

@@ -53,15 +53,12 @@ class Stage:
         self._flights: dict[int, _Flight] = {}
         self._debts: dict[int, list[Debt]] = {}
 
-    def forward(
-        self, number: int, received: Tensor | None, feed: Feed, *, train: bool, late: bool
-    ) -> Tensor | None:
+    def forward(self, number: int, received: Tensor | None, feed: Feed, *, train: bool) -> Tensor | None:
         """F: returns what the next stage gets, None at the last.
 
         Args:
             received: activations of the stage before; None at the first.
             train: a backward will follow.
-            late: it will be split into B and W.
         """
         assert (received is None) == self.first, "only the first stage receives nothing"
         if not train:
@@ -73,7 +70,7 @@ class Stage:
         if received is not None:
             received.requires_grad_(True)
         again = self.recompute and not self.last  # the last stage's B follows its F at once
-        with torch.set_grad_enabled(not again), self._late.recorded(late):
+        with torch.set_grad_enabled(not again):
             output = self._output(number, received, feed)
         self._flights[number] = _Flight(received, None if again else output)
         return None if self.last else output.detach()
@@ -89,8 +86,7 @@ class Stage:
         flight = self._flights.pop(number)
         output = flight.output
         if output is None:
-            with self._late.recorded(late):
-                output = self._output(number, flight.received, feed)
+            output = self._output(number, flight.received, feed)
         if late:
             with self._late.owing() as debts:
                 torch.autograd.backward(output, gradient)
