@@ -117,6 +117,7 @@ def test_an_elastic_plan_is_written_and_simulated(plan, tmp_path):
     assert shown.exit_code == 0, shown.output
 
 
+@pytest.mark.slow
 def test_mode_auto_compares_all_kinds_and_says_why():
     """The demo's requests: one core alone cannot read the long ones in time, two together can."""
     recipes = Path(__file__).parents[2] / "recipes"

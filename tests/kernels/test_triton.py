@@ -28,7 +28,8 @@ def test_interpreted(name):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.slow), "90"])
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
 def test_every_kernel_compiles_for_gpus_and_fits_their_shared_memory(capability, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", str(HERE / "compile_triton.py"), capability]

@@ -41,6 +41,7 @@ def test_the_largest_budget_that_holds_the_objective(tmp_path):
     assert json.loads((tmp_path / "objective.json").read_text())["share"] == reached.share
 
 
+@pytest.mark.slow
 def test_a_loose_objective_takes_all_bits_and_says_so():
     reached = objective(slo="ttft=2s,tpot=100ms").reach("smollm2-135m", SHAPE, (4.0, 8.0))
     assert reached.share == pytest.approx(kept(SHAPE, 8.25).weight_bytes / SHAPE.weight_bytes)

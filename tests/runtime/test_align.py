@@ -70,6 +70,7 @@ def test_fused_and_serial_curves_are_the_same(workplace, tmp_path):
     assert json.loads((tmp_path / "fused" / "timeline.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_weights_handed_over_while_the_critic_trains_are_the_same(workplace, tmp_path, monkeypatch):
     apart = []
@@ -308,6 +309,7 @@ def served(base: Path, folder: Path, merged: Path) -> None:
     assert float((ours_TV - plain_TV).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers
 def test_an_adapter_is_trained_merged_and_resumed(workplace, tmp_path):

@@ -15,6 +15,7 @@ def workplace(tmp_path_factory):
     return furnish(tmp_path_factory.mktemp("rounded"))
 
 
+@pytest.mark.slow
 def test_tokens_of_a_rounded_generator_are_weighed(workplace, tmp_path):
     """In every iteration: what is handed over is rounded anew."""
     told = recipe(workplace, rollout=ROUNDED, experience=MISMATCH, iterations=3)

@@ -90,6 +90,7 @@ PLACEMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_placements_draw_the_same_tokens(folder):
     asked = work(scaled(60) + 12)

@@ -38,7 +38,7 @@ def engine_of(folder, count: int, tp: int = 1, slots: int = 512, **changes) -> E
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("count", "tp"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(("count", "tp"), [(4, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 async def test_groups_draw_the_tokens_of_transformers(count, tp, tmp_path):
     folder = tiny_folder(tmp_path, "llama", **SIZES, **FAMILIES["llama"])
     work = asks(random.Random(seed()), scaled(200) + 6)

@@ -68,6 +68,7 @@ async def test_both_pools_together_draw_the_tokens_of_transformers(pools, tmp_pa
         assert all(max(group) < 2 or min(group) >= 2 for group in groups)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_rows_that_leave_their_instances_to_prompts_draw_the_same(tmp_path):
     """Prompts come while rows decode; copies cost nothing here, so rows leave wherever they can."""
