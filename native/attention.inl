@@ -173,6 +173,8 @@ void columns(const W* weights, const Tiles<T, V>& tiles, int first, int past, in
   int64_t column = 0;
   for (; column + kTileColumns * 16 <= width; column += kTileColumns * 16)
     value<M, kTileColumns>(weights, tiles, first, past, width, out, column);
+  if constexpr (kTileColumns > 2)  // heads of 32: one sum alone would wait for itself at each key
+    for (; column + 32 <= width; column += 32) value<M, 2>(weights, tiles, first, past, width, out, column);
   for (; column < width; column += 16) value<M, 1>(weights, tiles, first, past, width, out, column);
 }
 
