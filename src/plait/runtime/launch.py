@@ -12,8 +12,13 @@ from plait.worker.config import WorkerConfig
 
 def environment(threads: int) -> dict[str, str]:
     """What a worker with so many threads starts with: what this process has, and for its allocator that it
-    keeps memory which a step gave back for the next one (a fresh page costs a fault each time)."""
-    kept = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    keeps memory which a step gave back for the next one (a fresh page costs a fault each time), and takes it
+    in large pages where the system gives them."""
+    kept = {
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
     return kept | os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
