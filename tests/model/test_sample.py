@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.kernels.sampling import _pick
-from plait.model.sample import Entry, Turn, draw_rows, logprobs, uniform
+from plait.model.sample import Round, Turn, draw_rows, logprobs, shares, stream_of
 from plait.model.wishes import check
 from plait.spec.errors import UserError
 from plait.spec.sampling import SamplingParams, TokenLogprob
@@ -23,11 +23,11 @@ def row(*logits: float) -> np.ndarray:
 
 def draw(logits: np.ndarray, params: SamplingParams, tokens: np.ndarray, prompt: int, stop: tuple) -> int:
     """The next token of one row."""
-    return draw_rows(logits[None], [Turn(0, params, tokens, prompt, stop)], 1)[0]
+    return int(draw_rows(logits[None], Round.of([0], [Turn(params, tokens, prompt, stop)]), 1)[0])
 
 
 def logprob(logits: np.ndarray, token: int, top: int) -> TokenLogprob:
-    return logprobs(logits[None], [Entry(0, token, top)], 1)[0]
+    return logprobs(logits[None], np.zeros(1, np.int64), np.array([token]), [top], 1)[0]
 
 
 def chances(logits: np.ndarray, draws: int = 4000, tokens: np.ndarray = NO_TOKENS, **wishes) -> np.ndarray:
@@ -51,6 +51,10 @@ def test_draws_follow_the_distribution():
 
 def test_greedy_takes_the_lowest_id_of_a_tie():
     assert draw(row(1, 3, 3, 2), SamplingParams(temperature=0), NO_TOKENS, 0, ()) == 1
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    return float(shares(np.array([stream_of(seed, choice)], np.uint64), np.array([position]))[0])
 
 
 def kept(logits: np.ndarray, **wishes) -> set[int]:
@@ -130,8 +134,19 @@ def test_randomness_is_a_function_of_seed_choice_and_position(seed, choice, posi
     assert value not in (uniform(seed, choice + 1, position), uniform(seed, choice, position + 1))
 
 
+def test_shares_are_those_of_splitmix64():
+    """The published generator, started at a row's stream, one step a position."""
+    state, word = stream_of(7, 3), 2**64 - 1
+    for position in range(50):
+        state = (state + 0x9E3779B97F4A7C15) & word
+        z = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & word
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & word
+        assert uniform(7, 3, position) == ((z ^ z >> 31) >> 11) * 2.0**-53
+
+
 def test_uniform_is_uniform():
-    values = np.array([uniform(s, c, p) for s in range(20) for c in range(5) for p in range(100)])
+    streams = np.array([stream_of(s, c) for s in range(20) for c in range(5)], np.uint64)
+    values = np.array([shares(streams, np.full(100, p)) for p in range(100)])
     counts = np.histogram(values, 10, (0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 30
 
@@ -201,7 +216,7 @@ def test_impossible_wishes_are_refused(field, value):
 
 def test_rows_that_draw_from_other_logits_know_it():
     def alters(**wishes) -> bool:
-        return Turn(0, SamplingParams(**wishes), np.zeros(3, np.int32), 2, ()).alters
+        return Turn(SamplingParams(**wishes), np.zeros(3, np.int32), 2, ()).alters
 
     assert not alters(temperature=0.5, top_p=0.5, top_k=3, min_p=0.1, seed=5, stop_token_ids=(1,), logprobs=2)
     assert not alters(min_tokens=1)
@@ -221,17 +236,19 @@ def test_rows_are_drawn_alike_together_and_alone():
     rng = np.random.default_rng(0)
     logits = (rng.standard_normal((6, 300)) * 3).astype(np.float32)
     before, tokens = logits.copy(), rng.integers(0, 300, 9).astype(np.int32)
-    turns = [
-        Turn(4, SamplingParams(temperature=0), tokens, 2, ()),
-        Turn(1, SamplingParams(presence_penalty=1.0, seed=1), tokens, 2, ()),
-        Turn(0, SamplingParams(top_p=0.8, seed=2), tokens, 2, ()),
-        Turn(5, SamplingParams(temperature=0, logit_bias=((7, 9.0),)), tokens, 2, ()),
-        Turn(3, SamplingParams(top_k=4, seed=3), tokens, 2, ()),
-    ]
-    alone = [draw(logits[t.at], t.params, t.tokens, t.prompt, t.stop) for t in turns]
-    assert draw_rows(logits, turns, 2) == alone
-    entries = [Entry(at, token, at) for at, token in enumerate((5, 9, 2, 0))]
-    assert logprobs(logits, entries, 2) == [logprob(logits[e.at], e.token, e.top) for e in entries]
+    turns = {
+        4: Turn(SamplingParams(temperature=0), tokens, 2, ()),
+        1: Turn(SamplingParams(presence_penalty=1.0, seed=1), tokens, 2, ()),
+        0: Turn(SamplingParams(top_p=0.8, seed=2), tokens, 2, ()),
+        5: Turn(SamplingParams(temperature=0, logit_bias=((7, 9.0),)), tokens, 2, ()),
+        3: Turn(SamplingParams(top_k=4, seed=3), tokens, 2, ()),
+    }
+    alone = [draw(logits[at], t.params, t.tokens, t.prompt, t.stop) for at, t in turns.items()]
+    assert draw_rows(logits, Round.of(list(turns), list(turns.values())), 2).tolist() == alone
+    drawn = np.array([5, 9, 2, 0])
+    for tops in (list(range(4)), [0] * 4):
+        told = [logprob(logits[at], int(drawn[at]), tops[at]) for at in range(4)]
+        assert logprobs(logits, np.arange(4), drawn, tops, 2) == told
     assert logits.tolist() == before.tolist()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.model import sample, sample_there
-from plait.model.sample import Turn
+from plait.model.sample import Round, Turn
 from plait.spec.sampling import SamplingParams
 
 WISHES = st.builds(
@@ -29,19 +29,17 @@ def test_the_tokens_are_those_of_the_host(wishes, seed, ties, vocab):
     if ties:
         logits = logits.round()
     places = rng.permutation(len(logits))
-    turns = [
-        Turn(int(at), params, np.zeros(int(rng.integers(1, 50)), np.int32), 1, ())
-        for at, params in zip(places, wishes, strict=False)
-    ]
+    rows = [Turn(params, np.zeros(int(rng.integers(1, 50)), np.int32), 1, ()) for params in wishes]
+    turns = Round.of(places[: len(rows)].tolist(), rows)
     want = sample.draw_rows(logits, turns, 1)
-    assert sample_there.draw_rows(torch.from_numpy(logits), turns, 1) == want
+    assert sample_there.draw_rows(torch.from_numpy(logits), turns, 1).tolist() == want.tolist()
 
 
 def test_logits_that_are_not_finite_are_told():
-    turns = [Turn(0, SamplingParams(temperature=t), np.zeros(1, np.int32), 1, ()) for t in (0.0, 1.0)]
+    turns = [Turn(SamplingParams(temperature=t), np.zeros(1, np.int32), 1, ()) for t in (0.0, 1.0)]
     for bad in (np.nan, np.inf):
         logits = torch.zeros(1, 9)
         logits[0, 3] = bad
         for turn in turns:
             with pytest.raises(AssertionError, match="finite"):
-                sample_there.draw_rows(logits, [turn], 1)
+                sample_there.draw_rows(logits, Round.of([0], [turn]), 1)

@@ -68,13 +68,12 @@ class Recording(Executor):
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
         """(request, position of the drawn token) -> logits."""
 
-    def _draw(self, plan, logits_LV, owned_R):
+    def _draw(self, plan, logits_LV, drawing):
         names = {id(state): request for request, state in self.rows.states.items()}
-        for state, draws, owned in zip(plan.states, plan.draws, owned_R, strict=True):
-            if draws:
-                at = int(self.rows.known_R[state.index])
-                self.logits[names[id(state)], at] = logits_LV[owned.stop - 1].clone()
-        return super()._draw(plan, logits_LV, owned_R)
+        for state, at in zip(drawing.states, drawing.at_D.tolist(), strict=True):
+            position = int(self.rows.known_R[state.index])
+            self.logits[names[id(state)], position] = logits_LV[at].clone()
+        return super()._draw(plan, logits_LV, drawing)
 
 
 class Player:

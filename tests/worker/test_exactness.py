@@ -11,9 +11,12 @@ from plait.model.hub import resolve
 from plait.model.model import Model, ModelConfig
 from plait.spec.errors import UserError
 from plait.spec.sampling import Draw, SamplingParams
+from plait.spec.step import Step
 from plait.worker.executor import Executor
+from plait.worker.plan import Drawing
 from tests.scale import scaled, seed
 from tests.tiny import EXACT, VOCAB, tiny_folder
+from tests.worker.band import same
 from tests.worker.script import Habits, Script, Task
 
 TIE = 1e-4
@@ -22,9 +25,25 @@ HABITS = {
     "alone, whole prompts": Habits(),
     "mixed, small chunks": Habits(batch=7, chunk=5),
     "preempted": Habits(batch=5, chunk=30, preempt=0.1),
-    "shared prefixes": Habits(batch=6, chunk=40, preempt=0.02, share=True),
+    "shared prefixes": Habits(batch=6, chunk=40, preempt=0.1, share=True),
     "large batch, large chunks": Habits(batch=24, chunk=200),
 }
+
+
+class Twice(Executor):
+    """Draws up anew also what goes on from the step before, and compares."""
+
+    onward = 0
+    """How often that was."""
+
+    def _compute(self, plan):
+        if (last := self._lineup) is not None:
+            self.onward += 1
+            anew = self._plan_anew(Step(0, (self.instance,), (), plan.requests))
+            inputs, owned_R = self._inputs(anew)
+            same(last.next_inputs(plan, self.rows), inputs)
+            same(last.drawing, Drawing.of(anew, owned_R, self.rows))
+        return super()._compute(plan)
 
 
 def wishes(rng: random.Random, i: int) -> SamplingParams:
@@ -65,19 +84,21 @@ def test_schedules_change_no_bit(family, tmp_path):
     folder = tiny_folder(tmp_path, family)
     rng = random.Random(seed())
     work = tasks(rng, 24, VOCAB)
-    want = None
+    want, onward = None, 0
     for page, threads in ((1, 1), (16, 2)):
         model = Model(ModelConfig(str(folder), slots=2048, page=page, threads=threads, exact=True))
         for name, habits in HABITS.items():
             for kv_BKXE in model.pool.layers:
                 kv_BKXE.fill_(torch.nan)
-            script = Script(Executor(model, 3), work, habits, rng.randrange(2**32))
+            script = Script(Twice(model, 3), work, habits, rng.randrange(2**32))
             got = [drawn(draws) for draws in script.run()]
             want = want or got
+            onward += script.executor.onward
             assert got == want, f"{family}, {name}, page {page}, {threads} threads"
             assert bool(script.preempted) == bool(habits.preempt), "the schedule did not do what it is for"
             assert bool(script.shared) == habits.share
             assert script.repeated
+    assert onward, "no step went on from one before"
 
 
 def ties_against(reference: torch.nn.Module, work: list[Task], got: list[list[Draw]]) -> tuple[int, int]:

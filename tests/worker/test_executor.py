@@ -162,7 +162,7 @@ def test_where_tokens_are_drawn_changes_none(executor):
     states = tuple(opened(request, wish) for request, wish in enumerate(wishes))
     found = []
     for there in (False, True):
-        executor.draws_there = there
+        executor.drawer.there = there
         draws = [executor.run(step(0, rows, opened=(0, 1, 2, 3)), states)]
         draws += [executor.run(step(i, again=(3, 1, 0, 2)), ()) for i in range(1, 6)]
         executor.run(step(9, closed=(0, 1, 2, 3)), ())

@@ -136,7 +136,7 @@ def test_schedules_change_no_token(model):
 def test_a_row_that_cannot_go_on_ends_by_itself(model, tiny_llama):
     """A form that takes too much on the way ends its row, and says why."""
     tokenizer, executor = Tokenizer.load(tiny_llama), Executor(model, 0)
-    executor._grammars = Grammars(tokenizer, LLParserLimits(max_lexer_states=100))
+    executor.drawer._grammars = Grammars(tokenizer, LLParserLimits(max_lexer_states=100))
     [y] = tokenizer.encode("y")
     form = grammar.of_regex("[xz]{0,5000}x[xz]{0,5000}y", "x")
     wish = SamplingParams(temperature=50.0, grammar=form, logit_bias=((y, -1e9),))
@@ -150,7 +150,7 @@ def test_a_row_without_a_grammar_makes_none(model):
     opened = Opened(0, (1, 2), 2, SamplingParams(temperature=0), (END,))
     row = Row(0, 0, 2, draws=True, spans=(Span(0, 0, (Extent(0, 16),)),))
     executor.run(Step(0, (0,), (row,), opened=(0,)), (opened,))
-    assert executor._grammars is None
+    assert executor.drawer._grammars is None
 
 
 @pytest.mark.parametrize("wish", [{"allowed_token_ids": (1,)}, {"ignore_eos": True}, {"min_tokens": 3}])

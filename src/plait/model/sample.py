@@ -8,7 +8,7 @@ V tokens of the vocabulary, N likeliest tokens.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,15 @@ from plait.kernels.sampling import UNIT, WISH, Logits, wish
 from plait.spec.sampling import SamplingParams, TokenLogprob
 
 LARGEST = float(np.finfo(np.float32).max)
+_GOLDEN, *_MIX = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_ONE, _11, _27, _30, _31 = (np.uint64(n) for n in (1, 11, 27, 30, 31))
+"""Of splitmix64 (Steele, Lea, Flood 2014)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A row that draws its next token."""
 
-    at: int
-    """Its row of the logits."""
     params: SamplingParams
     tokens: NDArray[np.int32]
     """Its prompt and output so far."""
@@ -46,62 +47,89 @@ class Turn:
     @property
     def alters(self) -> bool:
         """It draws from other logits than the model's."""
-        params = self.params
-        return (
-            bool(params.logit_bias or params.allowed_token_ids or self.too_short)
-            or self.allowed_V is not None
-            or params.repetition_penalty != 1
-            or params.presence_penalty != 0
-            or params.frequency_penalty != 0
-        )
+        return always_alters(self.params) or self.allowed_V is not None or self.too_short
+
+
+def always_alters(params: SamplingParams) -> bool:
+    """Whether a row with these wishes draws all its tokens from other logits than the model's."""
+    return (
+        bool(params.logit_bias or params.allowed_token_ids or params.grammar)
+        or params.repetition_penalty != 1
+        or params.presence_penalty != 0
+        or params.frequency_penalty != 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A token whose log-probability is wanted."""
+class Round:
+    """Rows that draw their next tokens, in arrays."""
 
-    at: int
-    """The row of the logits that it is drawn from."""
-    token: int
-    top: int
-    """How many of the likeliest tokens are wanted with it."""
+    at_R: NDArray[np.int64]
+    """Their rows of the logits."""
+    wishes_R: NDArray[Any]
+    """What they wish for beside other logits, and their random numbers, of type WISH."""
+    altering: Mapping[int, Turn]
+    """Place of a row -> the row, if it alters its logits."""
+
+    @staticmethod
+    def of(at: Sequence[int], rows: Sequence[Turn]) -> "Round":
+        """Of rows one by one."""
+        wishes = np.array([wish_of(row.params) for row in rows], WISH)
+        streams = [stream_of(row.params.seed, row.params.choice) for row in rows]
+        lengths = np.array([len(row.tokens) for row in rows], np.int64)
+        wishes["share"] = shares(np.array(streams, np.uint64), lengths)
+        altering = {place: row for place, row in enumerate(rows) if row.alters}
+        return Round(np.array(at, np.int64), wishes, altering)
+
+    @property
+    def plain(self) -> NDArray[np.int64]:
+        """Places of the rows that draw from the model's logits."""
+        every = np.arange(len(self.at_R))
+        return np.delete(every, list(self.altering)) if self.altering else every
 
 
-def draw_rows(logits_LV: Logits, turns: Sequence[Turn], threads: int) -> list[int]:
+def draw_rows(logits_LV: Logits, rows: Round, threads: int) -> NDArray[np.int64]:
     """The next token of each row. Asserts that the logits of each have a finite largest and no NaN."""
-    if not turns:
-        return []
-    wishes_R = wishes(turns)
-    at_R = np.fromiter((turn.at for turn in turns), np.int64, len(turns))
-    alters_R = np.fromiter((turn.alters for turn in turns), bool, len(turns))
-    tokens_R = np.empty(len(turns), np.int64)
-    tokens_R[~alters_R] = sampling.draw(logits_LV, at_R[~alters_R], wishes_R[~alters_R], threads)
-    if alters_R.any():
-        altered_AV = logits_LV[at_R[alters_R]]
-        assert np.isfinite(altered_AV.max(-1)).all(), "logits are not finite"
-        for row_V, turn in zip(altered_AV, (turn for turn in turns if turn.alters), strict=True):
-            _alter(row_V, turn)
-        tokens_R[alters_R] = sampling.draw(
-            altered_AV, np.arange(len(altered_AV)), wishes_R[alters_R], threads
-        )
+    if not rows.altering:
+        tokens_R = sampling.draw(logits_LV, rows.at_R, rows.wishes_R, threads)
+    else:
+        tokens_R, plain = np.empty(len(rows.at_R), np.int64), rows.plain
+        tokens_R[plain] = sampling.draw(logits_LV, rows.at_R[plain], rows.wishes_R[plain], threads)
+        places = list(rows.altering)
+        altered_AV = logits_LV[rows.at_R[places]]
+        tokens_R[places] = draw_altered(altered_AV, rows, threads)
     assert (tokens_R >= 0).all(), "logits are not finite"
-    return [int(token) for token in tokens_R]
+    return tokens_R
 
 
-def wishes(turns: Sequence[Turn]) -> NDArray[Any]:
-    """What the rows wish for beside other logits, and their random numbers: [R] of type WISH."""
-    return np.array([_wish(turn.params, len(turn.tokens)) for turn in turns], WISH)
+def draw_altered(logits_AV: Logits, rows: Round, threads: int) -> NDArray[np.int64]:
+    """The next tokens of the rows that alter their logits, of which these are copies; -1 as in
+    `plait.kernels.sampling`."""
+    assert np.isfinite(logits_AV.max(-1)).all(), "logits are not finite"
+    for row_V, turn in zip(logits_AV, rows.altering.values(), strict=True):
+        _alter(row_V, turn)
+    wishes_A = rows.wishes_R[list(rows.altering)]
+    return sampling.draw(logits_AV, np.arange(len(logits_AV)), wishes_A, threads)
 
 
-def _wish(params: SamplingParams, position: int) -> tuple[Any, ...]:
-    share = uniform(params.seed, params.choice, position) if params.temperature > 0 else 0.0
-    return wish(params.temperature, params.min_p, params.top_k, params.top_p, share)
+def wish_of(params: SamplingParams) -> tuple[Any, ...]:
+    """An element of an array of WISH; the random number is to come."""
+    return wish(params.temperature, params.min_p, params.top_k, params.top_p, 0.0)
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing else: preemption and batching never change it."""
-    key = struct.pack("<qqq", (seed + 2**63) % 2**64 - 2**63, choice, position)
-    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
+def stream_of(seed: int, choice: int) -> int:
+    """Number of a row's stream of random numbers: 64 bits that depend on nothing else."""
+    key = struct.pack("<qq", (seed + 2**63) % 2**64 - 2**63, choice)
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def shares(streams_R: NDArray[np.uint64], positions_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Random numbers in [0, 1) of rows that draw the tokens of these positions: those of splitmix64 with the
+    position for a counter. They depend on nothing else: preemption and batching never change them."""
+    z_R = streams_R + (positions_R.astype(np.uint64) + _ONE) * _GOLDEN
+    z_R = (z_R ^ (z_R >> _30)) * _MIX[0]
+    z_R = (z_R ^ (z_R >> _27)) * _MIX[1]
+    return ((z_R ^ (z_R >> _31)) >> _11) * 2.0**-53
 
 
 def _alter(row_V: Logits, turn: Turn) -> None:
@@ -151,19 +179,31 @@ def _fitted(values: Any) -> Any:
     return np.where(np.isinf(values), values, np.clip(values, -LARGEST, LARGEST))
 
 
-def logprobs(logits_LV: Logits, entries: Sequence[Entry], threads: int) -> list[TokenLogprob]:
-    """Log-probability of each token and of the likeliest in its place, by the model's own distribution."""
-    if not entries:
+def logprobs(
+    logits_LV: Logits,
+    at_R: NDArray[np.int64],
+    tokens_R: NDArray[np.int64],
+    tops_R: Sequence[int],
+    threads: int,
+) -> list[TokenLogprob]:
+    """Log-probability of each token and of the likeliest in its place, by the model's own distribution.
+
+    Args:
+        at_R: the row of the logits that each token is drawn from.
+        tops_R: how many of the likeliest are wanted with each.
+    """
+    if not len(at_R):
         return []
-    at_R, tokens_R, tops_R = np.array([(e.at, e.token, e.top) for e in entries], np.int64).T.copy()
-    top = min(int(tops_R.max()), logits_LV.shape[1])
+    top = min(max(tops_R), logits_LV.shape[1])
     largest_R, totals_R, ids_RN = sampling.score(logits_LV, at_R, top, threads)
     assert not np.isnan(largest_R).any(), "logits are not finite"
     norms_R = largest_R + np.log(totals_R * 2.0**-UNIT)  # float64
-    drawn_R = logits_LV[at_R, tokens_R] - norms_R
+    drawn_R = (logits_LV[at_R, tokens_R] - norms_R).tolist()
+    if not top:
+        return [TokenLogprob(*each) for each in zip(tokens_R.tolist(), drawn_R, strict=True)]
     likeliest_RN = logits_LV[at_R[:, None], ids_RN] - norms_R[:, None]
-    columns = zip(tokens_R.tolist(), drawn_R.tolist(), ids_RN.tolist(), likeliest_RN.tolist(), strict=True)
+    columns = zip(tokens_R.tolist(), drawn_R, ids_RN.tolist(), likeliest_RN.tolist(), tops_R, strict=True)
     return [
-        TokenLogprob(token, drawn, tuple(zip(ids[: entry.top], likeliest[: entry.top], strict=True)))
-        for entry, (token, drawn, ids, likeliest) in zip(entries, columns, strict=True)
+        TokenLogprob(token, drawn, tuple(zip(ids[:wanted], likeliest[:wanted], strict=True)))
+        for token, drawn, ids, likeliest, wanted in columns
     ]

@@ -4,61 +4,58 @@ Rows that alter their logits are drawn on the host. Legend: L rows of logits, R 
 the vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from plait.kernels.sampling import UNIT, Logits, exponential
+from plait.kernels.sampling import UNIT, WISH, Logits, exponential
 from plait.model import sample
-from plait.model.sample import Entry, Turn, wishes
-
-Placed = TypeVar("Placed", Turn, Entry)
+from plait.model.sample import Round
 
 
-def brought(logits_LV: Tensor, wanted: Sequence[Placed]) -> tuple[Logits, Sequence[Placed]]:
-    """Logits on the host, of a GPU only the rows that are `wanted`; and those with their new places."""
+def brought(logits_LV: Tensor, at_R: NDArray[np.int64]) -> tuple[Logits, NDArray[np.int64]]:
+    """Logits on the host, of a GPU only these rows; and where they are now."""
     if logits_LV.device.type == "cpu":
-        return logits_LV.numpy(), wanted
-    at = torch.tensor([each.at for each in wanted], dtype=torch.int64, device=logits_LV.device)
-    return logits_LV[at].cpu().numpy(), [replace(each, at=i) for i, each in enumerate(wanted)]
+        return logits_LV.numpy(), at_R
+    at = torch.from_numpy(at_R).to(logits_LV.device)
+    return logits_LV[at].cpu().numpy(), np.arange(len(at_R))
 
 
-def draw_rows(logits_LV: Tensor, turns: Sequence[Turn], threads: int) -> list[int]:
+def draw_rows(logits_LV: Tensor, rows: Round, threads: int) -> NDArray[np.int64]:
     """The next token of each row; see `plait.model.sample.draw_rows`.
 
     Args:
         threads: for rows that are drawn on the host.
     """
-    there = [turn for turn in turns if not turn.alters]
-    here = [turn for turn in turns if turn.alters]
-    drawn_there = iter(_draw(logits_LV, there) if there else [])
-    drawn_here = iter(sample.draw_rows(*brought(logits_LV, here), threads))
-    return [next(drawn_here if turn.alters else drawn_there) for turn in turns]
+    tokens_R, plain = np.empty(len(rows.at_R), np.int64), rows.plain
+    if len(plain):
+        tokens_R[plain] = _draw(logits_LV, rows.at_R[plain], rows.wishes_R[plain])
+    if rows.altering:
+        places = list(rows.altering)
+        at = torch.from_numpy(rows.at_R[places]).to(logits_LV.device)
+        tokens_R[places] = sample.draw_altered(logits_LV[at].cpu().numpy(), rows, threads)
+    assert (tokens_R >= 0).all(), "logits are not finite"
+    return tokens_R
 
 
-def _draw(logits_LV: Tensor, turns: Sequence[Turn]) -> list[int]:
+def _draw(logits_LV: Tensor, at_R: NDArray[np.int64], wishes_R: NDArray[Any]) -> NDArray[np.int64]:
     device = logits_LV.device
-    logits_RV = logits_LV[torch.tensor([turn.at for turn in turns], device=device)]
+    logits_RV = logits_LV[torch.from_numpy(at_R).to(device)]
     best_R1 = logits_RV.argmax(-1, keepdim=True)
     # The largest of a row that holds a NaN is NaN: one look at the winners finds it.
     largest_R1 = logits_RV.gather(1, best_R1)
     tokens_R1 = best_R1
-    if any(turn.params.temperature > 0 for turn in turns):
-        wishes_R = wishes(turns)
-        columns = {
-            name: torch.tensor(wishes_R[name], device=device)[:, None] for name in wishes_R.dtype.names
-        }
+    if wishes_R["sharpness"].any():
+        columns = {name: torch.tensor(wishes_R[name], device=device)[:, None] for name in WISH.names or ()}
         weights_RV = _weights(logits_RV, largest_R1, columns["sharpness"], columns["floor"])
-        if any(turn.params.top_k or turn.params.top_p < 1 for turn in turns):
+        if wishes_R["top_k"].any() or (wishes_R["top_p"] < 1).any():
             weights_RV = _filtered(logits_RV, weights_RV, columns["top_k"], columns["top_p"])
         drawn_R1 = _picked(weights_RV, columns["share"])
         tokens_R1 = torch.where(columns["sharpness"] == 0, best_R1, drawn_R1)
-    tokens: list[int] = torch.where(largest_R1.isfinite(), tokens_R1, -1)[:, 0].tolist()
-    assert min(tokens) >= 0, "logits are not finite"
-    return tokens
+    return torch.where(largest_R1.isfinite(), tokens_R1, -1)[:, 0].cpu().numpy()
 
 
 def _weights(logits_RV: Tensor, largest_R1: Tensor, sharpness_R1: Tensor, floor_R1: Tensor) -> Tensor:

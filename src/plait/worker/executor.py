@@ -1,6 +1,6 @@
 """`Executor`: carries out steps on one model. It decides nothing."""
 
-from dataclasses import dataclass
+import itertools
 
 import numpy as np
 import torch
@@ -8,39 +8,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait.kernels.attention import lanes_of
-from plait.model import sample, sample_there
 from plait.model.inputs import Adapted, StepInputs
 from plait.model.model import Model
-from plait.model.sample import Entry, Turn
 from plait.model.world import WorldError
 from plait.spec.errors import ServiceError, Unsupported
-from plait.spec.sampling import Draw, Opened, TokenLogprob
+from plait.spec.sampling import Draw, Opened
 from plait.spec.step import Row, Step
-from plait.text.matcher import GrammarFault, Grammars, Matcher
-from plait.text.tokenizer import Tokenizer
+from plait.worker.drawer import Drawer
 from plait.worker.exchange import Exchange
 from plait.worker.group import Planner
-from plait.worker.plan import GroupPlan
+from plait.worker.plan import Drawing, GroupPlan, Lineup, Plan
 from plait.worker.rows import Rows, RowState
 from plait.worker.wire import Source
 
 
 class StepFault(ServiceError):
     """A step could not be carried out; the executor has forgotten every row of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A step in arrays, one entry a row (rows, then again)."""
-
-    states: list[RowState]
-    indices_R: NDArray[np.int64]
-    firsts_R: NDArray[np.int64]
-    counts_R: NDArray[np.int64]
-    draws: list[bool]
-    """Which rows draw here."""
-    own_R: list[range]
-    """Positions that are computed here."""
 
 
 class Executor:
@@ -51,17 +34,16 @@ class Executor:
     """
 
     def __init__(self, model: Model, instance: int) -> None:
-        self.model, self.instance, self.threads = model, instance, model.config.threads
-        self.draws_there = model.device.type != "cpu"
-        """Tokens are drawn where the logits are, unless their rows alter them."""
+        self.model, self.instance = model, instance
+        on_cpu = model.device.type == "cpu"
         self.rows = Rows(instance, model.pool.page, model.pool.slots)
+        self.drawer = Drawer(self.rows, model.config.folder, model.config.threads, there=not on_cpu)
         self.exchange: Exchange | None = None
         """The way to the other members of a group."""
-        lanes = lanes_of(model.pool.layers[0], model.pool.head_sizes[0]) if not self.draws_there else 1
+        lanes = lanes_of(model.pool.layers[0], model.pool.head_sizes[0]) if on_cpu else 1
         self._planner = Planner(instance, self.rows, lanes)
-        self._folder = model.config.folder
-        self._grammars: Grammars | None = None
-        """Made for the first row that has one."""
+        self._lineup: Lineup | None = None
+        """The step before, if the one at hand goes on from it or the next one may."""
 
     def run(
         self, step: Step, opened: tuple[Opened, ...], members: tuple[Source, ...] = ()
@@ -125,7 +107,7 @@ class Executor:
         self.exchange.begin(step.id, self._column(step, members))
         try:
             self._take_rows(step, opened)
-            plan = self._planner.plan(step)
+            plan, self._lineup = self._planner.plan(step), None
             draws = self._compute_together(plan, self.exchange)
             self._planner.done(plan, step.group)
         except Exception:
@@ -150,7 +132,8 @@ class Executor:
     def _compute_together(self, plan: GroupPlan, exchange: Exchange) -> tuple[Draw, ...]:
         logits_LV = self._forward_together(plan, exchange)
         exchange.end()
-        return self._draw(self._drawn(plan), logits_LV, plan.owned_R)
+        drawn = self._drawn(plan)
+        return self._draw(drawn, logits_LV, Drawing.of(drawn, plan.owned_R, self.rows))
 
     def _forward_together(self, plan: GroupPlan, exchange: Exchange) -> Tensor:
         return self.model.forward_together(plan.inputs, plan.group, plan.tables_RP, exchange, plan.adapted)
@@ -167,11 +150,24 @@ class Executor:
         )
 
     def _compute(self, plan: Plan) -> tuple[Draw, ...]:
-        inputs, wanted_R = self._inputs(plan)
-        adapted = Adapted.of_rows(self.rows.adapter_R[plan.indices_R], plan.counts_R)
-        return self._draw(plan, self.model.forward(inputs, adapted), wanted_R)
+        if (last := self._lineup) is not None:
+            inputs, adapted, drawing = last.next_inputs(plan, self.rows), last.adapted, last.drawing
+        else:
+            inputs, owned_R = self._inputs(plan)
+            adapted = Adapted.of_rows(self.rows.adapter_R[plan.indices_R], plan.counts_R)
+            drawing = Drawing.of(plan, owned_R, self.rows)
+            if plan.requests:
+                self._lineup = Lineup(self.rows.version, plan, inputs, adapted, drawing)
+        return self._draw(plan, self.model.forward(inputs, adapted), drawing)
 
     def _plan(self, step: Step) -> Plan:
+        last = self._lineup
+        if last is not None and last.leads_to(step, self.rows):
+            return self._checked(last.next_plan(self.rows))
+        self._lineup = None
+        return self._checked(self._plan_anew(step))
+
+    def _plan_anew(self, step: Step) -> Plan:
         states = [self._described(row, row.request in step.opened) for row in step.rows]
         states += [self.rows.states[request] for request in step.again]
         indices_R = np.fromiter((state.index for state in states), np.int64, len(states))
@@ -179,19 +175,20 @@ class Executor:
         firsts_R, counts_R = self.rows.next_R[indices_R], np.ones(len(states), np.int64)
         firsts_R[:described] = [row.first for row in step.rows]
         counts_R[:described] = [row.count for row in step.rows]
-        pasts_R = firsts_R + counts_R
+        draws = [row.draws for row in step.rows] + [True] * len(step.again)
+        ranges = zip(firsts_R.tolist(), (firsts_R + counts_R).tolist(), strict=True)
         assert len({state.index for state in states}) == len(states), "a request stands twice in the step"
         assert (counts_R > 0).all(), "a row computes nothing"
-        assert (pasts_R <= self.rows.covered_R[indices_R]).all(), "a row has fewer slots than positions"
+        requests = () if step.rows else step.again
+        return Plan(states, indices_R, firsts_R, counts_R, draws, [range(*each) for each in ranges], requests)
+
+    def _checked(self, plan: Plan) -> Plan:
+        pasts_R, known_R = plan.firsts_R + plan.counts_R, self.rows.known_R[plan.indices_R]
+        assert (pasts_R <= self.rows.covered_R[plan.indices_R]).all(), "a row has fewer slots than positions"
         assert (pasts_R <= self.model.max_len).all(), "a row is longer than the model's context"
-        assert (pasts_R <= self.rows.known_R[indices_R]).all(), "a row has fewer tokens than positions"
-        draws = [row.draws for row in step.rows] + [True] * len(step.again)
-        ends_R = pasts_R == self.rows.known_R[indices_R]
-        assert all(end or not wants for end, wants in zip(ends_R, draws, strict=True)), (
-            "a row draws too early"
-        )
-        own_R = [range(first, past) for first, past in zip(firsts_R.tolist(), pasts_R.tolist(), strict=True)]
-        return Plan(states, indices_R, firsts_R, counts_R, draws, own_R)
+        assert (pasts_R <= known_R).all(), "a row has fewer tokens than positions"
+        assert (pasts_R == known_R)[plan.draws].all(), "a row draws too early"
+        return plan
 
     def _described(self, row: Row, opened: bool) -> RowState:
         assert row.stride == 1, "strides other than 1 are not supported"
@@ -212,14 +209,7 @@ class Executor:
         np.cumsum(plan.counts_R, out=starts_R[1:])
         rows_T = np.repeat(plan.indices_R, plan.counts_R)
         at_T = np.arange(total) + np.repeat(plan.firsts_R - starts_R[:-1], plan.counts_R)
-        wanted, owned_R = [], []
-        for r, state in enumerate(plan.states):
-            past = int(starts_R[r + 1])
-            first = past - 1 if plan.draws[r] else past
-            if state.sampling.prompt_logprobs is not None and plan.firsts_R[r] < state.prompt_tokens - 1:
-                first = int(starts_R[r])
-            owned_R.append(slice(len(wanted), len(wanted) + past - first))
-            wanted.extend(range(first, past))
+        wanted, owned_R = self._wanted(plan, starts_R)
         inputs = StepInputs(
             tokens_T=torch.from_numpy(rows.tokens_RL[rows_T, at_T].astype(np.int64)),
             positions_T=torch.from_numpy(at_T),
@@ -228,70 +218,22 @@ class Executor:
             lens_R=torch.from_numpy((plan.firsts_R + plan.counts_R).astype(np.int32)),
             rows_R=torch.from_numpy(plan.indices_R.astype(np.int32)),
             tables_RP=torch.from_numpy(rows.pages_RP),
-            wanted_L=torch.tensor(wanted, dtype=torch.int64),
+            wanted_L=torch.from_numpy(wanted),
         )
         return inputs, owned_R
 
-    def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
-        vocab, faults = logits_LV.shape[1], dict[int, str]()
-        turns = {r: self._turn(r, owned_R[r].stop - 1, plan, vocab, faults) for r in _drawing(plan)}
-        tokens = dict(zip(turns, self._tokens(logits_LV, list(turns.values())), strict=True))
-        tops = {r: turn.params.logprobs for r, turn in turns.items() if turn.params.logprobs is not None}
-        entries = [Entry(turns[r].at, tokens[r], top) for r, top in tops.items()]
-        logprobs = dict(zip(tops, self._logprobs(logits_LV, entries), strict=True))
-        answers = []
+    @staticmethod
+    def _wanted(plan: Plan, starts_R: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[slice]]:
+        """The tokens whose logits are wanted, and which of these each row owns."""
+        pasts_R = starts_R[1:]
+        firsts_R = pasts_R - np.array(plan.draws, np.int64)
         for r, state in enumerate(plan.states):
-            prompt_logprobs = self._logprobs(logits_LV, self._prompt_entries(plan, r, owned_R[r].start))
-            if r not in tokens:
-                answers.append(Draw((), prompt_logprobs=prompt_logprobs))
-                continue
-            self.rows.append(state.index, tokens[r])
-            own = (logprobs[r],) if r in logprobs else ()
-            stopped, fault = tokens[r] in state.stop_ids, faults.get(r, "")
-            answers.append(Draw((tokens[r],), stopped, own, prompt_logprobs, fault))
-        return tuple(answers)
+            if state.sampling.prompt_logprobs is not None and plan.firsts_R[r] < state.prompt_tokens - 1:
+                firsts_R[r] = starts_R[r]
+        ends_R = np.cumsum(pasts_R - firsts_R)
+        wanted = np.arange(ends_R[-1]) + np.repeat(pasts_R - ends_R, pasts_R - firsts_R)
+        begins = [0, *ends_R.tolist()]
+        return wanted, [slice(*each) for each in itertools.pairwise(begins)]
 
-    def _turn(self, r: int, at: int, plan: Plan, vocab: int, faults: dict[int, str]) -> Turn:
-        """How row `r` of the step draws from row `at` of its logits. `faults` learns why it cannot go on."""
-        state = plan.states[r]
-        known, allowed_V = self.rows.known(state.index), None
-        if state.sampling.grammar:
-            try:
-                allowed_V = self._matcher(state).allowed(known[state.prompt_tokens :], vocab)
-            except GrammarFault as fault:
-                faults[r] = str(fault)
-                allowed_V = np.isin(np.arange(vocab), state.stop_ids)
-        return Turn(at, state.sampling, known, state.prompt_tokens, state.stop_ids, allowed_V)
-
-    def _matcher(self, state: RowState) -> Matcher:
-        """Found again from the row's tokens, wherever it drew them."""
-        if self._grammars is None:
-            self._grammars = Grammars(Tokenizer.load(self._folder))
-        if state.matcher is None:
-            state.matcher = self._grammars.matcher(state.sampling.grammar, state.stop_ids)
-        return state.matcher
-
-    def _tokens(self, logits_LV: Tensor, turns: list[Turn]) -> list[int]:
-        if self.draws_there:
-            return sample_there.draw_rows(logits_LV, turns, self.threads)
-        return sample.draw_rows(logits_LV.numpy(), turns, self.threads)
-
-    def _logprobs(self, logits_LV: Tensor, entries: list[Entry]) -> tuple[TokenLogprob, ...]:
-        if not entries:
-            return ()
-        return tuple(sample.logprobs(*sample_there.brought(logits_LV, entries), self.threads))
-
-    def _prompt_entries(self, plan: Plan, r: int, start: int) -> list[Entry]:
-        """The prompt's tokens that this step's positions precede, if the row asks for them."""
-        state = plan.states[r]
-        top = state.sampling.prompt_logprobs
-        if top is None:
-            return []
-        known, past = self.rows.known(state.index), state.prompt_tokens - 1
-        own = enumerate(plan.own_R[r], start)
-        return [Entry(at, int(known[p + 1]), top) for at, p in own if p < past]
-
-
-def _drawing(plan: Plan) -> list[int]:
-    """Rows of a step that draw here."""
-    return [r for r, draws in enumerate(plan.draws) if draws]
+    def _draw(self, plan: Plan, logits_LV: Tensor, drawing: Drawing) -> tuple[Draw, ...]:
+        return self.drawer.draw(plan, logits_LV, drawing)

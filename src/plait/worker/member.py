@@ -8,6 +8,7 @@ stages compute different steps at the same time where these do not depend on eac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from plait.model.model import Model
 from plait.model.world import Tag, World, WorldError
 from plait.spec.sampling import Draw
 from plait.worker.exchange import Exchange, GroupError
-from plait.worker.executor import Executor, Plan
-from plait.worker.plan import GroupPlan
+from plait.worker.executor import Executor
+from plait.worker.plan import Drawing, GroupPlan, Plan
 from plait.worker.rows import RowState
 
 UNKNOWN = 0
@@ -125,26 +126,25 @@ class MemberExecutor(Executor):
             raise peers.failed or GroupError("another process of this instance has given the step up")
         return logits_LV
 
-    def _draw(self, plan: Plan, logits_LV: Tensor, owned_R: list[slice]) -> tuple[Draw, ...]:
-        drawing = [state for state, draws in zip(plan.states, plan.draws, strict=True) if draws]
+    def _draw(self, plan: Plan, logits_LV: Tensor, drawing: Drawing) -> tuple[Draw, ...]:
         if not self.rank.last:
             self._presume(drawing)
             return ()
-        draws = super()._draw(plan, logits_LV, owned_R)
-        if drawing and self.rank.pp > 1:
+        draws = super()._draw(plan, logits_LV, drawing)
+        if drawing.states and self.rank.pp > 1:
             tokens_R = torch.tensor([draw.tokens[0] for draw in draws if draw.tokens])
             self.world.send(tokens_R, 0, Tag.TOKENS)
         return draws
 
-    def _presume(self, drawing: list[RowState]) -> None:
+    def _presume(self, drawing: Drawing) -> None:
         """Leave a place for each token that the last stage draws in this step."""
-        places = [(state, int(self.rows.known_R[state.index])) for state in drawing]
-        for state in drawing:
-            self.rows.append(state.index, UNKNOWN)
-        if drawing and self.rank.stage == 0:
-            tokens_R = torch.zeros(len(drawing), dtype=torch.int64)
+        count = len(drawing.states)
+        known_D = self.rows.known_R[drawing.indices_D].tolist()
+        self.rows.append(drawing.indices_D, np.full(count, UNKNOWN))
+        if count and self.rank.stage == 0:
+            tokens_R = torch.zeros(count, dtype=torch.int64)
             wait = self.world.expect(tokens_R, self.rank.pp - 1, Tag.TOKENS)
-            self._owed.append(Owed(tokens_R, wait, places))
+            self._owed.append(Owed(tokens_R, wait, list(zip(drawing.states, known_D, strict=True))))
 
     def _collect(self, plan: Plan) -> None:
         """Wait for the tokens that this step begins with, and for those that were drawn before them."""

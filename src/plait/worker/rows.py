@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from plait.kernels.sampling import WISH
+from plait.model.sample import always_alters, stream_of, wish_of
 from plait.spec.sampling import Opened, SamplingParams
 from plait.spec.step import Row, Span
 from plait.text.matcher import Matcher
+
+NEVER = 1 << 62
+"""More tokens than any row has."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,9 @@ class Rows:
                 of all positions, where no other instance keeps any
     next_R      the position that is computed next
     adapter_R   number of the row's adapter, 0 for none
+    wishes_R    how the row draws (`plait.model.sample`), without random numbers
+    streams_R   number of the row's stream of random numbers
+    plain_R     from so many known tokens on it draws from the model's own logits
     """
 
     def __init__(self, instance: int, page: int, slots: int) -> None:
@@ -52,6 +60,9 @@ class Rows:
         self.next_R = np.zeros(8, np.int64)
         self.covered_R = np.zeros(8, np.int64)
         self.adapter_R = np.zeros(8, np.int64)
+        self.wishes_R = np.zeros(8, WISH)
+        self.streams_R = np.zeros(8, np.uint64)
+        self.plain_R = np.zeros(8, np.int64)
         self.free.extend(reversed(range(8)))
 
     def open(self, opened: Opened) -> None:
@@ -66,7 +77,12 @@ class Rows:
         self.tokens_RL[index, :known] = opened.tokens
         self.known_R[index], self.next_R[index], self.covered_R[index] = known, 0, 0
         self.adapter_R[index] = opened.adapter
-        self.states[opened.request] = RowState(index, opened.prompt_tokens, opened.sampling, opened.stop_ids)
+        params = opened.sampling
+        self.wishes_R[index] = wish_of(params)
+        self.streams_R[index] = stream_of(params.seed, params.choice)
+        short = NEVER if always_alters(params) else opened.prompt_tokens + params.min_tokens
+        self.plain_R[index] = min(short, NEVER)
+        self.states[opened.request] = RowState(index, opened.prompt_tokens, params, opened.stop_ids)
 
     def close(self, request: int) -> None:
         """Forget a row; one that is not known was forgotten by a failed step."""
@@ -128,12 +144,14 @@ class Rows:
         slots_T = self.pages_RP[rows_T, at_T // self.page] * self.page + at_T % self.page
         return slots_T.astype(np.int32)
 
-    def append(self, index: int, token: int) -> None:
-        """Add a drawn token to a row."""
-        known = int(self.known_R[index])
-        self._reach(known + 1)
-        self.tokens_RL[index, known] = token
-        self.known_R[index] = known + 1
+    def append(self, indices_R: NDArray[np.int64], tokens_R: NDArray[np.int64]) -> None:
+        """Add a drawn token to each of some rows."""
+        if not len(indices_R):
+            return
+        known_R = self.known_R[indices_R]
+        self._reach(int(known_R.max()) + 1)
+        self.tokens_RL[indices_R, known_R] = tokens_R
+        self.known_R[indices_R] = known_R + 1
 
     def known(self, index: int) -> NDArray[np.int32]:
         """The row's prompt and what it drew."""
@@ -153,7 +171,7 @@ class Rows:
         have = len(self.known_R)
         self.tokens_RL = np.pad(self.tokens_RL, ((0, have), (0, 0)))
         self.pages_RP = np.pad(self.pages_RP, ((0, have), (0, 0)))
-        self.known_R, self.next_R, self.covered_R, self.adapter_R = (
-            np.pad(a, (0, have)) for a in (self.known_R, self.next_R, self.covered_R, self.adapter_R)
-        )
+        for name in ("known_R", "next_R", "covered_R", "adapter_R", "wishes_R", "streams_R", "plain_R"):
+            held = getattr(self, name)
+            setattr(self, name, np.concatenate((held, np.zeros(have, held.dtype))))
         self.free.extend(reversed(range(have, 2 * have)))
