@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import sys
 import threading
 
@@ -10,10 +11,11 @@ import pytest
 import zmq
 
 from plait.model.config import ModelConfig
-from plait.runtime.hub import Hub
+from plait.runtime.hub import MOST_AT_ONCE, Hub
 from plait.worker.config import WorkerConfig
 from plait.worker.line import Line
-from plait.worker.wire import Beat, Codec, Quit
+from plait.worker.wire import Beat, Codec, Drop, Quit
+from tests.scale import seed
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 NAME = b"0.1.0"
@@ -51,7 +53,56 @@ async def test_frames_of_strangers_are_dropped_and_workers_are_heard(context):
                 assert await heard.get() == (NAME, Beat())
             assert heard.empty()
     finally:
-        await hub.close()
+        hub.close()
+
+
+async def test_no_message_waits_for_another_one(context):
+    """Messages come in crowds, and while others are sent: each is heard without one after it."""
+    hub, rng, heard, wanted = Hub(SECRET), random.Random(seed()), asyncio.Queue(), 0
+    hub.expect(NAME)
+    hub.start(lambda identity, message: heard.put_nowait(message))
+    try:
+        with context.socket(zmq.DEALER) as worker:
+            worker.linger, worker.identity = 0, NAME
+            worker.connect(hub.address)
+            codec = Codec(SECRET, NAME, worker=True)
+            for _ in range(60):
+                crowd = rng.choice([1, 1, 2, 3, MOST_AT_ONCE, 3 * MOST_AT_ONCE + 1])
+                for _ in range(crowd):
+                    worker.send(codec.encode(Beat()))
+                    if rng.random() < 0.5 and wanted:
+                        hub.send(NAME, Drop(rng.randrange(9), "no"))
+                wanted += crowd
+                async with asyncio.timeout(20):
+                    for _ in range(crowd):
+                        assert await heard.get() == Beat()
+            assert heard.empty()
+    finally:
+        hub.close()
+
+
+async def test_who_hears_may_fail(context):
+    """What follows is heard all the same."""
+    hub, heard, loop = Hub(SECRET), asyncio.Queue(), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, told: heard.put_nowait(told["exception"]))
+
+    def hear(identity, message):
+        raise RuntimeError("deaf")
+
+    hub.expect(NAME)
+    hub.start(hear)
+    try:
+        with context.socket(zmq.DEALER) as worker:
+            worker.linger, worker.identity = 0, NAME
+            worker.connect(hub.address)
+            codec = Codec(SECRET, NAME, worker=True)
+            for _ in range(3):
+                worker.send(codec.encode(Beat()))
+            async with asyncio.timeout(20):
+                for _ in range(3):
+                    assert str(await heard.get()) == "deaf"
+    finally:
+        hub.close()
 
 
 @contextlib.contextmanager

@@ -100,4 +100,4 @@ async def test_without_a_secret_no_worker_is_expected(secret):
         with pytest.raises(ValueError, match="16 bytes"):
             hub.expect(b"0.1.0")
     finally:
-        await hub.close()
+        hub.close()

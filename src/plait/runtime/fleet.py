@@ -265,7 +265,7 @@ class WorkerFleet:
             else:
                 await member.kill()
         await self._leave()
-        await self._hub.close()
+        self._hub.close()
         await self._launcher.close()
 
     async def _leave(self) -> None:
