@@ -57,7 +57,7 @@ def obeys(text: str) -> bool:
     ],
 )
 async def test_an_answer_has_the_form_asked_for(site, wish, fits):
-    for seed in range(3):
+    for seed in range(1, 4):
         body = {"messages": HI, "max_tokens": 64, "seed": seed} | wish
         status, chat = await site.post("/v1/chat/completions", body)
         assert status == 200, chat
