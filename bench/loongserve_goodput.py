@@ -62,8 +62,8 @@ SPANS = 1.0
 """Times the waiting of all requests that the rule allows, for which they arrive in a full run."""
 MOST = 60_000
 """Requests of a run; as many as a trace has, if those are fewer."""
-STEP = 1.1
-"""Rates are found to 10 %."""
+STEP = 1.15
+"""Rates are found to 15 %."""
 Draw = Callable[[np.random.Generator, int], list[TraceRow]]
 
 
