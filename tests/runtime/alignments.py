@@ -40,7 +40,7 @@ def recipe(root: Path, **changes) -> Recipe:
         "models": {"actor": "model", "reward_function": "reward.py:vowels"},
         "data": {"path": "prompts.jsonl"},
         "iterations": 2,
-        "seed": 3,
+        "seed": 1,  # its samples earn something, so there is something to learn from
         "rollout": {"prompts": 4, "samples": 2, "max_tokens": 8},
         "train": {"micro_batch": 2, "mini_batches": 2, "actor": {"lr": 1e-3}, "critic": {"lr": 1e-3}},
         "kl": {"coefficient": 0.05},

@@ -211,7 +211,6 @@ def test_estimators_without_a_critic_train_the_actor_alone(workplace, tmp_path, 
     told = recipe(
         workplace,
         iterations=1,
-        seed=1,
         experience={"estimator": estimator},
         policy={"kl_coefficient": 0.01, "temperature": 0.9},
         train={"recompute": True},
