@@ -56,20 +56,27 @@ async def test_frames_of_strangers_are_dropped_and_workers_are_heard(context):
         hub.close()
 
 
+@contextlib.contextmanager
+def worker_of(hub, context):
+    """What a worker sends messages to a hub with."""
+    codec = Codec(SECRET, NAME, worker=True)
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger, socket.identity = 0, NAME
+        socket.connect(hub.address)
+        yield lambda message: socket.send(codec.encode(message))
+
+
 async def test_no_message_waits_for_another_one(context):
     """Messages come in crowds, and while others are sent: each is heard without one after it."""
     hub, rng, heard, wanted = Hub(SECRET), random.Random(seed()), asyncio.Queue(), 0
     hub.expect(NAME)
     hub.start(lambda identity, message: heard.put_nowait(message))
     try:
-        with context.socket(zmq.DEALER) as worker:
-            worker.linger, worker.identity = 0, NAME
-            worker.connect(hub.address)
-            codec = Codec(SECRET, NAME, worker=True)
+        with worker_of(hub, context) as send:
             for _ in range(60):
                 crowd = rng.choice([1, 1, 2, 3, MOST_AT_ONCE, 3 * MOST_AT_ONCE + 1])
                 for _ in range(crowd):
-                    worker.send(codec.encode(Beat()))
+                    send(Beat())
                     if rng.random() < 0.5 and wanted:
                         hub.send(NAME, Drop(rng.randrange(9), "no"))
                 wanted += crowd
@@ -92,12 +99,9 @@ async def test_who_hears_may_fail(context):
     hub.expect(NAME)
     hub.start(hear)
     try:
-        with context.socket(zmq.DEALER) as worker:
-            worker.linger, worker.identity = 0, NAME
-            worker.connect(hub.address)
-            codec = Codec(SECRET, NAME, worker=True)
+        with worker_of(hub, context) as send:
             for _ in range(3):
-                worker.send(codec.encode(Beat()))
+                send(Beat())
             async with asyncio.timeout(20):
                 for _ in range(3):
                     assert str(await heard.get()) == "deaf"
