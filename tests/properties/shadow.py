@@ -7,7 +7,7 @@ until it is answered, nobody may write to its slots at either end, and no step m
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plait.spec.event import Moved, MoveFailed, StepDone
 from plait.spec.move import Move
@@ -42,13 +42,16 @@ class ShadowInstance:
     content: dict[int, tuple[int, ...]] = field(default_factory=dict)
     rows: dict[int, ShadowRow] = field(default_factory=dict)
     inbox: deque[Step] = field(default_factory=deque)
+    stopped: set[int] = field(default_factory=set)
+    """Rows that drew their last token here."""
 
 
 class Shadow:
     """Instances that execute steps on paper. Tokens are drawn by a rule: they depend on the prefix."""
 
-    def __init__(self, eos: int) -> None:
-        self.eos = eos
+    def __init__(self, eos: int, skips: bool) -> None:
+        """`skips`: instances leave out rows that have stopped, as those of one stage do."""
+        self.eos, self.skips = eos, skips
         self.instances: dict[int, ShadowInstance] = {}
         self.tokens: dict[int, list[int]] = {}
         """Every request's prompt and what was drawn."""
@@ -63,6 +66,8 @@ class Shadow:
         """Request -> who drew its last token, and so knows it without being told."""
         self._takers: dict[tuple[int, int], int] = {}
         """Who keeps a position that the step in hand computes."""
+        self.counts: dict[int, int] = {}
+        """Request -> tokens that it drew in the last step that was carried out."""
         self.doubtful: set[int] = set()
         """Steps that were in flight when another one of their instance failed: they may read KV that
         was never computed, so whatever they claim to draw must not count."""
@@ -158,33 +163,67 @@ class Shadow:
             assert self.instances[member].inbox.popleft() is step, "its group does other things first"
         self._close(step)
         self._open(step)
+        asked = step.requests
+        step = self._going(step)
         fresh = [self._place(step, row) for row in step.rows]
         fresh += [self._go_on(step, request) for request in step.again]
         if step.id in self.doubtful:
-            return self._claim_everything(step, fresh)
+            return self._claim_everything(step, fresh, len(asked))
         for request, first, count in fresh:  # a layer writes all new KV before any row reads
             self._write(step, request, first, count)
         ends = [first + count for _, first, count in fresh]
-        assert step.context_tokens == sum(ends[len(step.rows) :])
-        drawn, stopped = [], []
+        assert step.requests != asked or step.context_tokens == sum(ends[len(step.rows) :])
+        drawn, stopped = [], list[int]()
         draws = [row.draws for row in step.rows] + [True] * len(step.again)
         for index, ((request, _, _), end, draw) in enumerate(zip(fresh, ends, draws, strict=True)):
             tokens = self.tokens[request]
             self._read(step, request, end)
             assert draw == (end == len(tokens)), "draws before, or not at, its last known token"
             drawn.append(int(draw))
-            if draw:
-                token = hash(tuple(tokens)) % 50
-                tokens.append(token)
-                self.drawers[request] = self.masters[step.id, request]
-                if token == self.eos:
-                    stopped.append(index)
-        return StepDone(step.id, tuple(drawn), tuple(stopped))
+            if draw and self._draw(step, request):
+                stopped.append(index)
+        for _ in range(1, step.repeat):
+            self._repeat(step, drawn, stopped)
+        self.counts = dict.fromkeys(asked, 0) | dict(zip(step.requests, drawn, strict=True))
+        over = {step.requests[index] for index in stopped}
+        stops = tuple(index for index, request in enumerate(asked) if request in over)
+        return StepDone(step.id, tuple(self.counts.values()), stops)
+
+    def _going(self, step: Step) -> Step:
+        """An instance alone leaves out what has stopped."""
+        stopped = self.instances[step.group[0]].stopped
+        if not self.skips or len(step.group) > 1 or stopped.isdisjoint(step.requests):
+            return step
+        rows = tuple(row for row in step.rows if row.request not in stopped)
+        return replace(step, rows=rows, again=tuple(each for each in step.again if each not in stopped))
+
+    def _draw(self, step: Step, request: int) -> bool:
+        """Whether that is its end."""
+        tokens = self.tokens[request]
+        tokens.append(hash(tuple(tokens)) % 50)
+        self.drawers[request] = master = self.masters[step.id, request]
+        if tokens[-1] == self.eos:
+            self.instances[master].stopped.add(request)
+        return tokens[-1] == self.eos
+
+    def _repeat(self, step: Step, drawn: list[int], stopped: list[int]) -> None:
+        """One more round of those that have not stopped."""
+        assert all(drawn), "a row goes on that has not drawn"
+        going = [(i, request) for i, request in enumerate(step.requests) if i not in stopped]
+        fresh = [self._go_on(step, request) for _, request in going]
+        for request, first, count in fresh:
+            self._write(step, request, first, count)
+        for (index, request), (_, first, _) in zip(going, fresh, strict=True):
+            self._read(step, request, first + 1)
+            drawn[index] += 1
+            if self._draw(step, request):
+                stopped.append(index)
 
     def _close(self, step: Step) -> None:
         for member in step.group:
             for request in step.closed:
                 self.instances[member].rows.pop(request, None)
+                self.instances[member].stopped.discard(request)
 
     def _open(self, step: Step) -> None:
         """An opened row is described whole; only elastic ones, which say who keeps what, are opened again."""
@@ -194,6 +233,7 @@ class Shadow:
             for request in step.opened:
                 assert request not in rows or request in again, "opened twice"
                 rows[request] = ShadowRow()
+                self.instances[member].stopped.discard(request)
         for request in step.opened:
             self.drawers.pop(request, None)
 
@@ -261,15 +301,14 @@ class Shadow:
                 assert self.instances[member].content.get(slot) == tuple(tokens[: position + 1]), "foreign KV"
         assert sorted(found) == list(range(end)), "a position is missing, or in two places"
 
-    def _claim_everything(self, step: Step, fresh: list[tuple[int, int, int]]) -> StepDone:
+    def _claim_everything(self, step: Step, fresh: list[tuple[int, int, int]], rows: int) -> StepDone:
         for request, first, count in fresh:
             for position in range(first, first + count):
                 at = self.instances[self._takers.pop((request, position))]
                 row = at.rows[request]
                 at.content[row.slots[len(row.kept)]] = ()
                 row.kept.append(position)
-        rows = range(len(fresh))
-        return StepDone(step.id, tuple(1 for _ in rows), tuple(rows))
+        return StepDone(step.id, (step.repeat,) * rows, tuple(range(rows)))
 
     def fail(self, instance: int) -> Step:
         """The oldest unanswered step fails: its rows are forgotten, their slots full of rubbish."""
@@ -289,6 +328,7 @@ class Shadow:
             at = self.instances[member]
             at.inbox.remove(step)
             for request in [*step.opened, *(row.request for row in step.rows), *step.again]:
+                at.stopped.discard(request)
                 if row := at.rows.pop(request, None):
                     for slot in row.slots[len(row.kept) :]:
                         at.content[slot] = ()

@@ -77,6 +77,7 @@ class ManagerMachine(RuleBasedStateMachine):
             step_tokens=st.sampled_from([3, 8, 40]),
             prefix_cache=st.booleans(),
             prompts_first=st.booleans(),
+            repeat=st.sampled_from([1, 1, 2, 5]),
         ),
         handover=st.builds(
             HandoverConfig,
@@ -111,7 +112,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager = GlobalManager(
             ManagerConfig(page=page, admission=admission, placement=placement, **configs)
         )
-        self.shadow = Shadow(EOS)
+        self.shadow = Shadow(EOS, skips=pp == 1)
         self.now = 0
         self.epochs = {}
         self.epoch = 1
@@ -120,6 +121,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.ends = {}
         self.wakes = []
         self.next_id = 0
+        self.repeated = 0
         # Where instances of one pool do both phases beside those of two, what grows is not reserved.
         self.faults = int(F in roles and E in roles)
         for instance in range(1 if roles == (M, M, M, M) else 3):
@@ -134,6 +136,7 @@ class ManagerMachine(RuleBasedStateMachine):
         for command in self.manager.handle(event, self.now):
             if isinstance(command, Step):
                 self.shadow.submit(command)
+                self.repeated += command.repeat > 1
             elif isinstance(command, Move):
                 self.shadow.begin(command)
             elif isinstance(command, Cancel):
@@ -141,7 +144,7 @@ class ManagerMachine(RuleBasedStateMachine):
             elif isinstance(command, Token):
                 for request in command.requests:
                     assert request not in self.ends, "a token after the end"
-                    self.drawn[request] += 1
+                    self.drawn[request] += self.shadow.counts[request]
             elif isinstance(command, End):
                 assert command.request not in self.ends, "ended twice"
                 self.ends[command.request] = command
@@ -359,6 +362,7 @@ def test_random_events():
                 seen["recomputations"] += self.manager.counts.recomputations
                 seen["prefix hits"] += self.manager.counts.prefix_hits
                 seen["moves"] += self.manager.counts.moves
+                seen["repeated"] += self.repeated
                 seen["move retries"] += self.manager.counts.move_retries
                 seen.update(end.reason for end in self.ends.values())
 
@@ -380,5 +384,6 @@ def test_random_events():
         assert seen["recomputations"]
         assert seen["prefix hits"]
         assert seen["moves"]
+        assert seen["repeated"]
         assert seen["move retries"]
         assert all(seen[reason] for reason in EndReason), "an ending that never came"

@@ -179,7 +179,7 @@ def test_prompts_of_an_iteration_follow_from_the_seed(workplace):
 @pytest.mark.usefixtures("quick_workers")
 def test_fused_stages_change_nothing_that_is_learned(workplace, tmp_path):
     rollout = {"instances": 2, "max_tokens": 24}
-    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout))
+    serial = align(workplace, tmp_path / "serial", recipe(workplace, rollout=rollout | {"repeat": 1}))
     tail = {"tail": {"tail_share": 0.5, "kept": 1}}
     fused = align(workplace, tmp_path / "fused", recipe(workplace, rollout=rollout | tail))
     assert serial == fused

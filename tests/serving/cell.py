@@ -1,4 +1,4 @@
-"""A manager with workers on paper: steps wait in order until a test answers them, one token a draw."""
+"""A manager with workers on paper: steps wait in order until a test answers them, one token a round."""
 
 from collections import deque
 from dataclasses import replace
@@ -63,6 +63,8 @@ class Cell:
         self.started: list[int] = []
         """Requests in the order in which an instance first saw them."""
         self._requests = 0
+        self._counts: dict[int, int] = {}
+        """Of the step that was answered last."""
         for instance, count in enumerate(slots):
             self.up(instance, count)
 
@@ -84,7 +86,7 @@ class Cell:
                     self.ends[command.request] = command
                 case Token():
                     for request in command.requests:
-                        self.drawn[request] = self.drawn.get(request, 0) + 1
+                        self.drawn[request] = self.drawn.get(request, 0) + self._counts[request]
                 case Wake():
                     self.wakes.append(command.at_ns)
         audit(self.manager)
@@ -126,9 +128,10 @@ class Cell:
         return request.id
 
     def answer(self, instance: int = 0, stopped: tuple[int, ...] = ()) -> Step:
-        """The oldest step of an instance succeeds."""
+        """The oldest step of an instance succeeds; rows that stopped did so in its last round."""
         step = self.inbox[instance].popleft()
-        tokens = (*(int(row.draws) for row in step.rows), *(1 for _ in step.again))
+        tokens = (*(row.draws * step.repeat for row in step.rows), *(step.repeat for _ in step.again))
+        self._counts = dict(zip(step.requests, tokens, strict=True))
         self.send(StepDone(step.id, tokens, stopped))
         return step
 

@@ -142,6 +142,55 @@ def test_steady_decoding_says_nothing_but_its_id():
     assert [step.context_tokens for step in rest[:3]] == [11, 12, 13]
 
 
+def test_rows_draw_several_tokens_a_step_where_no_prompt_waits():
+    cell = Cell(256, page=4, depth=1, repeat=8)
+    first = cell.arrive(4, 30)
+    assert cell.answer().repeat == 1
+    assert cell.answer().repeat == 8
+    second = cell.arrive(6, 12)  # comes while 8 are drawn
+    steps = [cell.answer() for _ in range(5)]
+    assert [step.repeat for step in steps] == [8, 1, 8, 3, 1]
+    assert prompts(steps[1]) == {second: 6}
+    assert (cell.drawn[first], cell.reason(second)) == (30, EndReason.LENGTH)
+    assert cell.manager.quiet
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_steps_of_several_tokens_hold_slots_for_all_of_them_and_pass_no_stages(pp: int):
+    cell = Cell(40, depth=1, repeat=5, pp=pp)
+    request = cell.arrive(3, 22)
+    cell.answer()
+    step = cell.inbox[0][0]
+    assert step.repeat == (5 if pp == 1 else 1)
+    assert step.new_tokens == step.repeat
+    assert cell.manager.ledger.held(0, request) == 3 + step.repeat
+    middle = step.middle
+    assert (middle.repeat, middle.again, middle.context_tokens) == (
+        (1, (request,), 6) if pp == 1 else (1, (), 0)
+    )
+    cell.run()
+    assert cell.drawn[request] == 22
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 40)), min_size=1, max_size=12),
+    page=st.sampled_from([1, 4]),
+    depth=st.integers(1, 3),
+    repeat=st.integers(1, 9),
+    share=st.sampled_from([0.1, 1.0]),
+)
+@settings(max_examples=scaled(1000), deadline=None)
+def test_whatever_a_step_draws_all_draw_what_they_may(
+    lengths, page: int, depth: int, repeat: int, share: float
+):
+    cell = Cell(80, page=page, depth=depth, repeat=repeat, output_share=share)
+    for prompt, max_tokens in lengths:
+        cell.arrive(prompt, max_tokens)
+    cell.run()
+    assert [cell.drawn[at] for at in range(len(lengths))] == [most for _, most in lengths]
+    assert not (share == 1.0 and cell.manager.counts.preemptions), "what was promised did not suffice"
+
+
 def test_workers_are_told_what_to_forget():
     cell = Cell(64, depth=1)
     first = cell.arrive(4, 1)

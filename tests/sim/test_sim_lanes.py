@@ -10,9 +10,10 @@ from plait.serving.admission import AdmissionConfig
 from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
 from plait.sim.scenario import Scenario
-from plait.sim.workers import VirtualWorkers
+from plait.sim.workers import Arrival, VirtualWorkers
 from plait.spec.cluster import Instance, Placement
 from plait.spec.event import StepDone
+from plait.spec.request import Request
 from plait.spec.step import Row, Step
 from plait.workload.trace import TraceRow
 
@@ -41,6 +42,31 @@ def test_a_second_step_starts_when_the_first_stage_is_free():
     workers.lost(0, 101)
     assert workers.answer(step(1, 10)) is None
     assert workers.step_end_ns(step(3, 10), 102) == 132
+
+
+@dataclass(frozen=True)
+class ByContext:
+    """A nanosecond for each token that is attended to."""
+
+    def step_ns(self, step: Step) -> int:
+        return step.context_tokens
+
+
+def test_a_step_of_several_rounds_takes_them_all_and_ends_rows_where_their_traces_say():
+    asks = [Arrival(0, Request(i, 10, 50), output) for i, output in enumerate((3, 9, 50))]
+    workers = VirtualWorkers(ByContext(), asks)
+    first = Step(1, (0,), tuple(Row(i, 0, 10, draws=True) for i in range(3)))
+    end_ns = workers.step_end_ns(first, 0)
+    assert workers.answer(first) == StepDone(1, (1, 1, 1))
+    row = Row(0, 10, 1, given=False, draws=True)
+    step = Step(2, (0,), (row,), (1, 2), context_tokens=22, repeat=5)
+    assert workers.step_end_ns(step, end_ns) == end_ns + 5 * (33 + 3 * 2)  # 33 at first, 3 more each round
+    assert workers.answer(step) == StepDone(2, (2, 5, 5), (0,))
+    after = Step(3, (0,), (), (0, 1, 2), context_tokens=48, repeat=3)
+    workers.step_end_ns(after, 1000)
+    done = workers.answer(after)
+    assert done is not None
+    assert (done.tokens[1:], done.stopped) == ((3, 3), (1,)), "the first is over, whatever is said of it"
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), min_size=1, max_size=20))

@@ -1,14 +1,19 @@
 """The executor keeps to the words of spec/step.py, and a fault costs only the rows of its step."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plait.model.model import Model, ModelConfig
-from plait.spec.sampling import Opened, SamplingParams
+from plait.spec.sampling import Draw, Opened, SamplingParams
 from plait.spec.step import Extent, Row, Span, Step
 from plait.worker.executor import Executor, StepFault
 from plait.worker.rows import Rows
-from tests.tiny import tiny_folder
+from tests.scale import scaled
+from tests.tiny import VOCAB, tiny_folder
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = tuple(range(40, 60))
@@ -65,6 +70,68 @@ def test_stop_tokens_are_marked(executor):
     draw = executor.run(step(1, (whole(2, 64),), opened=(2,)), (opened(2, stop=(token,)),))[0]
     assert draw.stopped
     assert draw.tokens == (token,)
+
+
+WISHES = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1.0]),
+    logprobs=st.sampled_from([None, 2]),
+    min_tokens=st.sampled_from([0, 4]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 9),
+)
+
+
+@given(
+    wishes=st.lists(st.tuples(WISHES, st.booleans()), min_size=1, max_size=4),
+    rounds=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+)
+@settings(max_examples=scaled(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rounds_of_a_step_draw_what_steps_draw(model, wishes, rounds):
+    """Half of a tiny vocabulary ends rows that stop; a row is named again or described where it is longer."""
+    stops = tuple(range(0, VOCAB, 2))
+    told = tuple(opened(i, wish, stops if stop else ()) for i, (wish, stop) in enumerate(wishes))
+    want: dict[int, list[Draw]] = {i: [] for i in range(len(told))}
+    got: dict[int, list[Draw]] = {i: [] for i in range(len(told))}
+    for at_once, found in ((False, want), (True, got)):
+        one, past = Executor(model, 2), len(PROMPT)
+        rows = tuple(whole(i, 64 * i, 32) for i in range(len(told)))
+        first = one.run(step(0, rows, opened=tuple(range(len(told)))), told)
+        going = note(found, range(len(told)), first) if not at_once else list(range(len(told)))
+        if at_once:
+            note(found, range(len(told)), first)
+        for number, count in enumerate(rounds, 1):
+            if at_once:  # also those that have stopped are named: who ordered it had not heard of that
+                grown = tuple(longer(i, past) for i in going) if past <= 32 < past + count else ()
+                now = step(number, grown, () if grown else tuple(going), repeat=count)
+                note(found, going, one.run(now, ()))
+            for at in range(count if not at_once else 0):
+                grown = tuple(longer(i, past + at) for i in going) if past + at == 32 else ()
+                going = note(found, going, one.run(step(number, grown, () if grown else tuple(going)), ()))
+            past += count
+    assert [flat(got[i]) for i in got] == [flat(want[i]) for i in want]
+
+
+def longer(request: int, first: int) -> Row:
+    """Its next page, where the first two are full."""
+    span = Span(2, 32, (Extent(64 * request + 32, 32),))
+    return Row(request, first, 1, given=False, draws=True, spans=(span,), master=2)
+
+
+def note(found: dict[int, list[Draw]], requests: Iterable[int], draws: tuple[Draw, ...]) -> list[int]:
+    """Keep what rows drew; returns those that have not stopped."""
+    for request, draw in zip(requests, draws, strict=True):
+        found[request].append(draw)
+    return [
+        request for request in requests if not (found[request][-1].stopped or not found[request][-1].tokens)
+    ]
+
+
+def flat(draws: list[Draw]) -> tuple:
+    """What a row drew, however it was told."""
+    tokens = tuple(token for draw in draws for token in draw.tokens)
+    logprobs = tuple(each for draw in draws for each in draw.logprobs)
+    return tokens, logprobs, any(draw.stopped for draw in draws)
 
 
 def test_prompt_logprobs_do_not_depend_on_chunks(executor):

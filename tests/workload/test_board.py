@@ -146,7 +146,7 @@ def worlds(draw):
         page=draw(st.sampled_from([1, 4, 16])),
         placement=Placement(tuple(Instance(i, role) for i, role in enumerate(roles))),
         admission=AdmissionConfig(output_share=draw(st.sampled_from([0.1, 1.0])), max_rows=8),
-        batcher=BatcherConfig(step_tokens=64, depth=draw(st.sampled_from([1, 2]))),
+        batcher=BatcherConfig(64, depth=draw(st.sampled_from([1, 2])), repeat=draw(st.sampled_from([1, 4]))),
         handover=HandoverConfig(overlap=not apart and draw(st.booleans()), pulls=2),
         elastic=ElasticConfig(WIDTHS, chunk_ns=3e8) if E in roles or apart else ElasticConfig(),
         retries=9,

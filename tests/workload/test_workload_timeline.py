@@ -45,6 +45,22 @@ def test_a_small_journal_event_by_event(tmp_path):
     assert names == {0: "requests", 1: "instance 0"}
 
 
+def test_kv_of_a_step_of_several_rounds_is_that_of_all():
+    again = Step(2, (0,), (Row(7, 4, 1, given=False, draws=True),), again=(), repeat=3)
+    more = Step(3, (0,), (), again=(7,), context_tokens=8, repeat=2)
+    entries = [
+        *ENTRIES[:2],
+        Entry(9_000, StepDone(1, (1,)), (Token(1, (7,)), again)),
+        Entry(9_500, StepDone(2, (3,)), (Token(2, (7,)), more)),
+    ]
+    kept = [
+        tuple(e["args"].values())
+        for e in timeline(entries).events
+        if (e["ph"], e["pid"], e["name"]) == ("C", 1, "KV")
+    ]
+    assert kept == [(4,), (7,), (9,)]
+
+
 def test_slices_of_a_lane_do_not_overlap():
     rng = np.random.default_rng(0)
     entries, now = [], 0

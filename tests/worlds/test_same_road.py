@@ -19,6 +19,7 @@ from plait.spec.command import End
 from plait.spec.errors import PlaitError
 from plait.spec.event import Arrived, StepDone
 from plait.spec.sampling import SamplingParams
+from plait.spec.step import Step
 from plait.workload.journal import Entry, read_journal, replay
 from tests.runtime.test_engine import until
 
@@ -29,13 +30,13 @@ MANAGER = ManagerConfig(
 )
 
 
-async def live_run(folder, path, requests=220, kill=False):
+async def live_run(folder, path, requests=220, kill=False, manager=MANAGER):
     """Serve random requests with aborts, deadlines and preemptions; returns the streams' outcomes."""
     config = ServeConfig(
         model=str(folder),
         kv_tokens=260,
         exact=True,
-        manager=MANAGER,
+        manager=manager,
         journal=path,
         fleet=FleetConfig(instances=2, pause_ns=1_000_000),
     )
@@ -78,12 +79,12 @@ async def live_run(folder, path, requests=220, kill=False):
     return outcomes, engine
 
 
-def walk(entries):
+def walk(entries, manager):
     """Simulate with the live run's durations and outcomes; returns the journal of the simulation."""
     recorded = Recorded(entries)
     road = []
     World(
-        GlobalManager(MANAGER),
+        GlobalManager(manager),
         recorded,
         [lambda now, event, commands: road.append(Entry(now, event, tuple(commands)))],
     ).run(recorded.inputs)
@@ -91,10 +92,11 @@ def walk(entries):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kill", [False, True])
-async def test_live_replayed_and_simulated_agree(tiny_llama, tmp_path, kill):
+@pytest.mark.parametrize(("kill", "repeat"), [(False, 1), (True, 1), (True, 5)])
+async def test_live_replayed_and_simulated_agree(tiny_llama, tmp_path, kill, repeat):
     path = tmp_path / "journal.jsonl"
-    outcomes, engine = await live_run(tiny_llama, path, kill=kill)
+    manager = replace(MANAGER, batcher=replace(MANAGER.batcher, repeat=repeat))
+    outcomes, engine = await live_run(tiny_llama, path, kill=kill, manager=manager)
     history = read_journal(path)
     entries = history.entries
     assert sum(isinstance(entry.event, Arrived) for entry in entries) >= 200
@@ -105,10 +107,13 @@ async def test_live_replayed_and_simulated_agree(tiny_llama, tmp_path, kill):
         sum(isinstance(c, End) for entry in entries for c in entry.commands) == sum(outcomes.values()) == 220
     )
 
-    difference = replay(GlobalManager(MANAGER), entries)
+    assert repeat == 1 or any(
+        isinstance(c, Step) and c.repeat > 1 for entry in entries for c in entry.commands
+    )
+    difference = replay(GlobalManager(manager), entries)
     assert difference is None, str(difference)
 
-    road = walk(entries)
+    road = walk(entries, manager)
     for number, (live, simulated) in enumerate(zip(entries, road, strict=True)):
         assert live == simulated, f"entry {number} differs"
 

@@ -24,6 +24,7 @@ from plait.runtime.setup import ServeConfig, open_engine
 from plait.runtime.sinks import check_sinks, open_sinks
 from plait.runtime.trainer import Trainer
 from plait.serving.admission import AdmissionConfig
+from plait.serving.batcher import BatcherConfig
 from plait.serving.manager import ManagerConfig
 from plait.spec.cluster import Link
 from plait.spec.errors import UserError
@@ -287,7 +288,11 @@ def _serve_config(recipe: Recipe, actor: Path, prompts: Prompts, journal: Path) 
         weights=rollout.weights,
         exact=rollout.exact,
         kv_tokens=slots,
-        manager=ManagerConfig(page=PAGE, admission=AdmissionConfig(max_queue=max(4096, recipe.samples))),
+        manager=ManagerConfig(
+            page=PAGE,
+            admission=AdmissionConfig(max_queue=max(4096, recipe.samples)),
+            batcher=BatcherConfig(repeat=rollout.repeat),
+        ),
         fleet=replace(FleetConfig(), instances=rollout.instances),
         journal=journal,
     )

@@ -140,10 +140,9 @@ class Driver:
     def answered(self, step: int, draws: tuple[Draw, ...]) -> None:
         """See `Sink`."""
         made = self._steps.pop(step)
-        requests = (*(row.request for row in made.rows), *made.again)
         counts = tuple(len(draw.tokens) for draw in draws)
         stopped = tuple(index for index, draw in enumerate(draws) if draw.stopped)
-        by_request = dict(zip(requests, draws, strict=True))
+        by_request = dict(zip(made.requests, draws, strict=True))
         for row in made.rows:
             logprobs = by_request[row.request].prompt_logprobs
             if logprobs and row.request in self.streams:

@@ -97,6 +97,9 @@ class RolloutRecipe:
     exact: bool = True
     """What a sample draws does not depend on what else is drawn at the time, so that fused and serial runs
     are the same to the bit; only in float32. False: decoding is faster."""
+    repeat: int = 16
+    """Tokens that samples draw at most between two decisions of the engine; the same tokens whatever it is.
+    More: less to decide and to send, and a tail begins so many tokens later at most."""
     tail: InterStageConfig = field(default_factory=InterStageConfig)
     """When generation and scoring overlap; needs two instances or more."""
     ignore_eos: bool = False
@@ -194,8 +197,9 @@ class Recipe:
         grouped = (Estimator.GRPO, Estimator.RLOO, Estimator.REINFORCE_BASELINE)
         if self.experience.estimator in grouped and self.rollout.samples < 2:
             raise UserError(f"{self.experience.estimator} compares samples: set rollout.samples to 2 or more")
-        if min(self.iterations, self.rollout.prompts, self.rollout.samples, self.rollout.max_tokens) < 1:
-            raise UserError("iterations, rollout.prompts, samples and max_tokens must be at least 1")
+        drawn = self.rollout
+        if min(self.iterations, drawn.prompts, drawn.samples, drawn.max_tokens, drawn.repeat) < 1:
+            raise UserError("iterations, rollout.prompts, samples, max_tokens and repeat must be at least 1")
         if self.rollout.tail.tail_share and self.rollout.tail.kept >= self.rollout.instances:
             raise UserError(
                 f"rollout.tail keeps {self.rollout.tail.kept} of {self.rollout.instances} instances, so none "

@@ -46,7 +46,7 @@ class Admission:
     request goes before those that come after it in this order."""
 
     def __init__(self, config: AdmissionConfig, ledger: KvLedger, ahead: int = 0) -> None:
-        """`ahead`: steps that are planned at most after a row's last one and before its answer."""
+        """`ahead`: tokens that others may be given between a row's last one and its answer."""
         self.config = config
         self._ledger = ledger
         self._ahead = ledger.whole(ledger.page - 1 + ahead)

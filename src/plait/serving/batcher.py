@@ -28,6 +28,9 @@ class BatcherConfig:
     """Steps in flight on one instance: 2 plans the next one while one runs."""
     prefix_cache: bool = True
     """Share the KV of equal prompt prefixes."""
+    repeat: int = 1
+    """Tokens that decoding rows draw at most in a step, where no prompt waits on their instance. More: less
+    to decide and to send for each token, and newcomers wait longer. (One where steps pass several stages.)"""
 
 
 class Batcher:
@@ -102,11 +105,11 @@ class Batcher:
         chunks: list[Live] = []
         grown: list[Live] = []
         again: list[Live] = []
-        context = 0
+        context, repeat = 0, self._repeat(seat)
         if self.config.prompts_first:
             chunks = self._prefill(seat, self.limit(seat), rows, opened)
         if not chunks:
-            grown, again, context = self._decode(seat, rows, opened)
+            grown, again, context = self._decode(seat, rows, opened, repeat)
         if not self.config.prompts_first:
             chunks = self._prefill(seat, self.limit(seat) - len(grown) - len(again), rows, opened)
         lives = (*grown, *chunks, *again)
@@ -124,13 +127,23 @@ class Batcher:
             opened=tuple(opened),
             closed=tuple(seat.closed),
             context_tokens=context,
+            repeat=repeat,
             model=self._model,
         )
         seat.closed.clear()
         return made, Flight((seat,), lives)
 
-    def _decode(self, seat: Seat, rows: list[Row], opened: list[int]) -> tuple[list[Live], list[Live], int]:
-        """One more token for every decoding row, or for a share of them where steps pass several stages:
+    def _repeat(self, seat: Seat) -> int:
+        """Tokens that every decoding row draws in the next step: none of them more than it may."""
+        if self.config.repeat == 1 or seat.prefilling or seat.stages > 1:
+            return 1
+        undrawn = (live.undrawn for live in seat.decoding.values())
+        return min((each for each in undrawn if 0 < each < self.config.repeat), default=self.config.repeat)
+
+    def _decode(
+        self, seat: Seat, rows: list[Row], opened: list[int], count: int
+    ) -> tuple[list[Live], list[Live], int]:
+        """So many more tokens for every decoding row, or for a share of them where steps pass several stages:
         those that get new slots, the others, and the context of the latter in tokens."""
         grown: list[Live] = []
         again: list[Live] = []
@@ -139,13 +152,13 @@ class Batcher:
         for live in self._in_turn(seat):
             if len(grown) + len(again) == share:
                 break
-            if live.room:
-                live.room -= 1
-                live.planned += 1
+            if live.room >= count:
+                context += live.planned + 1
+                live.room -= count
+                live.planned += count
                 live.flying += 1
-                context += live.planned
                 again.append(live)
-            elif live.id in seat.decoding and self._regrow(seat, live, rows, opened):
+            elif live.id in seat.decoding and self._regrow(seat, live, rows, opened, count):
                 grown.append(live)
         if seat.stages > 1:  # who was planned last stands last
             for live in (*again, *grown):
@@ -168,20 +181,20 @@ class Batcher:
         fewest = min((live.flying for live in rows), default=0)
         return ready or tuple(live for live in rows if live.flying == fewest)
 
-    def _regrow(self, seat: Seat, live: Live, rows: list[Row], opened: list[int]) -> bool:
-        """Plan one token of a decoding row that needs slots first, or is new here. False: not in this
+    def _regrow(self, seat: Seat, live: Live, rows: list[Row], opened: list[int], count: int) -> bool:
+        """Plan so many tokens of a decoding row that needs slots first, or is new here. False: not in this
         step."""
         if live.undrawn <= 0:
             self.idle(seat, live)  # every token it may draw is in flight
             return False
-        spans = self._own(seat, live, live.planned + 1)
+        spans = self._own(seat, live, live.planned + count)
         if spans is None:
             return False
         if not live.opened:
             spans = self._open(seat, live, opened)
         row = Row(live.id, live.planned, 1, given=False, draws=True, spans=spans, master=seat.instance)
         rows.append(row)
-        live.planned += 1
+        live.planned += count
         live.flying += 1
         self._set_room(seat, live)
         return True

@@ -81,7 +81,8 @@ class GlobalManager:
     def __init__(self, config: ManagerConfig) -> None:
         self.config = config
         self.ledger = KvLedger(config.page)
-        self.admission = Admission(config.admission, self.ledger, config.batcher.depth - 1)
+        ahead = (config.batcher.depth - 1) * config.batcher.repeat
+        self.admission = Admission(config.admission, self.ledger, ahead)
         self.roster = Roster(config.placement, self.ledger)
         self.seats = self.roster.seats
         self.counts = Counts()

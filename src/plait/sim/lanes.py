@@ -24,7 +24,7 @@ class Lanes:
         """Start and end of a step that is given out now."""
         free_ns = self._free_ns
         start_ns = max(now_ns, *(free_ns.get(member, 0) for member in step.group))
-        end_ns = start_ns + self._cost.step_ns(step)
+        end_ns = start_ns + step.repeat * self._cost.step_ns(step.middle)
         for member in step.group:
             free_ns[member] = end_ns
         return start_ns, end_ns
@@ -53,7 +53,7 @@ class StagedLanes(Lanes):
 
     def take(self, step: Step, now_ns: int) -> tuple[int, int]:
         """See `Lanes`."""
-        stages_ns, drawn_ns = self._staged.stages_ns(step), self._drawn_ns
+        stages_ns, drawn_ns = self._staged.stages_ns(step.middle), self._drawn_ns
         for request in step.closed:
             drawn_ns.pop(request, None)
         taking = [*step.again, *(row.request for row in step.rows if not row.given)]
@@ -61,7 +61,7 @@ class StagedLanes(Lanes):
         lanes = [self._stage_free_ns.setdefault(member, [0] * len(stages_ns)) for member in step.group]
         start_ns = max(at_ns, *(lane[0] for lane in lanes))
         for stage, stage_ns in enumerate(stages_ns):
-            at_ns = max(at_ns, *(lane[stage] for lane in lanes)) + stage_ns
+            at_ns = max(at_ns, *(lane[stage] for lane in lanes)) + step.repeat * stage_ns
             for lane in lanes:
                 lane[stage] = at_ns
         drawn_ns |= dict.fromkeys([*step.again, *(row.request for row in step.rows)], at_ns)

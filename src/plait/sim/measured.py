@@ -24,7 +24,7 @@ def timings(entries: Iterable[Entry], members: int = 1) -> list[Timing]:
             start_ns = max(issued_ns, *(free_ns.get(member, 0) for member in step.group))
             free_ns |= dict.fromkeys(step.group, entry.now_ns)
             if isinstance(event, StepDone) and _one_phase(step, members):
-                found.append(Timing(step, entry.now_ns - start_ns))
+                found.append(Timing(step.middle, (entry.now_ns - start_ns) // step.repeat))
         issued |= {c.id: (entry.now_ns, c) for c in entry.commands if isinstance(c, Step)}
     return found
 

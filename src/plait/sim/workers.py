@@ -83,7 +83,7 @@ class VirtualWorkers:
         return self._stepped(work)
 
     def _stepped(self, step: Step) -> StepDone | None:
-        """Each row that draws gets one token."""
+        """Each row that draws gets one token a round, until it stops."""
         if self._flying.pop(step.id, None) is None:
             return None
         known, full = self._known, self._full
@@ -99,7 +99,21 @@ class VirtualWorkers:
             length = known[request] = known[request] + 1
             if length == full.get(request):
                 stopped.append(index)
-        return StepDone(step.id, (*tokens, *(1,) * len(step.again)), tuple(stopped))
+        tokens += [1] * len(step.again)
+        if step.repeat > 1:
+            self._repeat(step, tokens, stopped)
+        return StepDone(step.id, tuple(tokens), tuple(stopped))
+
+    def _repeat(self, step: Step, tokens: list[int], stopped: list[int]) -> None:
+        """The rounds after the first one, for rows that have not stopped."""
+        for index, request in enumerate(step.requests):
+            length, more = self._known[request], step.repeat - 1
+            if (full := self._full.get(request)) is not None:
+                more = min(more, max(0, full - length))
+                if more and length + more == full:
+                    stopped.append(index)
+            self._known[request] = length + more
+            tokens[index] += more
 
     def lost(self, instance: int, now_ns: int) -> None:
         """See `Hands`. Survivors of a broken group stay busy until the step would have ended."""

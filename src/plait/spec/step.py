@@ -6,7 +6,7 @@ one more token just as it did in its last step stands in `again` by its id alone
 follows its last, its token is the one it drew last, its KV goes to the next slot it was given.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,31 @@ class Step:
     closed: tuple[int, ...] = ()
     """Requests that the members may forget; taken before the rows are read."""
     context_tokens: int = 0
-    """Sum over `again` of the tokens that each row attends to, its own included."""
+    """Sum over `again` of the tokens that each row attends to, its own included; in the first round."""
     model: str = ""
     weights_version: int = 0
     why: str = ""
     """In words, for the journal: why it has this group, and who waits meanwhile. Empty where nothing was to
     be decided."""
+    repeat: int = 1
+    """Rounds. More than one: every row draws, and goes on from what it drew, so many times; one that draws a
+    stop token leaves the others. Nobody hears of a token before the last round is over."""
 
     @property
     def new_tokens(self) -> int:
-        """Tokens that this step computes."""
-        return sum(row.count for row in self.rows) + len(self.again)
+        """Tokens that this step computes, where no row stops."""
+        return (sum(row.count for row in self.rows) + len(self.again)) * self.repeat
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        """In the order of its draws."""
+        return (*(row.request for row in self.rows), *self.again)
+
+    @property
+    def middle(self) -> "Step":
+        """A step of one round, like the middle one of this step's: what to reckon with."""
+        if self.repeat == 1:
+            return self
+        first = sum(row.first + 1 for row in self.rows) + self.context_tokens
+        context = first + len(self.requests) * (self.repeat - 1) // 2
+        return replace(self, rows=(), again=self.requests, context_tokens=context, repeat=1)

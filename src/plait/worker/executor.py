@@ -1,6 +1,8 @@
 """`Executor`: carries out steps on one model. It decides nothing."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -78,6 +80,34 @@ class Executor:
         if len(step.group) > 1:
             return self._run_together(step, opened, members)
         self._take_rows(step, opened)
+        if self.model.config.rank.pp == 1:
+            return self._rounds(step)
+        assert step.repeat == 1, "stages do not know in time what the last one drew"
+        return self._round(step)
+
+    def _rounds(self, step: Step) -> tuple[Draw, ...]:
+        """Round after round, without those that have drawn a stop token."""
+        found: dict[int, list[Draw]] = {request: [] for request in step.requests}
+        for _ in range(step.repeat):
+            step = self._going(step)
+            for request, draw in zip(step.requests, self._round(step), strict=True):
+                found[request].append(draw)
+                if draw.stopped:
+                    self.rows.stopped.add(request)
+            step = replace(step, rows=(), again=step.requests, opened=())
+        return tuple([joined(draws) for draws in found.values()])
+
+    def _going(self, step: Step) -> Step:
+        """A round without rows that have stopped. Nobody wants what follows; and where they stopped before a
+        step's last round, the next step, made before that was known, presumes tokens that they lack."""
+        stopped = self.rows.stopped
+        if stopped.isdisjoint(step.requests):
+            return step
+        rows = tuple([row for row in step.rows if row.request not in stopped])
+        return replace(step, rows=rows, again=tuple([each for each in step.again if each not in stopped]))
+
+    def _round(self, step: Step) -> tuple[Draw, ...]:
+        """One forward."""
         plan = self._plan(step)
         if not plan.states:
             return ()
@@ -237,3 +267,18 @@ class Executor:
 
     def _draw(self, plan: Plan, logits_LV: Tensor, drawing: Drawing) -> tuple[Draw, ...]:
         return self.drawer.draw(plan, logits_LV, drawing)
+
+
+def joined(draws: Sequence[Draw]) -> Draw:
+    """What a row drew in one round after another."""
+    if len(draws) == 1:
+        return draws[0]
+    if not draws:
+        return Draw(())
+    return Draw(
+        tokens=tuple([token for draw in draws for token in draw.tokens]),
+        stopped=draws[-1].stopped,
+        logprobs=tuple([each for draw in draws for each in draw.logprobs]),
+        prompt_logprobs=draws[0].prompt_logprobs,
+        fault=draws[-1].fault,
+    )

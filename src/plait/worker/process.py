@@ -94,7 +94,7 @@ def serve(config: WorkerConfig) -> int:
             if not isinstance(order, Order):
                 _change(order, executor, progress, line)
                 continue
-            progress.begin(order.step.id)
+            progress.begin(order.step.id, order.step.repeat)
             answer = _carry_out(executor, order)
             progress.end(order.step.id, failed=isinstance(answer, Fault))
             if config.model.rank.answers or isinstance(answer, Fault):

@@ -20,19 +20,24 @@ class Progress:
     def __init__(self) -> None:
         self._moved = threading.Condition()
         self._running: int | None = None
+        self._rounds = 0
+        """Of the running step."""
         self._layers = 0
-        """Layers that the running step has stored, from the first on."""
+        """Layers that the running step has stored, from the first on. Of one of several rounds nothing is
+        told before it is over."""
         self._last = -1
         """The last step that ended."""
         self._failed: dict[int, None] = {}
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, rounds: int = 1) -> None:
         """The lane begins with a step."""
         with self._moved:
-            self._running, self._layers = step, 0
+            self._running, self._rounds, self._layers = step, rounds, 0
 
     def stored(self, layers: int) -> None:
         """The running step has stored the keys and values of so many layers."""
+        if self._rounds > 1:
+            return
         with self._moved:
             self._layers = layers
             self._moved.notify_all()

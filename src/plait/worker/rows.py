@@ -51,6 +51,8 @@ class Rows:
         self.states: dict[int, RowState] = {}
         self.forgotten: dict[int, None] = {}
         """Requests whose rows a failed step took along; steps that were under way may still name them."""
+        self.stopped: set[int] = set()
+        """Requests whose rows drew a stop token here."""
         self.version = 0
         """Grows with whatever is done to rows beside computing and drawing."""
         self.free: list[int] = []
@@ -87,6 +89,7 @@ class Rows:
     def close(self, request: int) -> None:
         """Forget a row; one that is not known was forgotten by a failed step."""
         self.forgotten.pop(request, None)
+        self.stopped.discard(request)
         self.version += 1
         state = self.states.pop(request, None)
         if state:

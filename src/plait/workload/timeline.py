@@ -116,8 +116,10 @@ class Timeline:
         for row in step.rows:
             self._join(row, step.group[0])
         for request in step.again:
-            self._kv_tokens[request] += 1
-            self._held[self._running[request]] += 1
+            self._grow(request, 1)
+        if step.repeat > 1:
+            for request in step.requests:
+                self._grow(request, step.repeat - 1)
 
     def _join(self, row: Row, instance: int) -> None:
         self._waiting.pop(row.request, None)
@@ -126,6 +128,10 @@ class Timeline:
         self._running[row.request] = instance
         self._kv_tokens[row.request] = tokens
         self._held[instance] = self._held.get(instance, 0) + tokens
+
+    def _grow(self, request: int, tokens: int) -> None:
+        self._kv_tokens[request] += tokens
+        self._held[self._running[request]] += tokens
 
     def _send_back(self, request: int) -> None:
         """Preempted, or lost with its worker: it has no KV and waits again."""

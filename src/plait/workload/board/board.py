@@ -165,8 +165,7 @@ class Board:
         issued_ns, step = found
         self._counts = None
         if max(event.tokens, default=0) > 1:
-            names = (*(row.request for row in step.rows), *step.again)
-            self._counts = dict(zip(names, event.tokens, strict=True))
+            self._counts = dict(zip(step.requests, event.tokens, strict=True))
         drawn = sum(event.tokens)
         for member in step.group:
             self.drawn[member] = self.drawn.get(member, 0) + drawn
