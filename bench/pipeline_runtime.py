@@ -4,10 +4,11 @@ Random valid schedules of one to three small models on 2 to 8 gloo processes mus
 process that trains the models one after another, to the bit; some split backwards, some compute forwards
 again, some match messages by their order as NCCL does. Random schedules go through the deadlock check. Step
 times are predicted for stages that sleep as long as they say, so that eight ranks need no eight cores. An
-Actor and a Critic, real transformers models with one thread a rank, train on two ranks one after another and
-fused; what fusion gains is held against what the schedule promises for their measured stage times.
+Actor and a Critic, real transformers models with one thread a rank and the environment that trainers are
+started with, train on two ranks one after another and fused; what fusion gains is held against what the schedule promises for their measured stage times.
 """
 
+import os
 import random
 import statistics
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pipelines.cases import Case, largest_gap, meet, random_schedule, slept, spa
 from pipelines.pair import Pair, measured
 from pipelines.ranks import Ranks
 
+from plait.runtime.launch import environment
 from plait.search.pipelines.builders import one_after_another
 from plait.search.pipelines.find import ScheduleSearch, greedy, searched
 from plait.search.pipelines.fuse import Share, even, fused
@@ -84,6 +86,7 @@ def gain(ranks: Ranks, pair: Pair, repeats: int) -> tuple[Claim, ...]:
 def main() -> None:
     """See the module."""
     options = arguments(__doc__)
+    os.environ |= environment(1)  # with another allocator's habits pages would be measured
     with Ranks(RANKS) as ranks:
         parts = [
             gaps(ranks, 21 if options.quick else 210, options.seed),
