@@ -5,7 +5,8 @@ process that trains the models one after another, to the bit; some split backwar
 again, some match messages by their order as NCCL does. Random schedules go through the deadlock check. Step
 times are predicted for stages that sleep as long as they say, so that eight ranks need no eight cores. An
 Actor and a Critic, real transformers models with one thread a rank and the environment that trainers are
-started with, train on two ranks one after another and fused; what fusion gains is held against what the schedule promises for their measured stage times.
+started with, train on two ranks one after another and fused; what fusion gains is held against what the
+schedule promises for their measured stage times.
 """
 
 import os
