@@ -139,3 +139,10 @@ def test_a_worker_hears_the_driver_that_has_its_secret(context, monkeypatch):
         driver.send_multipart([name, Codec(SECRET, name, worker=False).encode(Quit())])
         assert line.orders.get(timeout=20) is None
     assert not left.is_set()
+
+
+async def test_a_hub_may_be_closed_again():
+    hub = Hub(b"s" * 32)
+    hub.start(lambda identity, message: None)
+    hub.close()
+    hub.close()

@@ -60,7 +60,9 @@ class Hub:
         self._look()
 
     def close(self) -> None:
-        """Stop reading and close the socket."""
+        """Stop reading and close the socket; a start that is given up closes it before its owner does."""
+        if self._socket.closed:
+            return
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
         self._heard = None
