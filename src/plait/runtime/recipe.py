@@ -197,8 +197,8 @@ class Recipe:
         grouped = (Estimator.GRPO, Estimator.RLOO, Estimator.REINFORCE_BASELINE)
         if self.experience.estimator in grouped and self.rollout.samples < 2:
             raise UserError(f"{self.experience.estimator} compares samples: set rollout.samples to 2 or more")
-        drawn = self.rollout
-        if min(self.iterations, drawn.prompts, drawn.samples, drawn.max_tokens, drawn.repeat) < 1:
+        rollout = self.rollout
+        if min(self.iterations, rollout.prompts, rollout.samples, rollout.max_tokens, rollout.repeat) < 1:
             raise UserError("iterations, rollout.prompts, samples, max_tokens and repeat must be at least 1")
         if self.rollout.tail.tail_share and self.rollout.tail.kept >= self.rollout.instances:
             raise UserError(

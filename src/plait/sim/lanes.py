@@ -64,7 +64,7 @@ class StagedLanes(Lanes):
             at_ns = max(at_ns, *(lane[stage] for lane in lanes)) + step.repeat * stage_ns
             for lane in lanes:
                 lane[stage] = at_ns
-        drawn_ns |= dict.fromkeys([*step.again, *(row.request for row in step.rows)], at_ns)
+        drawn_ns |= dict.fromkeys(step.requests, at_ns)
         return start_ns, at_ns
 
     def lost(self, instance: int) -> None:

@@ -1,6 +1,7 @@
 """`python -m plait.training`: one rank of a trainer. Its configuration is the first frame on stdin, orders
 follow, replies go to stdout; when stdin closes it leaves."""
 
+import contextlib
 import os
 import sys
 
@@ -17,8 +18,9 @@ def main() -> int:
     replies = os.fdopen(os.dup(1), "wb")
 
     def say(reply: Reply) -> None:
-        replies.write(encoded(reply))
-        replies.flush()
+        with contextlib.suppress(BrokenPipeError):  # the driver is gone: stdin will say so
+            replies.write(encoded(reply))
+            replies.flush()
 
     os.dup2(2, 1)  # what libraries print must not come between replies
     body = read_frame(sys.stdin.buffer)

@@ -70,7 +70,7 @@ class Executor:
         except Exception as error:
             for request in step.closed:
                 self.rows.close(request)
-            for request in dict.fromkeys((*step.opened, *(r.request for r in step.rows), *step.again)):
+            for request in dict.fromkeys((*step.opened, *step.requests)):
                 self.rows.forget(request, request in step.opened)
             reason = str(error) or type(error).__name__
             raise StepFault(f"step {step.id} failed: {type(error).__name__}: {reason}") from error
@@ -88,13 +88,14 @@ class Executor:
     def _rounds(self, step: Step) -> tuple[Draw, ...]:
         """Round after round, without those that have drawn a stop token."""
         found: dict[int, list[Draw]] = {request: [] for request in step.requests}
-        for _ in range(step.repeat):
+        for number in range(step.repeat):
+            if number:
+                step = replace(step, rows=(), again=step.requests, opened=())
             step = self._going(step)
             for request, draw in zip(step.requests, self._round(step), strict=True):
                 found[request].append(draw)
                 if draw.stopped:
                     self.rows.stopped.add(request)
-            step = replace(step, rows=(), again=step.requests, opened=())
         return tuple([joined(draws) for draws in found.values()])
 
     def _going(self, step: Step) -> Step:

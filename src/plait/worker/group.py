@@ -38,7 +38,7 @@ class Planner:
 
     def _anew(self, step: Step) -> GroupPlan:
         self._group, self._me = step.group, step.group.index(self._instance)
-        named = [*(row.request for row in step.rows), *step.again]
+        named = step.requests
         assert len(set(named)) == len(named), "a request stands twice in the step"
         shares = self._shares(step)
         for share in shares:

@@ -44,7 +44,7 @@ class Onward:
         indices_R = np.fromiter((share.state.index for share in shares), np.int64, len(shares))
         nexts_R = np.fromiter((share.first + 1 for share in shares), np.int64, len(shares))
         here_R = np.fromiter((share.draws for share in shares), bool, len(shares))
-        requests = (*(row.request for row in step.rows), *step.again)
+        requests = step.requests
         return Onward(step.group, requests, plan, rows.version, indices_R, nexts_R, here_R)
 
     def leads_to(self, step: Step, rows: Rows) -> bool:

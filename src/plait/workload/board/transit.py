@@ -152,11 +152,7 @@ class Transit:
         return there
 
     def _steps_of(self, request: int) -> set[int]:
-        return {
-            id
-            for id, (_, step) in self.steps.items()
-            if request in step.again or request in [row.request for row in step.rows]
-        }
+        return {id for id, (_, step) in self.steps.items() if request in step.requests}
 
     def _release(self, request: int, instance: int | None, after: Iterable[int]) -> None:
         due = _Due(set(after), request, instance)
