@@ -172,7 +172,7 @@ def test_a_rank_that_stands_still_is_noticed_in_time(whole, tmp_path):
     os.kill(ranks[0], signal.SIGSTOP)
     assert process.wait(WAIT_S + PATIENCE_S) == 1
     assert gone(list(below), PATIENCE_S), "a process outlived the run"
-    assert "rank 1" in run.said, run.said
+    assert "rank 0" in run.said, run.said
     assert "resume from the last checkpoint" in run.said, run.said
     assert run.start("--resume").wait(PATIENCE_S + seconds) == 0, run.said
     assert run.result == undisturbed.result

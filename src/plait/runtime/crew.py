@@ -19,6 +19,7 @@ from plait.training.device import Backend
 from plait.training.grid import Grid
 from plait.training.orders import (
     LENGTH,
+    Alive,
     Failed,
     Leave,
     ModelPlan,
@@ -185,11 +186,24 @@ class Crew:
         stdout = self.processes[rank].stdout
         assert stdout is not None
         try:
-            (length,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
-            reply = reply_of(await stdout.readexactly(length))
+            while isinstance(reply := await self._frame(stdout), Alive):
+                pass
+        except TimeoutError:
+            raise EngineFailure(f"rank {rank} gave no sign of life for {self._silence_s:g} s") from None
         except asyncio.IncompleteReadError:
             status = await self.processes[rank].wait()
             raise EngineFailure(f"rank {rank} ended with status {status}") from None
         if isinstance(reply, Failed):
             raise EngineFailure(reply.reason) if reply.ours else UserError(reply.reason)
         return reply
+
+    async def _frame(self, stdout: asyncio.StreamReader) -> Reply:
+        """The next that a rank says. While it loads only the time for all of loading counts."""
+        async with asyncio.timeout(self._silence_s if self.weight_bytes else None):
+            (length,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
+            return reply_of(await stdout.readexactly(length))
+
+    @property
+    def _silence_s(self) -> float:
+        """A rank silent for so long stands still. Others that waited for it, and say so, come first."""
+        return self.config.patience_s + ECHO_S

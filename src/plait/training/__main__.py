@@ -1,24 +1,39 @@
 """`python -m plait.training`: one rank of a trainer. Its configuration is the first frame on stdin, orders
-follow, replies go to stdout; when stdin closes it leaves."""
+follow, replies go to stdout; when stdin closes it leaves. Now and then it says that it lives."""
 
 import contextlib
 import os
 import sys
+import threading
+import time
 
 import msgspec
 import torch
 
 from plait.spec.errors import PlaitError
-from plait.training.orders import Failed, Leave, RankConfig, Ready, Reply, encoded, order_of, read_frame
+from plait.training.orders import (
+    Alive,
+    Failed,
+    Leave,
+    RankConfig,
+    Ready,
+    Reply,
+    encoded,
+    order_of,
+    read_frame,
+)
 from plait.training.rank import TrainingRank
+
+BEATS = 4
+"""Signs of life within the time that others are patient for."""
 
 
 def main() -> int:
     """Returns the exit status."""
-    replies = os.fdopen(os.dup(1), "wb")
+    replies, talking = os.fdopen(os.dup(1), "wb"), threading.Lock()
 
     def say(reply: Reply) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the driver is gone: stdin will say so
+        with talking, contextlib.suppress(BrokenPipeError):  # the driver is gone: stdin will say so
             replies.write(encoded(reply))
             replies.flush()
 
@@ -28,6 +43,13 @@ def main() -> int:
         return 1
     config = msgspec.msgpack.decode(body, type=RankConfig)
     torch.set_num_threads(config.threads)
+
+    def live() -> None:
+        while True:
+            time.sleep(config.patience_s / BEATS)
+            say(Alive())
+
+    threading.Thread(target=live, daemon=True).start()
     try:
         rank = TrainingRank(config)
         say(Ready(rank.weight_bytes))

@@ -233,9 +233,14 @@ class Failed:
     """False: what was asked for cannot be done."""
 
 
-Reply = Ready | Found | Trained | Written | Failed
+@dataclass(frozen=True)
+class Alive:
+    """Said now and then by a rank, whatever it does: one that is silent stands still."""
+
+
+Reply = Ready | Found | Trained | Written | Failed | Alive
 _ORDERS = {kind.__name__: kind for kind in (Read, Train, TrainPairs, Export, Save, Leave)}
-_REPLIES = {kind.__name__: kind for kind in (Ready, Found, Trained, Written, Failed)}
+_REPLIES = {kind.__name__: kind for kind in (Ready, Found, Trained, Written, Failed, Alive)}
 
 
 class Torn(ServiceError):
