@@ -16,8 +16,11 @@ def scaled(full: int) -> int:
 
 
 def seed() -> int:
-    """A seed that changes with each commit, or PLAIT_TEST_SEED; printed so that a failure can be repeated."""
+    """PLAIT_TEST_SEED, or one that changes with each commit when everything is to be run, else 0, so that a
+    change fails for what it did and not for its number; printed so that a failure can be repeated."""
     given = os.environ.get("PLAIT_TEST_SEED")
+    if given is None and scaled(2) == 1:
+        given = "0"
     if given is None:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -27,7 +30,7 @@ def seed() -> int:
 
 
 def some(cases: Sequence[T], count: int) -> list[T]:
-    """All cases when everything is to be run, else `count` of them, others with each commit."""
+    """All cases when everything is to be run, else `count` of them, always the same."""
     if scaled(2) == 2:
         return list(cases)
     chosen = random.Random(seed()).sample(range(len(cases)), count)
