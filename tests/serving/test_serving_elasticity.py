@@ -16,7 +16,7 @@ from plait.serving.slack import due_ns, slack_ns
 from plait.spec.cluster import Instance, Placement, Role
 from plait.spec.command import End
 from plait.spec.errors import UserError
-from plait.spec.event import Arrived, StepDone, WorkerLost, WorkerUp
+from plait.spec.event import Aborted, Arrived, StepDone, WorkerLost, WorkerUp
 from plait.spec.request import Request
 from plait.spec.step import Step
 
@@ -226,6 +226,45 @@ def test_nothing_goes_on_from_a_step_that_was_lost_with_a_member():
     cell.send(WorkerUp(1 - home, 2, 128))
     cell.finish()
     assert 1 in cell.ends
+    assert cell.manager.quiet
+
+
+def test_a_new_master_may_be_lost_while_the_step_before_it_is_in_flight():
+    """That step is answered by others, after the request lost its place."""
+    cell = Cell(2, 64, depth=2)
+    cell.arrive(0, 40, output=40)
+    live = cell.manager.lives[0]
+    first = None
+    while first in (None, live.master) or not live.flying:
+        cell.answer(next(iter(cell.steps.values())))
+        first = live.master if first in (None, -1) else first
+    (step,) = cell.steps.values()
+    assert live.master not in step.group
+    cell.send(WorkerLost(live.master, 1))
+    assert live.flying == 1
+    cell.answer(step)
+    cell.send(WorkerUp(1 - step.group[0], 2, 64))
+    cell.finish()
+    assert cell.ends == [0]
+    assert cell.manager.quiet
+
+
+def test_who_comes_back_is_told_of_a_prompt_that_it_knew_and_kept_nothing_of():
+    cell = Cell(2, 1024, chunk_ns=200_000.0)
+    (long,) = cell.arrive(0, 900)
+    assert long.group == (0, 1)
+    (home,) = {keep.instance for row in long.rows for keep in row.keep}
+    for id in (1, 2):
+        cell.arrive(id, 100, output=1)
+    short = {step.group[0]: step for step in cell.answer(long)}  # they go in between, each on its own
+    cell.send(WorkerLost(1 - home, 1))
+    cell.send(Aborted(short[1 - home].rows[0].request))
+    del cell.steps[short[1 - home].id]
+    cell.send(WorkerUp(1 - home, 2, 1024))
+    (part,) = cell.answer(short[home])
+    assert (part.group, part.rows[0].request, part.opened) == ((0, 1), 0, (0,))
+    cell.finish()
+    assert 0 in cell.ends
     assert cell.manager.quiet
 
 

@@ -50,8 +50,6 @@ class Crossings:
 
     def _spared(self, live: Live, relocation: Relocation, lost: Seat) -> bool:
         whole = lost.instance in relocation.targets
-        if not whole and live.parts is not None:
-            del live.parts[lost.instance]  # whoever comes back in its place has nothing of it
         ended = self._relocations.lost(relocation, lost.instance)
         if whole:
             self._settled(ended)

@@ -225,6 +225,15 @@ class Ensemble:
             self.seats[instance].lives[live.id] = live
             live.parts[instance] = 0
 
+    def lost(self, instance: int) -> None:
+        """An instance is gone: whoever comes back in its place keeps and knows nothing of any request. (One
+        that a new master was appointed for may have a step elsewhere in flight, and leaves after it.)"""
+        for live in self.lives.values():
+            _parts(live).pop(instance, None)
+            live.told.pop(instance, None)
+            if instance in live.synced:
+                live.synced = ()
+
     # ---- steps -----------------------------------------------------------------------------------
 
     def compute(

@@ -238,13 +238,14 @@ class GlobalManager:
         seat = self.seats.get(event.instance)
         if seat is None or seat.epoch != event.epoch:
             return
+        seat.retiring = True  # who is seen to now must not go there
+        self.ensemble.lost(event.instance)
         for flight in self.flights.lost(seat):
             self._break_off(flight, seat)
         for live in tuple(seat.lives.values()):
             if self.crossings.survives(live, seat):
                 continue
-            whole = live.answered
-            live.flying, transfer = 0, live.transfer
+            whole, transfer = live.answered, live.transfer
             if transfer is not None:
                 transfer.source, live.instance = None, -1
                 if whole and not transfer.void:
@@ -281,9 +282,9 @@ class GlobalManager:
         """An instance of its group is gone: it will not be answered, and nobody of it draws."""
         if flight.prompts:
             self.ensemble.landed(flight)
-        left = [live for live in flight.lives if live.id not in lost.lives]
-        for live in left:
+        for live in flight.lives:
             live.flying -= 1
+        left = [live for live in flight.lives if live.id not in lost.lives]
         for live in (*left, *self.flights.behind(left)):
             live.attempts += not live.leaving
             self._lose(None, live)
