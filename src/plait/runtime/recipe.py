@@ -148,7 +148,7 @@ class TrainRecipe:
     recompute: bool = False
     """Keep less of each forward, and compute it again."""
     patience_s: float = 120.0
-    """Longest wait of a rank for another, in seconds."""
+    """Longest wait of a rank for another, and longest silence of one that stands still, in seconds."""
 
     def __post_init__(self) -> None:
         counts = ("ranks", "blocks", "tp", "threads", "micro_batch", "mini_batches", "epochs")
