@@ -180,7 +180,9 @@ class Crew:
     def _told(self, what: str, errors: Sequence[BaseException]) -> BaseException:
         wrong = next((error for error in errors if isinstance(error, UserError)), None)
         told = "; ".join(map(str, errors))
-        return wrong or EngineFailure(f"{what}: {told}; resume from the last checkpoint")
+        return wrong or EngineFailure(
+            f"{what}: {told}; resume from the last checkpoint, or start anew where there is none"
+        )
 
     async def _reply(self, rank: int) -> Reply:
         stdout = self.processes[rank].stdout
