@@ -31,11 +31,6 @@ class Run:
     kept: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        """Of the script."""
-        return self.path.stem.rpartition("-")[0]
-
-    @property
     def parts(self) -> list[Mapping[str, Any]]:
         """Its figures."""
         result = self.kept["result"]
@@ -44,7 +39,8 @@ class Run:
     @property
     def about(self) -> str:
         """First line of the script's docstring."""
-        source = (ROOT / "bench" / f"{self.name}.py").read_text()
+        script = next(word for word in self.kept["command"].split() if word.endswith(".py"))
+        source = (ROOT / script).read_text()
         return (ast.get_docstring(ast.parse(source)) or "").split("\n", 1)[0]
 
     @property
